@@ -1,0 +1,14 @@
+//! The few traits between the crates. Their documentation is their contract, and `silo-testkit` holds one suite per trait
+//! that every implementation runs.
+
+mod model;
+mod search;
+mod tokenizer;
+
+pub use model::{
+    KeySite, LanguageModel, Matrix, ModelCard, ModelError, Positions, SequenceCache, SequenceStep, StepOutput,
+};
+pub use search::{
+    Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError, SnapshotProvider,
+};
+pub use tokenizer::{Tokenizer, TokenizerError};

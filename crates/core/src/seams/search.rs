@@ -1,0 +1,136 @@
+//! What is retrieved from a snapshot.
+
+use std::sync::Arc;
+
+use crate::{ContentHash, ShardIndex, ShardMask, Snapshot, SourceId, TokenId};
+
+/// One neighbour of a query.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Neighbor {
+    /// Squared L2 distance to the query.
+    pub distance: f32,
+    /// The token that followed the entry's context.
+    pub value: TokenId,
+    /// Its shard, as a place in the query's snapshot.
+    pub shard: ShardIndex,
+    /// Its row in the shard: good for looking it up, not for ordering or showing.
+    pub row: u32,
+}
+
+/// One question for neighbours.
+#[derive(Clone, Copy)]
+pub struct NeighborQuery<'a> {
+    /// The store as the request sees it.
+    pub snapshot: &'a Snapshot,
+    /// What of it the request may see.
+    pub mask: &'a ShardMask,
+    /// The key.
+    pub key: &'a [f32],
+    /// At most this many neighbours.
+    pub k: usize,
+}
+
+/// Why a search failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// The query's key has another length than the store's.
+    #[error("the query has {got} dimensions, the store's keys have {expected}")]
+    Dimension {
+        /// The query's.
+        got: usize,
+        /// The store's.
+        expected: usize,
+    },
+    /// A shard could not be read.
+    #[error("shard {shard} could not be searched: {reason}")]
+    Shard {
+        /// Row number of the shard.
+        shard: u64,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Where an entry or passage comes from: its logical id, and the tokens around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Source.
+    pub source: SourceId,
+    /// Document.
+    pub document: ContentHash,
+    /// Position of the key in the document, in tokens: the entry's value is the next one.
+    pub position: u32,
+    /// URI of the document.
+    pub uri: String,
+    /// Title of the document.
+    pub title: String,
+    /// Text before the value, at most as much as was asked for.
+    pub context: String,
+    /// The value as text.
+    pub continuation: String,
+}
+
+/// Nearest-neighbour search.
+///
+/// Contract: for each query at most k neighbours, nearest first, ties by logical id (source, document hash, position), strict
+/// also at the k-th place; only entries that are live and that the query's mask shows, filtered before the search, so that
+/// a small allowed source among many still gives k; a shard that has been removed gives nothing, also to a snapshot that still
+/// lists it. What a query gets does not depend on the other queries of the call.
+pub trait NeighborSearch: Send + Sync {
+    /// Answers a batch of queries.
+    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError>;
+
+    /// Describes a neighbour with up to `context_tokens` of the text before it; `None` if it is no longer live.
+    fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry>;
+}
+
+/// One question for passages.
+#[derive(Clone, Copy)]
+pub struct PassageQuery<'a> {
+    /// The store as the request sees it.
+    pub snapshot: &'a Snapshot,
+    /// What of it the request may see.
+    pub mask: &'a ShardMask,
+    /// The text to find passages for.
+    pub text: &'a str,
+    /// At most this many passages.
+    pub k: usize,
+}
+
+/// A ranked passage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Passage {
+    /// BM25 score over the statistics of what the query may see.
+    pub score: f32,
+    /// Its shard, as a place in the query's snapshot.
+    pub shard: ShardIndex,
+    /// Document that it is cut from.
+    pub document: ContentHash,
+    /// First token of the passage in the document.
+    pub start: u32,
+    /// Its tokens, by the tokenizer of the shard's model.
+    pub tokens: Vec<TokenId>,
+    /// URI of the document.
+    pub uri: String,
+    /// Title of the document.
+    pub title: String,
+}
+
+/// Passage search.
+///
+/// Contract: at most k passages, best first, ties by logical id (source, document hash, start); only what is live and visible;
+/// document frequency, count and average length are those of the visible live set, so that neither removed text nor hidden
+/// sources show through scores.
+pub trait PassageSearch: Send + Sync {
+    /// Answers one query.
+    fn passages(&self, query: &PassageQuery<'_>) -> Result<Vec<Passage>, SearchError>;
+}
+
+/// Where snapshots come from.
+pub trait SnapshotProvider: Send + Sync {
+    /// The store now.
+    fn snapshot(&self) -> Arc<Snapshot>;
+
+    /// Whether everything that `snapshot` lists is still live; decided anew at the emission of each token.
+    fn is_live(&self, snapshot: &Snapshot) -> bool;
+}

@@ -1,0 +1,17 @@
+//! The parametric half: Llama-family models on candle and on our own CPU kernels.
+//!
+//! What it is: loading ([`LoadedModel`]: Hugging Face directories and GGUF files), the byte-level tokenizers of both, and a
+//! batched, ragged forward pass with a key tap and caches that their callers own, behind [`silo_core::LanguageModel`]:
+//! [`CpuLlama`] on our kernels, [`TensorLlama`] in plain candle operations on any device.
+//!
+//! What it is not: it decides nothing about retrieval or sampling, and holds no state between steps.
+
+mod kernels;
+mod llama;
+mod load;
+mod tokenizer;
+
+pub use kernels::{PackedMatrix, QuantizedBlocks, Stored};
+pub use llama::{CpuLlama, HfConfig, LlamaShape, Precision, Rope, RopeScaling, RopeStyle, TensorLlama};
+pub use load::{LoadError, LoadedModel};
+pub use tokenizer::ByteLevelTokenizer;

@@ -1,0 +1,185 @@
+//! GGUF files, with the tokenizer inside. candle reads the container and all of its quantised types.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, Value};
+use half::f16;
+use memmap2::Mmap;
+use silo_core::ContentHash;
+
+use super::{LoadError, LoadedModel, Part, WeightSource, gguf_blocks};
+use crate::kernels::Stored;
+use crate::llama::{LlamaShape, Rope, RopeStyle};
+use crate::tokenizer::{ByteLevelTokenizer, GgufVocabulary};
+
+pub(super) fn open(path: &Path) -> Result<LoadedModel, LoadError> {
+    let mut file = File::open(path).map_err(|e| LoadError::io(path, e))?;
+    let mut magic = [0; 4];
+    file.read_exact(&mut magic).map_err(|_| LoadError::format(path, "the file is shorter than a GGUF header"))?;
+    if &magic != b"GGUF" {
+        return Err(LoadError::format(path, "the file does not begin with 'GGUF'"));
+    }
+    // SAFETY: the map is read only; weights are not changed while a model that uses them is being loaded.
+    let map = unsafe { Mmap::map(&file) }.map_err(|e| LoadError::io(path, e))?;
+    let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| LoadError::format(path, first_line(&e)))?;
+    check_extent(path, &content, map.len())?;
+
+    let metadata = Metadata { path, content: &content };
+    let shape = shape(&metadata)?;
+    let tokenizer = tokenizer(&metadata)?;
+    let name = metadata.text("general.name").unwrap_or("unnamed").to_owned();
+    let hash = ContentHash::of(&map);
+    let weights = Box::new(GgufWeights { path: path.to_owned(), map, content });
+    Ok(LoadedModel { name, hash, shape, training_tiers: None, tokenizer, weights })
+}
+
+/// candle's errors carry a backtrace after the first line.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A file that was cut off still has a good header: look whether all tensors lie inside.
+fn check_extent(path: &Path, content: &Content, len: usize) -> Result<(), LoadError> {
+    for (name, info) in &content.tensor_infos {
+        let blocks = info.shape.elem_count() / info.ggml_dtype.block_size();
+        let size = (blocks as u64).saturating_mul(info.ggml_dtype.type_size() as u64);
+        let end = content.tensor_data_offset.saturating_add(info.offset).saturating_add(size);
+        if end > len as u64 {
+            let reason = format!("tensor '{name}' ends at byte {end}, but the file has {len}: it was cut off");
+            return Err(LoadError::format(path, reason));
+        }
+    }
+    Ok(())
+}
+
+struct Metadata<'a> {
+    path: &'a Path,
+    content: &'a Content,
+}
+
+impl Metadata<'_> {
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.content.metadata.get(key)
+    }
+
+    fn missing(&self, key: &str) -> LoadError {
+        LoadError::format(self.path, format!("the metadata has no usable '{key}'"))
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.value(key)?.to_string().ok().map(String::as_str)
+    }
+
+    fn number(&self, key: &str) -> Option<usize> {
+        let value = self.value(key)?;
+        value.to_u64().ok().or_else(|| value.to_i64().ok()?.try_into().ok())?.try_into().ok()
+    }
+
+    fn required(&self, key: &str) -> Result<usize, LoadError> {
+        self.number(key).filter(|&n| n > 0).ok_or_else(|| self.missing(key))
+    }
+
+    fn real(&self, key: &str) -> Option<f32> {
+        self.value(key)?.to_f32().ok()
+    }
+
+    fn list<T>(&self, key: &str, each: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>, LoadError> {
+        let values = self.value(key).and_then(|v| v.to_vec().ok()).ok_or_else(|| self.missing(key))?;
+        values.iter().map(each).collect::<Option<_>>().ok_or_else(|| self.missing(key))
+    }
+}
+
+fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
+    let architecture = m.text("general.architecture").unwrap_or("unknown");
+    if architecture != "llama" {
+        return Err(LoadError::unsupported(m.path, format!("the architecture '{architecture}'")));
+    }
+    if let Some(scaling) = m.text("llama.rope.scaling.type").filter(|s| *s != "none") {
+        return Err(LoadError::unsupported(m.path, format!("rope scaling of type '{scaling}' in a GGUF file")));
+    }
+    let dim = m.required("llama.embedding_length")?;
+    let n_heads = m.required("llama.attention.head_count")?;
+    let embedding = m.content.tensor_infos.get("token_embd.weight");
+    let vocab_size = embedding.and_then(|t| t.shape.dims().first().copied()).ok_or_else(|| LoadError::MissingTensor {
+        path: m.path.to_owned(),
+        name: "token_embd.weight".into(),
+    })?;
+    let shape = LlamaShape {
+        dim,
+        ffn_dim: m.required("llama.feed_forward_length")?,
+        n_layers: m.required("llama.block_count")?,
+        n_heads,
+        n_kv_heads: m.number("llama.attention.head_count_kv").unwrap_or(n_heads),
+        head_dim: m.number("llama.attention.key_length").unwrap_or(dim / n_heads),
+        vocab_size,
+        context_tokens: m.required("llama.context_length")?,
+        norm_eps: m.real("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
+        rope: Rope::plain(m.real("llama.rope.freq_base").unwrap_or(10_000.0), RopeStyle::Interleaved),
+        tied_head: !m.content.tensor_infos.contains_key("output.weight"),
+        beginning_of_text: beginning_of_text(m),
+        end_of_text: m.number("tokenizer.ggml.eos_token_id").map(|t| t as u32).into_iter().collect(),
+    };
+    shape.check().map_err(|what| LoadError::format(m.path, what))?;
+    Ok(shape)
+}
+
+/// The token that texts begin with, where the file asks for one.
+fn beginning_of_text(m: &Metadata<'_>) -> Option<u32> {
+    let wanted = m.value("tokenizer.ggml.add_bos_token").and_then(|v| v.to_bool().ok()).unwrap_or(true);
+    m.number("tokenizer.ggml.bos_token_id").filter(|_| wanted).map(|t| t as u32)
+}
+
+fn tokenizer(m: &Metadata<'_>) -> Result<ByteLevelTokenizer, LoadError> {
+    let kind = m.text("tokenizer.ggml.model").unwrap_or("none");
+    if kind != "gpt2" {
+        return Err(LoadError::unsupported(m.path, format!("a tokenizer of the kind '{kind}'")));
+    }
+    let text = |v: &Value| v.to_string().ok().cloned();
+    let vocabulary = GgufVocabulary {
+        tokens: m.list("tokenizer.ggml.tokens", text)?,
+        kinds: m.list("tokenizer.ggml.token_type", |v| v.to_i32().ok())?,
+        merges: m.list("tokenizer.ggml.merges", text)?,
+        pre: m.text("tokenizer.ggml.pre").unwrap_or("gpt-2").to_owned(),
+        beginning_of_text: beginning_of_text(m),
+        end_of_text: m.number("tokenizer.ggml.eos_token_id").map(|t| t as u32).into_iter().collect(),
+    };
+    ByteLevelTokenizer::from_gguf(vocabulary).map_err(|what| LoadError::unsupported(m.path, what))
+}
+
+struct GgufWeights {
+    path: PathBuf,
+    map: Mmap,
+    content: Content,
+}
+
+impl WeightSource for GgufWeights {
+    fn has(&self, part: Part) -> bool {
+        self.content.tensor_infos.contains_key(&part.gguf())
+    }
+
+    fn tensor(&self, part: Part, shape: &[usize]) -> Result<Stored, LoadError> {
+        let name = part.gguf();
+        let missing = || LoadError::MissingTensor { path: self.path.clone(), name: name.clone() };
+        let info = self.content.tensor_infos.get(&name).ok_or_else(missing)?;
+        if info.shape.dims() != shape {
+            let (got, expected) = (info.shape.dims().to_vec(), shape.to_vec());
+            return Err(LoadError::Shape { path: self.path.clone(), name, got, expected });
+        }
+        let failed = |e: candle_core::Error| LoadError::format(&self.path, first_line(&e));
+        let mut reader = Cursor::new(&self.map[..]);
+        let tensor = self.content.tensor(&mut reader, &name, &Device::Cpu).map_err(failed)?;
+        let bytes = tensor.data().map_err(failed)?;
+        if let Some(blocks) = gguf_blocks::unpack(tensor.dtype(), &bytes) {
+            return Ok(Stored::Quantized(blocks));
+        }
+        if tensor.dtype() == GgmlDType::F16 {
+            return Ok(Stored::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()));
+        }
+        let flat = tensor.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).map_err(failed)?;
+        Ok(Stored::F32(flat))
+    }
+}
