@@ -1,1 +1,39 @@
-//! placeholder
+//! The embedded datastore: sources, shards on disk, snapshots by epoch, and their removal.
+//!
+//! What it is: a directory with a catalog (SQLite) and immutable shards. A shard holds one source's documents, encoded document
+//! by document by one model under one [`Recipe`]. [`Store`] answers [`silo_core::NeighborSearch`] for the snapshots that it
+//! hands out ([`silo_core::SnapshotProvider`]).
+//!
+//! What it is not: it decides nothing about permissions, and encodes nothing by itself: [`encode`] is given a model.
+//!
+//! On disk, below the store's root:
+//!
+//! ```text
+//! store.lock      held while a process has the store open; its pid inside
+//! catalog.sqlite  what was declared, added and removed: the truth about what is live
+//! shards/<uuid>/  one directory per live shard: manifest.json, documents.bin, metadata.bin, text.bin, tokens.bin, keys.bin
+//! tmp/            shards being built; emptied at start
+//! ```
+//!
+//! A shard is published by one rename and one transaction, in this order, and removed by one transaction and then by deleting
+//! its directory; directories that the catalog does not call live are swept away at start.
+
+mod build;
+mod catalog;
+mod encode;
+mod error;
+mod format;
+mod lock;
+mod recipe;
+mod search;
+mod shard;
+mod store;
+
+pub use build::ShardBuilder;
+pub use catalog::{ShardRecord, ShardState};
+pub use encode::{Encoded, encode};
+pub use error::StoreError;
+pub use format::{FileEntry, Manifest};
+pub use recipe::{KeyType, Recipe};
+pub use shard::{Shard, StoredDocument};
+pub use store::{AddedShard, NewShard, Removal, Store, StoreStatus};

@@ -1,0 +1,54 @@
+//! What can go wrong in the store.
+
+use std::path::{Path, PathBuf};
+
+use silo_core::{ModelError, ShardId, SourceId, TokenizerError};
+
+/// What can go wrong in the store. Each variant says what, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages document the variants and their fields")]
+pub enum StoreError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("the store at {} is in use by process {pid}; stop it, or open another store", path.display())]
+    Locked { path: PathBuf, pid: String },
+    #[error("the catalog at {} failed: {source}", path.display())]
+    Catalog { path: PathBuf, source: rusqlite::Error },
+    #[error("{} has the format version {found}, this program reads version {expected}; use the program that wrote it, or \
+             rebuild the store", path.display())]
+    Version { path: PathBuf, found: u32, expected: u32 },
+    #[error("{} is damaged: {reason}; restore the shard from a backup, or remove it and add it again", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error("there is no source '{0}'; create it first")]
+    UnknownSource(SourceId),
+    #[error("the source '{0}' exists already")]
+    SourceExists(SourceId),
+    #[error("there is no shard {0}")]
+    UnknownShard(ShardId),
+    #[error("shard {0} was removed")]
+    ShardRemoved(ShardId),
+    #[error("the shard was built with the {what} {got}, the store uses {expected}; rebuild it with `silo shard rebuild`")]
+    Incompatible { what: &'static str, got: String, expected: String },
+    #[error("there is no document to add: {0}")]
+    Empty(&'static str),
+    #[error("the recipe {} is not usable: {reason}", path.display())]
+    Recipe { path: PathBuf, reason: String },
+    #[error("the recipe '{recipe}' does not fit the model: {reason}")]
+    RecipeForModel { recipe: String, reason: String },
+    #[error("the document {uri} cannot be encoded: {source}")]
+    Tokenizer { uri: String, source: TokenizerError },
+    #[error("the document {uri} cannot be encoded: {source}")]
+    Model { uri: String, source: ModelError },
+    #[error("the work was cancelled")]
+    Cancelled,
+}
+
+impl StoreError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn damaged(path: &Path, reason: impl ToString) -> Self {
+        Self::Damaged { path: path.to_owned(), reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,100 @@
+//! The files of a shard. All numbers are little-endian.
+
+use std::collections::BTreeMap;
+
+use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
+use silo_core::{ContentHash, SourceId, Tier};
+
+use crate::Recipe;
+
+#[cfg(target_endian = "big")]
+compile_error!("shards are mapped into memory as little-endian numbers");
+
+/// Version of the format. It grows with every change; old versions open or fail with advice.
+pub const VERSION: u32 = 1;
+
+/// Marks a manifest.
+pub const FORMAT: &str = "silo-shard";
+
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// [`DocumentRecord`]s, sorted by hash.
+pub(crate) const DOCUMENTS: &str = "documents.bin";
+/// [`DocumentMetadata`] as JSON, one after the other.
+pub(crate) const METADATA: &str = "metadata.bin";
+/// Texts, one after the other.
+pub(crate) const TEXT: &str = "text.bin";
+/// Tokens as u32, document after document.
+pub(crate) const TOKENS: &str = "tokens.bin";
+/// Keys, row after row.
+pub(crate) const KEYS: &str = "keys.bin";
+
+/// All files with a hash in the manifest.
+pub(crate) const FILES: [&str; 5] = [DOCUMENTS, METADATA, TEXT, TOKENS, KEYS];
+
+/// What a shard is; `manifest.json`. It holds nothing that depends on when or where it was built, so two builds of the same
+/// documents are the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`].
+    pub version: u32,
+    /// The source of all its documents.
+    pub source: SourceId,
+    /// Name of the model that made its keys.
+    pub model: String,
+    /// Hash of that model.
+    pub model_hash: ContentHash,
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Hash of the recipe.
+    pub recipe_hash: ContentHash,
+    /// The distance of its keys: always `squared-l2`.
+    pub distance: String,
+    /// Values of a key.
+    pub key_dim: usize,
+    /// Documents.
+    pub n_documents: u64,
+    /// Tokens of the documents.
+    pub n_tokens: u64,
+    /// Entries: keys with their next token.
+    pub n_entries: u64,
+    /// Size and hash of each file.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// A file of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256.
+    pub sha256: ContentHash,
+}
+
+/// Where a document's parts lie in the other files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct DocumentRecord {
+    pub(crate) hash: [u8; 32],
+    pub(crate) first_token: u64,
+    pub(crate) n_tokens: u64,
+    pub(crate) first_entry: u64,
+    pub(crate) n_entries: u64,
+    pub(crate) text_at: u64,
+    pub(crate) text_bytes: u64,
+    pub(crate) metadata_at: u64,
+    pub(crate) metadata_bytes: u64,
+}
+
+/// What is known of a document besides its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DocumentMetadata {
+    pub(crate) uri: String,
+    pub(crate) title: String,
+    pub(crate) licence: String,
+    pub(crate) tier: Tier,
+}

@@ -1,0 +1,248 @@
+//! A shard on disk, mapped into memory.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use bytemuck::PodCastError;
+use half::f16;
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+use silo_core::{ContentHash, Document, TokenId};
+use silo_vector::Keys;
+
+use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest};
+use crate::{KeyType, StoreError};
+
+/// A shard, open for reading. Its files never change.
+#[derive(Debug)]
+pub struct Shard {
+    path: PathBuf,
+    manifest: Manifest,
+    documents: Mapped,
+    metadata: Mapped,
+    text: Mapped,
+    tokens: Mapped,
+    keys: Mapped,
+}
+
+/// A document as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredDocument {
+    /// The document.
+    pub document: Document,
+    /// Its hash.
+    pub hash: ContentHash,
+    /// Its tokens.
+    pub tokens: Vec<TokenId>,
+}
+
+#[derive(Debug)]
+struct Mapped {
+    path: PathBuf,
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl Mapped {
+    fn open(directory: &Path, name: &str, manifest: &Manifest) -> Result<Self, StoreError> {
+        let path = directory.join(name);
+        let expected = manifest.files.get(name).ok_or_else(|| StoreError::damaged(&path, "the manifest does not list it"))?;
+        let file = File::open(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => StoreError::damaged(&path, "the file is missing"),
+            _ => StoreError::Io { path: path.clone(), source: e },
+        })?;
+        let len = file.metadata().map_err(StoreError::io(&path))?.len();
+        if len != expected.bytes {
+            let reason = format!("it has {len} bytes, the manifest says {}", expected.bytes);
+            return Err(StoreError::damaged(&path, reason));
+        }
+        // SAFETY: files of a published shard are never written again; they are deleted while mapped, which keeps the map.
+        let map = if len == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(StoreError::io(&path))?) };
+        Ok(Self { path, map })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    fn slice<T: bytemuck::Pod>(&self) -> &[T] {
+        // Lengths were checked at opening, and a map begins at a page.
+        bytemuck::try_cast_slice(self.bytes()).unwrap_or(&[])
+    }
+
+    fn check<T: bytemuck::Pod>(&self, n: u64) -> Result<(), StoreError> {
+        let slice: Result<&[T], PodCastError> = bytemuck::try_cast_slice(self.bytes());
+        match slice {
+            Ok(s) if s.len() as u64 == n => Ok(()),
+            _ => Err(StoreError::damaged(&self.path, format!("it does not hold {n} records"))),
+        }
+    }
+}
+
+impl Shard {
+    /// Opens a shard. Sizes and the relations between the files are checked here; the hashes of gigabytes are checked by
+    /// [`Shard::verify`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let manifest = read_manifest(path)?.0;
+        let open = |name| Mapped::open(path, name, &manifest);
+        let shard = Self {
+            path: path.to_owned(),
+            documents: open(format::DOCUMENTS)?,
+            metadata: open(format::METADATA)?,
+            text: open(format::TEXT)?,
+            tokens: open(format::TOKENS)?,
+            keys: open(format::KEYS)?,
+            manifest,
+        };
+        shard.check_relations()?;
+        Ok(shard)
+    }
+
+    fn check_relations(&self) -> Result<(), StoreError> {
+        let m = &self.manifest;
+        self.documents.check::<DocumentRecord>(m.n_documents)?;
+        self.tokens.check::<u32>(m.n_tokens)?;
+        let n_values = m.n_entries.checked_mul(m.key_dim as u64).unwrap_or(u64::MAX);
+        match m.recipe.key_type {
+            KeyType::F32 => self.keys.check::<f32>(n_values)?,
+            KeyType::F16 => self.keys.check::<f16>(n_values)?,
+        }
+        let (mut tokens, mut entries, mut last) = (0, 0, None);
+        for r in self.records() {
+            let inside = r.first_token == tokens
+                && r.first_entry == entries
+                && r.n_entries <= r.n_tokens
+                && r.n_entries + 1 >= r.n_tokens
+                && within(r.text_at, r.text_bytes, self.text.bytes())
+                && within(r.metadata_at, r.metadata_bytes, self.metadata.bytes())
+                && last.is_none_or(|l| l < r.hash);
+            if !inside {
+                return Err(StoreError::damaged(&self.documents.path, "its records do not fit the other files"));
+            }
+            (tokens, entries, last) = (tokens + r.n_tokens, entries + r.n_entries, Some(r.hash));
+        }
+        if (tokens, entries) != (m.n_tokens, m.n_entries) {
+            return Err(StoreError::damaged(&self.documents.path, "its records do not add up to the manifest"));
+        }
+        Ok(())
+    }
+
+    /// What it is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn records(&self) -> &[DocumentRecord] {
+        self.documents.slice()
+    }
+
+    /// Hashes of its documents, sorted.
+    pub fn document_hashes(&self) -> impl ExactSizeIterator<Item = ContentHash> + '_ {
+        self.records().iter().map(|r| ContentHash(r.hash))
+    }
+
+    pub(crate) fn keys(&self) -> Keys<'_> {
+        match self.manifest.recipe.key_type {
+            KeyType::F32 => Keys::F32(self.keys.slice()),
+            KeyType::F16 => Keys::F16(self.keys.slice()),
+        }
+    }
+
+    /// The record of the document that entry `row` belongs to.
+    fn record_of(&self, row: u32) -> &DocumentRecord {
+        let records = self.records();
+        let after = records.partition_point(|r| r.first_entry <= u64::from(row));
+        // Documents without entries share their first entry with the next one, so the last record at or before `row` is it.
+        &records[after - 1]
+    }
+
+    /// The logical id of an entry: document hash and position of its value.
+    pub(crate) fn logical(&self, row: u32) -> (ContentHash, u64) {
+        let record = self.record_of(row);
+        (ContentHash(record.hash), u64::from(row) - record.first_entry)
+    }
+
+    /// The token that entry `row` predicts.
+    pub(crate) fn value(&self, row: u32) -> TokenId {
+        let record = self.record_of(row);
+        let first_value = record.n_tokens - record.n_entries;
+        let token = record.first_token + first_value + u64::from(row) - record.first_entry;
+        self.tokens.slice::<u32>()[token as usize]
+    }
+
+    /// The document of an entry: its number, and the place of the entry's value among its tokens.
+    pub(crate) fn place(&self, row: u32) -> (usize, usize) {
+        let record = self.record_of(row);
+        let first = self.records().partition_point(|r| r.hash < record.hash);
+        let value = record.n_tokens - record.n_entries + u64::from(row) - record.first_entry;
+        (first, value as usize)
+    }
+
+    /// Tokens of document number `i`.
+    pub(crate) fn tokens_of(&self, i: usize) -> &[TokenId] {
+        let r = &self.records()[i];
+        &self.tokens.slice::<u32>()[r.first_token as usize..(r.first_token + r.n_tokens) as usize]
+    }
+
+    /// Document number `i`, in the order of the hashes.
+    pub fn document(&self, i: usize) -> Result<StoredDocument, StoreError> {
+        let r = &self.records()[i];
+        let part = |file: &Mapped, at: u64, n: u64| file.bytes()[at as usize..(at + n) as usize].to_vec();
+        let metadata: DocumentMetadata = serde_json::from_slice(&part(&self.metadata, r.metadata_at, r.metadata_bytes))
+            .map_err(|e| StoreError::damaged(&self.metadata.path, e))?;
+        let text = String::from_utf8(part(&self.text, r.text_at, r.text_bytes))
+            .map_err(|e| StoreError::damaged(&self.text.path, e))?;
+        let document = Document {
+            source: self.manifest.source.clone(),
+            uri: metadata.uri,
+            title: metadata.title,
+            licence: metadata.licence,
+            tier: metadata.tier,
+            text,
+        };
+        Ok(StoredDocument { document, hash: ContentHash(r.hash), tokens: self.tokens_of(i).to_vec() })
+    }
+
+    /// Checks every file against its hash.
+    pub fn verify(&self) -> Result<(), StoreError> {
+        for file in [&self.documents, &self.metadata, &self.text, &self.tokens, &self.keys] {
+            let name = file.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let expected = self.manifest.files.get(name).map(|f| f.sha256);
+            let found = ContentHash(Sha256::digest(file.bytes()).into());
+            if expected != Some(found) {
+                return Err(StoreError::damaged(&file.path, format!("its SHA-256 is {found}, which is not the manifest's")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn within(at: u64, n: u64, bytes: &[u8]) -> bool {
+    at.checked_add(n).is_some_and(|end| end <= bytes.len() as u64)
+}
+
+/// Reads a manifest; also its SHA-256.
+pub(crate) fn read_manifest(directory: &Path) -> Result<(Manifest, String), StoreError> {
+    /// Read first, because a manifest of another version may have other fields.
+    #[derive(serde::Deserialize)]
+    struct Version {
+        format: String,
+        version: u32,
+    }
+    let path = directory.join(format::MANIFEST);
+    let bytes = std::fs::read(&path).map_err(StoreError::io(&path))?;
+    let version: Version = serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e))?;
+    if version.format != format::FORMAT {
+        return Err(StoreError::damaged(&path, format!("it describes a '{}', not a shard", version.format)));
+    }
+    if version.version != format::VERSION {
+        return Err(StoreError::Version { path, found: version.version, expected: format::VERSION });
+    }
+    let manifest = serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e))?;
+    Ok((manifest, ContentHash::of(&bytes).to_string()))
+}

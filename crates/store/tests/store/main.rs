@@ -1,0 +1,204 @@
+//! The store through its public interface: additions, removals, restarts, damage.
+
+mod damage;
+mod removal;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use silo_core::{
+    Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Permissions, Purpose, ShardId,
+    SnapshotProvider, Source, SourceId, Tier,
+};
+use silo_store::{AddedShard, KeyType, NewShard, Recipe, Store, StoreError};
+use silo_testkit::{ByteTokenizer, ScriptedModel};
+
+fn recipe() -> Recipe {
+    Recipe { name: "test".into(), key_site: KeySite::default(), key_type: KeyType::F32, window_tokens: 16, stride_tokens: 8 }
+}
+
+fn model() -> ScriptedModel {
+    ScriptedModel::new(64)
+}
+
+fn open_with(root: &Path, recipe: Recipe) -> Result<Store, StoreError> {
+    Store::open(root, model().card(), recipe, Arc::new(ByteTokenizer::default()), 2)
+}
+
+fn open(root: &Path) -> Store {
+    open_with(root, recipe()).unwrap()
+}
+
+fn source(id: &str) -> Source {
+    Source {
+        id: id.parse().unwrap(),
+        owner: format!("owner of {id}"),
+        licence: "LicenseRef-test".into(),
+        licence_stated_at: "here".into(),
+        tier: Tier::Restricted,
+        permissions: Permissions::of_tier(Tier::Restricted),
+    }
+}
+
+fn document(source: &str, text: &str) -> Document {
+    Document {
+        source: source.parse().unwrap(),
+        uri: format!("test:{source}/{}", text.len()),
+        title: "A title".into(),
+        licence: "LicenseRef-test".into(),
+        tier: Tier::Restricted,
+        text: text.into(),
+    }
+}
+
+fn add(store: &Store, name: &str, texts: &[&str]) -> Result<AddedShard, StoreError> {
+    let id: SourceId = name.parse().unwrap();
+    if store.source(&id).is_err() {
+        store.create_source(&source(name))?;
+    }
+    let documents: Vec<Document> = texts.iter().map(|t| document(name, t)).collect();
+    store.add_shard(&NewShard { source: &id, documents: &documents }, &model(), &AtomicBool::new(false), &|_, _| {})
+}
+
+fn search(store: &Store, filter: &Filter, key: &[f32], k: usize) -> Vec<Neighbor> {
+    let snapshot = store.snapshot();
+    let mask = snapshot.mask(filter, Purpose::Knn).unwrap();
+    store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k }]).unwrap().remove(0)
+}
+
+/// A neighbour without row numbers: what may be compared between stores.
+fn logical(store: &Store, neighbors: &[Neighbor]) -> Vec<(u32, u32, SourceId, String, u32)> {
+    let snapshot = store.snapshot();
+    let describe = |n: &Neighbor| {
+        let e = store.entry(&snapshot, n, 4).unwrap();
+        (n.distance.to_bits(), n.value, e.source, e.document.to_string(), e.position)
+    };
+    neighbors.iter().map(describe).collect()
+}
+
+fn key_after(a: u8, b: u8) -> Vec<f32> {
+    ScriptedModel::key(u32::from(a) + 1, u32::from(b) + 1)
+}
+
+#[test]
+fn an_entry_is_found_with_its_value_and_described() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["the cat sat on the mat", "x"]).unwrap();
+    let found = search(&store, &Filter::default(), &key_after(b'c', b'a'), 1);
+    assert_eq!((found[0].distance, found[0].value), (0.0, u32::from(b't') + 1));
+    let entry = store.entry(&store.snapshot(), &found[0], 6).unwrap();
+    assert_eq!((entry.context.as_str(), entry.continuation.as_str(), entry.position), ("the ca", "t", 6));
+    assert_eq!((entry.title.as_str(), entry.uri.as_str()), ("A title", "test:one/22"));
+}
+
+#[test]
+fn shards_survive_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let first = {
+        let store = open(root.path());
+        add(&store, "one", &["alpha beta"]).unwrap();
+        add(&store, "two", &["gamma delta"]).unwrap();
+        let found = search(&store, &Filter::default(), &key_after(b'a', b'l'), 20);
+        (store.snapshot(), logical(&store, &found))
+    };
+    let store = open(root.path());
+    assert_eq!(store.snapshot(), first.0);
+    let found = search(&store, &Filter::default(), &key_after(b'a', b'l'), 20);
+    assert_eq!(logical(&store, &found), first.1);
+}
+
+#[test]
+fn the_layout_in_shards_does_not_show() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let texts = ["one fish two fish", "red fish", "blue fish fish fish", "fish"];
+    let together = open(a.path());
+    add(&together, "s", &texts).unwrap();
+    let apart = open(b.path());
+    for text in texts.iter().rev() {
+        add(&apart, "s", &[text]).unwrap();
+    }
+    assert_eq!(together.snapshot().root, apart.snapshot().root);
+    for k in [1, 3, 7, 100] {
+        let query = key_after(b's', b'h'); // many entries at equal distance
+        let one = logical(&together, &search(&together, &Filter::default(), &query, k));
+        assert_eq!(one, logical(&apart, &search(&apart, &Filter::default(), &query, k)), "k = {k}");
+    }
+}
+
+#[test]
+fn equal_texts_of_a_source_are_one_document_and_those_of_two_sources_two() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["same text", "same text"]).unwrap();
+    let again = add(&store, "one", &["same text", "another"]).unwrap();
+    assert_eq!((again.n_duplicates, again.manifest.n_documents), (1, 1));
+    assert!(matches!(add(&store, "one", &["another"]), Err(StoreError::Empty(_))));
+    add(&store, "two", &["same text"]).unwrap();
+    let found = search(&store, &Filter::default(), &key_after(b's', b'a'), 10);
+    assert_eq!(found.iter().filter(|n| n.distance == 0.0).count(), 2);
+}
+
+#[test]
+fn a_small_allowed_source_still_gives_k() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let many: Vec<String> = (0..40).map(|i| format!("the cat number {i} sat on the mat")).collect();
+    add(&store, "big", &many.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    add(&store, "small", &["zzzzzzzzzz"]).unwrap();
+    let only = Filter { allow_sources: vec!["small".parse().unwrap()], ..Filter::default() };
+    assert_eq!(search(&store, &only, &key_after(b'c', b'a'), 10).len(), 10);
+}
+
+#[test]
+fn a_batch_gives_each_query_what_it_gets_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["to be or not to be", "that is the question"]).unwrap();
+    add(&store, "two", &["to be or not to be"]).unwrap();
+    let snapshot = store.snapshot();
+    let all = snapshot.mask(&Filter::default(), Purpose::Knn).unwrap();
+    let one = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
+    let one = snapshot.mask(&one, Purpose::Knn).unwrap();
+    let keys: Vec<Vec<f32>> = [(b't', b'o'), (b' ', b'b'), (b'q', b'u')].iter().map(|&(a, b)| key_after(a, b)).collect();
+    let queries: Vec<NeighborQuery<'_>> = (keys.iter().zip([&all, &one, &all]).zip([3, 5, 0]))
+        .map(|((key, mask), k)| NeighborQuery { snapshot: &snapshot, mask, key, k })
+        .collect();
+    let together = store.neighbors(&queries).unwrap();
+    for (query, expected) in queries.iter().zip(together) {
+        assert_eq!(store.neighbors(&[*query]).unwrap()[0], expected);
+    }
+    let short = NeighborQuery { key: &[1.0], ..queries[0] };
+    assert!(store.neighbors(&[short]).unwrap_err().to_string().contains("1 dimensions"));
+}
+
+#[test]
+fn only_one_process_opens_a_store_and_the_other_learns_which() {
+    let root = tempfile::tempdir().unwrap();
+    let _first = open(root.path());
+    let message = open_with(root.path(), recipe()).err().unwrap().to_string();
+    assert!(message.contains(&format!("process {}", std::process::id())), "{message}");
+}
+
+#[test]
+fn a_shard_of_another_recipe_is_kept_but_not_retrieved_from() {
+    let root = tempfile::tempdir().unwrap();
+    add(&open(root.path()), "one", &["some text"]).unwrap();
+    let other = open_with(root.path(), Recipe { key_type: KeyType::F16, ..recipe() }).unwrap();
+    let status = other.status();
+    assert!(status.snapshot.shards.is_empty());
+    let reason = &status.unavailable[&ShardId(1)];
+    assert!(reason.contains("recipe") && reason.contains("silo shard rebuild"), "{reason}");
+    drop(other);
+    assert_eq!(open(root.path()).snapshot().shards.len(), 1);
+}
+
+#[test]
+fn senseless_recipes_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let too_wide = Recipe { window_tokens: 65, ..recipe() };
+    assert!(open_with(root.path(), too_wide).err().unwrap().to_string().contains("model's window has 64"));
+    let other_site = Recipe { key_site: KeySite::FinalNorm, ..recipe() };
+    assert!(open_with(root.path(), other_site).err().unwrap().to_string().contains("key site"));
+}

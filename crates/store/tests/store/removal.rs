@@ -1,0 +1,120 @@
+//! Removed equals never added.
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use silo_core::{Filter, NeighborSearch, Purpose, ShardId, SnapshotProvider};
+use silo_store::{ShardState, StoreError};
+
+use super::{add, key_after, logical, open, search};
+
+fn files_below(path: &Path) -> usize {
+    fs::read_dir(path).unwrap().count()
+}
+
+#[test]
+fn a_removal_is_immediate_durable_and_leaves_no_file() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["keep this"]).unwrap();
+    let before = store.snapshot();
+    let added = add(&store, "two", &["withdraw this"]).unwrap();
+    let pinned = store.snapshot();
+    let mask = pinned.mask(&Filter::default(), Purpose::Knn).unwrap();
+    let key = key_after(b'w', b'i');
+    let query = silo_core::NeighborQuery { snapshot: &pinned, mask: &mask, key: &key, k: 1 };
+    assert_eq!(store.neighbors(&[query]).unwrap()[0][0].distance, 0.0);
+
+    let removal = store.remove_shard(added.id).unwrap();
+    assert!(removal.purged && removal.epoch > before.epoch);
+    assert_eq!((removal.root_before, removal.root_after), (pinned.root, before.root));
+    assert!(!store.is_live(&pinned) && store.is_live(&before));
+    // A search in the snapshot that was pinned before finds nothing of it either.
+    let found = store.neighbors(&[query]).unwrap().remove(0);
+    assert!(found[0].distance > 0.0 && found.iter().all(|n| pinned.shards[n.shard.0 as usize].id != added.id));
+    assert_eq!(files_below(&root.path().join("shards")), 1);
+    assert_eq!(files_below(&root.path().join("tmp")), 0);
+
+    assert!(matches!(store.remove_shard(added.id), Err(StoreError::ShardRemoved(_))));
+    assert!(matches!(store.remove_shard(ShardId(99)), Err(StoreError::UnknownShard(_))));
+    drop(store);
+    let store = open(root.path());
+    assert_eq!(store.snapshot().root, before.root);
+    assert_eq!(store.shard(added.id).unwrap().state, ShardState::Removed);
+    let again = add(&store, "two", &["withdraw this"]).unwrap();
+    assert!(again.id > added.id, "ids are never reused");
+}
+
+#[test]
+fn what_a_crash_left_is_swept() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["text"]).unwrap();
+    drop(store);
+    for orphan in ["tmp/half", "shards/never-entered"] {
+        fs::create_dir(root.path().join(orphan)).unwrap();
+        fs::write(root.path().join(orphan).join("keys.bin"), "x").unwrap();
+    }
+    let store = open(root.path());
+    assert_eq!(store.snapshot().shards.len(), 1);
+    assert_eq!((files_below(&root.path().join("shards")), files_below(&root.path().join("tmp"))), (1, 0));
+}
+
+#[test]
+fn nothing_of_a_removed_text_is_left_in_any_file() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["keep this"]).unwrap();
+    let added = add(&store, "two", &["the secret sentence of the withdrawn source"]).unwrap();
+    store.remove_shard(added.id).unwrap();
+    drop(store);
+    let mut pending = vec![root.path().to_owned()];
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        } else {
+            let bytes = fs::read(&path).unwrap();
+            assert!(!bytes.windows(15).any(|w| w == b"secret sentence"), "{}", path.display());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn removed_equals_never_added(
+        kept in prop::collection::vec("[ab ]{1,20}", 1..5),
+        removed in prop::collection::vec("[ab ]{1,20}", 1..5),
+        removed_first in any::<bool>(),
+        same_source in any::<bool>(),
+        k in 1usize..30,
+    ) {
+        // Texts of one source are a set: what was removed must not be among what stays.
+        let removed: Vec<&str> = removed.iter().filter(|t| !same_source || !kept.contains(t)).map(String::as_str).collect();
+        prop_assume!(!removed.is_empty());
+        let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
+        let (with, without) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let other = if same_source { "kept" } else { "withdrawn" };
+        let store = open(with.path());
+        let id = if removed_first {
+            let id = add(&store, other, &removed).unwrap().id;
+            add(&store, "kept", &kept).unwrap();
+            id
+        } else {
+            add(&store, "kept", &kept).unwrap();
+            add(&store, other, &removed).unwrap().id
+        };
+        store.remove_shard(id).unwrap();
+        let never = open(without.path());
+        add(&never, "kept", &kept).unwrap();
+        prop_assert_eq!(store.snapshot().root, never.snapshot().root);
+        for (a, b) in [(b'a', b'b'), (b' ', b'a'), (b'z', b'z')] {
+            let query = key_after(a, b);
+            let found = search(&store, &Filter::default(), &query, k);
+            let expected = search(&never, &Filter::default(), &query, k);
+            prop_assert_eq!(logical(&store, &found), logical(&never, &expected));
+        }
+    }
+}
