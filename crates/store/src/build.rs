@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::f16;
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Document, LanguageModel, SourceId, TokenId, Tokenizer};
+use silo_lexical::PassageIndexBuilder;
 
-use crate::format::{self, DocumentMetadata, DocumentRecord, FileEntry, Manifest};
+use crate::format::{self, DocumentMetadata, DocumentRecord, FileEntry, Manifest, PassageRecord};
 use crate::{Encoded, KeyType, Recipe, StoreError, encode};
 
 /// Documents that are tokenised and encoded together.
@@ -66,6 +67,8 @@ struct Files {
     text: HashedFile,
     tokens: HashedFile,
     keys: HashedFile,
+    passages: HashedFile,
+    lexical: PassageIndexBuilder,
 }
 
 impl ShardBuilder<'_> {
@@ -76,6 +79,8 @@ impl ShardBuilder<'_> {
         let mut sorted: Vec<(ContentHash, &Document)> = documents.iter().map(|d| (d.hash(), d)).collect();
         sorted.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.uri.cmp(&b.1.uri)));
         sorted.dedup_by_key(|d| d.0);
+        let lexical = directory.join(format::LEXICAL);
+        create_directory(&lexical)?;
         let file = |name| HashedFile::create(directory, name);
         let mut files = Files {
             documents: file(format::DOCUMENTS)?,
@@ -83,6 +88,8 @@ impl ShardBuilder<'_> {
             text: file(format::TEXT)?,
             tokens: file(format::TOKENS)?,
             keys: file(format::KEYS)?,
+            passages: file(format::PASSAGES)?,
+            lexical: PassageIndexBuilder::create(&lexical)?,
         };
         let mut totals = Totals::default();
         for (i, batch) in sorted.chunks(DOCUMENTS_PER_BATCH).enumerate() {
@@ -90,7 +97,7 @@ impl ShardBuilder<'_> {
             self.batch(batch, &mut files, &mut totals)?;
         }
         (self.progress)(sorted.len() as u64, sorted.len() as u64);
-        let manifest = self.manifest(source, totals, files)?;
+        let manifest = self.manifest(directory, source, totals, files)?;
         write_manifest(directory, &manifest)?;
         Ok(manifest)
     }
@@ -124,6 +131,7 @@ impl ShardBuilder<'_> {
                 metadata_at: files.metadata.bytes,
                 metadata_bytes: metadata.len() as u64,
             };
+            self.passages(tokens, files, totals)?;
             totals.documents += 1;
             totals.tokens += record.n_tokens;
             totals.entries += record.n_entries;
@@ -136,7 +144,27 @@ impl ShardBuilder<'_> {
         Ok(())
     }
 
-    fn manifest(&self, source: &SourceId, totals: Totals, files: Files) -> Result<Manifest, StoreError> {
+    /// Cuts the next document into passages. The last one reaches to its end.
+    fn passages(&self, tokens: &[TokenId], files: &mut Files, totals: &mut Totals) -> Result<(), StoreError> {
+        let (length, stride) = (self.recipe.passage_tokens, self.recipe.passage_stride_tokens);
+        let mut start = 0;
+        while start < tokens.len() {
+            let end = tokens.len().min(start + length);
+            let (document, n_tokens) = (totals.documents as u32, (end - start) as u32);
+            let record = PassageRecord { document, start: start as u32, n_tokens };
+            files.passages.write(bytemuck::bytes_of(&record))?;
+            files.lexical.add(&self.tokenizer.decode(&tokens[start..end]))?;
+            totals.passages += 1;
+            if end == tokens.len() {
+                break;
+            }
+            start += stride;
+        }
+        Ok(())
+    }
+
+    fn manifest(&self, directory: &Path, source: &SourceId, totals: Totals, files: Files) -> Result<Manifest, StoreError> {
+        files.lexical.finish()?;
         let card = self.model.card();
         let entries = [
             (format::DOCUMENTS, files.documents),
@@ -144,8 +172,11 @@ impl ShardBuilder<'_> {
             (format::TEXT, files.text),
             (format::TOKENS, files.tokens),
             (format::KEYS, files.keys),
+            (format::PASSAGES, files.passages),
         ];
         let files = entries.into_iter().map(|(name, file)| Ok((name.to_owned(), file.finish()?)));
+        let mut files = files.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
+        files.extend(hash_directory(directory, format::LEXICAL)?);
         Ok(Manifest {
             format: format::FORMAT.into(),
             version: format::VERSION,
@@ -159,7 +190,8 @@ impl ShardBuilder<'_> {
             n_documents: totals.documents,
             n_tokens: totals.tokens,
             n_entries: totals.entries,
-            files: files.collect::<Result<BTreeMap<_, _>, StoreError>>()?,
+            n_passages: totals.passages,
+            files,
         })
     }
 }
@@ -169,6 +201,28 @@ struct Totals {
     documents: u64,
     tokens: u64,
     entries: u64,
+    passages: u64,
+}
+
+/// Brings the files of a sub-directory to disk; their sizes and hashes, named `sub/file`. Files that the index opens only for
+/// itself (locks, which are empty and hidden) are left out and deleted.
+fn hash_directory(directory: &Path, sub: &str) -> Result<BTreeMap<String, FileEntry>, StoreError> {
+    let path = directory.join(sub);
+    let mut out = BTreeMap::new();
+    for entry in fs::read_dir(&path).map_err(StoreError::io(&path))? {
+        let file = entry.map_err(StoreError::io(&path))?.path();
+        let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        if name.ends_with(".lock") {
+            fs::remove_file(&file).map_err(StoreError::io(&file))?;
+            continue;
+        }
+        let bytes = fs::read(&file).map_err(StoreError::io(&file))?;
+        File::open(&file).and_then(|f| f.sync_all()).map_err(StoreError::io(&file))?;
+        let entry = FileEntry { bytes: bytes.len() as u64, sha256: ContentHash::of(&bytes) };
+        out.insert(format!("{sub}/{name}"), entry);
+    }
+    sync_directory(&path)?;
+    Ok(out)
 }
 
 fn metadata(document: &Document) -> Vec<u8> {

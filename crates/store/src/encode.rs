@@ -110,7 +110,9 @@ mod tests {
 
     fn recipe(window_tokens: usize, stride_tokens: usize) -> Recipe {
         let (key_site, key_type) = (KeySite::default(), KeyType::F32);
-        Recipe { name: "test".into(), key_site, key_type, window_tokens, stride_tokens }
+        let bm25 = silo_lexical::Bm25::default();
+        let (passage_tokens, passage_stride_tokens) = (4, 2);
+        Recipe { name: "test".into(), key_site, key_type, window_tokens, stride_tokens, passage_tokens, passage_stride_tokens, bm25 }
     }
 
     proptest! {

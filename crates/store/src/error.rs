@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use silo_core::{ModelError, ShardId, SourceId, TokenizerError};
+use silo_lexical::LexicalError;
 
 /// What can go wrong in the store. Each variant says what, where, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,8 @@ pub enum StoreError {
     Tokenizer { uri: String, source: TokenizerError },
     #[error("the document {uri} cannot be encoded: {source}")]
     Model { uri: String, source: ModelError },
+    #[error(transparent)]
+    Lexical(#[from] LexicalError),
     #[error("the work was cancelled")]
     Cancelled,
 }

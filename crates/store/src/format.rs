@@ -29,12 +29,13 @@ pub(crate) const TOKENS: &str = "tokens.bin";
 /// Keys, row after row.
 pub(crate) const KEYS: &str = "keys.bin";
 
-/// All files with a hash in the manifest.
-pub(crate) const FILES: [&str; 5] = [DOCUMENTS, METADATA, TEXT, TOKENS, KEYS];
+/// [`PassageRecord`]s, in the order of the documents.
+pub(crate) const PASSAGES: &str = "passages.bin";
+/// Directory of the passage index.
+pub(crate) const LEXICAL: &str = "bm25";
 
-/// What a shard is; `manifest.json`. It holds nothing that depends on when or where it was built, so two builds of the same
-/// documents are the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a shard is; `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`FORMAT`].
@@ -61,6 +62,8 @@ pub struct Manifest {
     pub n_tokens: u64,
     /// Entries: keys with their next token.
     pub n_entries: u64,
+    /// Passages.
+    pub n_passages: u64,
     /// Size and hash of each file.
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -88,6 +91,15 @@ pub(crate) struct DocumentRecord {
     pub(crate) text_bytes: u64,
     pub(crate) metadata_at: u64,
     pub(crate) metadata_bytes: u64,
+}
+
+/// A passage: some tokens of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct PassageRecord {
+    pub(crate) document: u32,
+    pub(crate) start: u32,
+    pub(crate) n_tokens: u32,
 }
 
 /// What is known of a document besides its text.

@@ -1,8 +1,8 @@
 //! The embedded datastore: sources, shards on disk, snapshots by epoch, and their removal.
 //!
 //! What it is: a directory with a catalog (SQLite) and immutable shards. A shard holds one source's documents, encoded document
-//! by document by one model under one [`Recipe`]. [`Store`] answers [`silo_core::NeighborSearch`] for the snapshots that it
-//! hands out ([`silo_core::SnapshotProvider`]).
+//! by document by one model under one [`Recipe`]. [`Store`] answers [`silo_core::NeighborSearch`] and
+//! [`silo_core::PassageSearch`] for the snapshots that it hands out ([`silo_core::SnapshotProvider`]).
 //!
 //! What it is not: it decides nothing about permissions, and encodes nothing by itself: [`encode`] is given a model.
 //!
@@ -11,7 +11,8 @@
 //! ```text
 //! store.lock      held while a process has the store open; its pid inside
 //! catalog.sqlite  what was declared, added and removed: the truth about what is live
-//! shards/<uuid>/  one directory per live shard: manifest.json, documents.bin, metadata.bin, text.bin, tokens.bin, keys.bin
+//! shards/<uuid>/  one directory per live shard: manifest.json, documents.bin, metadata.bin, text.bin, tokens.bin, keys.bin,
+//!                 passages.bin, bm25/
 //! tmp/            shards being built; emptied at start
 //! ```
 //!
@@ -35,5 +36,6 @@ pub use encode::{Encoded, encode};
 pub use error::StoreError;
 pub use format::{FileEntry, Manifest};
 pub use recipe::{KeyType, Recipe};
+pub use silo_lexical::Bm25;
 pub use shard::{Shard, StoredDocument};
 pub use store::{AddedShard, NewShard, Removal, Store, StoreStatus};

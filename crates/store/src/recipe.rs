@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use silo_core::{ContentHash, KeySite, ModelCard};
+use silo_lexical::Bm25;
 
 use crate::StoreError;
 
@@ -28,7 +29,7 @@ impl KeyType {
 }
 
 /// How documents become entries. All shards of a store share one recipe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Its name.
@@ -41,6 +42,12 @@ pub struct Recipe {
     pub window_tokens: usize,
     /// … that move by this many: every key but a document's first ones sees at least `window_tokens − stride_tokens` tokens.
     pub stride_tokens: usize,
+    /// Passages are this many tokens of a document …
+    pub passage_tokens: usize,
+    /// … and begin this many tokens apart.
+    pub passage_stride_tokens: usize,
+    /// How passages are scored.
+    pub bm25: Bm25,
 }
 
 impl Recipe {
@@ -63,6 +70,12 @@ impl Recipe {
         if self.stride_tokens == 0 || self.stride_tokens > self.window_tokens {
             return Err(format!("stride_tokens is {}, it must be from 1 to window_tokens ({})", self.stride_tokens, self.window_tokens));
         }
+        if self.passage_tokens == 0 || self.passage_stride_tokens == 0 || self.passage_stride_tokens > self.passage_tokens {
+            return Err("passage_tokens and passage_stride_tokens must be above 0, and the stride at most the length".into());
+        }
+        if !(self.bm25.k1 >= 0.0 && self.bm25.k1.is_finite() && (0.0..=1.0).contains(&self.bm25.b)) {
+            return Err("bm25.k1 must be 0 or more, bm25.b from 0 to 1".into());
+        }
         Ok(())
     }
 
@@ -80,13 +93,15 @@ impl Recipe {
 
     /// SHA-256 of its canonical form: of everything but its name.
     pub fn hash(&self) -> ContentHash {
-        let Self { name: _, key_site, key_type, window_tokens, stride_tokens } = self;
+        let Self { name: _, key_site, key_type, window_tokens, stride_tokens, passage_tokens, passage_stride_tokens, bm25 } = self;
         let key_type = match key_type {
             KeyType::F32 => "f32",
             KeyType::F16 => "f16",
         };
         let canonical = format!(
-            "silo-recipe 1\nkey_site {key_site}\nkey_type {key_type}\nwindow {window_tokens}\nstride {stride_tokens}\ndistance squared-l2\n"
+            "silo-recipe 1\nkey_site {key_site}\nkey_type {key_type}\nwindow {window_tokens}\nstride {stride_tokens}\n\
+             distance squared-l2\npassage {passage_tokens}\npassage_stride {passage_stride_tokens}\nbm25 {} {}\n",
+            bm25.k1, bm25.b
         );
         ContentHash::of(canonical.as_bytes())
     }

@@ -4,17 +4,25 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use silo_core::{
-    Detokenizer, Entry, Neighbor, NeighborQuery, NeighborSearch, SearchError, ShardIndex, Snapshot, Tokenizer,
+    Detokenizer, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError,
+    ShardIndex, ShardView, Snapshot, Tokenizer,
 };
+use silo_lexical::{Hit, PassageIndex, search};
 use silo_vector::{Part, Query, exact_search};
 
 use crate::store::Live;
-use crate::{Shard, Store};
+use crate::{Shard, Store, StoreError};
 
 /// A shard that some query of a batch may see: its place among the parts is its place in the list.
 struct Visible {
     shard: Arc<Shard>,
     queries: Vec<usize>,
+}
+
+/// Where a shard stands in a snapshot.
+fn place(live: &Live, snapshot: &Snapshot, shard: &Arc<Shard>) -> Option<ShardIndex> {
+    let ours = |id| live.shards.get(id).is_some_and(|s| Arc::ptr_eq(s, shard));
+    snapshot.shards.iter().position(|view| ours(&view.id)).map(|i| ShardIndex(i as u32))
 }
 
 /// The shards that the queries may see and that are live now. A snapshot may list shards that were removed since; they are
@@ -63,15 +71,10 @@ impl NeighborSearch for Store {
             sources.then_with(|| sa.logical(a.1).cmp(&sb.logical(b.1)))
         };
         let found = self.threads().install(|| exact_search(live.key_dim, &parts, &vectors, &order));
-        let place = |query: &NeighborQuery<'_>, part: u32| {
-            let shard = &visible[part as usize].shard;
-            let at = query.snapshot.shards.iter().position(|v| live.shards.get(&v.id).is_some_and(|s| Arc::ptr_eq(s, shard)));
-            at.map(|i| ShardIndex(i as u32))
-        };
         let neighbors = queries.iter().zip(found).map(|(query, candidates)| {
             let mut places: Vec<Option<Option<ShardIndex>>> = vec![None; visible.len()];
             let neighbor = |c: silo_vector::Candidate| {
-                let shard = (*places[c.part as usize].get_or_insert_with(|| place(query, c.part)))?;
+                let shard = (*places[c.part as usize].get_or_insert_with(|| place(&live, query.snapshot, &visible[c.part as usize].shard)))?;
                 let value = visible[c.part as usize].shard.value(c.row);
                 Some(Neighbor { distance: c.distance, value, shard, row: c.row })
             };
@@ -97,6 +100,42 @@ impl NeighborSearch for Store {
             context: text(self.tokenizer(), &tokens[from..value]),
             continuation: text(self.tokenizer(), &tokens[value..=value]),
         })
+    }
+}
+
+impl PassageSearch for Store {
+    fn passages(&self, query: &PassageQuery<'_>) -> Result<Vec<Passage>, SearchError> {
+        let live = self.live();
+        let shown = |(i, _): &(usize, &ShardView)| query.mask.sees(*i);
+        let visible: Vec<(ShardIndex, Arc<Shard>)> = (query.snapshot.shards.iter().enumerate().filter(shown))
+            .filter_map(|(i, view)| Some((ShardIndex(i as u32), live.shards.get(&view.id)?.clone())))
+            .collect();
+        // Ties by logical id: source, document, start.
+        let logical = |(part, passage): (u32, u32)| {
+            let shard = &visible[part as usize].1;
+            let (document, start, _) = shard.passage(passage);
+            (&shard.manifest().source, shard.hash_of(document), start)
+        };
+        let parts: Vec<&PassageIndex> = visible.iter().map(|(_, shard)| shard.lexical()).collect();
+        let order = |a, b| logical(a).cmp(&logical(b));
+        let hits = search(&parts, query.text, query.k, self.recipe().bm25, &order)
+            .map_err(|e| SearchError::Passages { reason: e.to_string() })?;
+        let passage = |hit: &Hit| {
+            let (index, shard) = &visible[hit.part as usize];
+            let (document, start, tokens) = shard.passage(hit.passage);
+            let failed = |e: StoreError| SearchError::Passages { reason: e.to_string() };
+            let stored = shard.document(document).map_err(failed)?;
+            Ok(Passage {
+                score: hit.score,
+                shard: *index,
+                document: stored.hash,
+                start,
+                tokens: tokens.to_vec(),
+                uri: stored.document.uri,
+                title: stored.document.title,
+            })
+        };
+        hits.iter().map(passage).collect()
     }
 }
 

@@ -8,9 +8,10 @@ use half::f16;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Document, TokenId};
+use silo_lexical::PassageIndex;
 use silo_vector::Keys;
 
-use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest};
+use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest, PassageRecord};
 use crate::{KeyType, StoreError};
 
 /// A shard, open for reading. Its files never change.
@@ -23,6 +24,8 @@ pub struct Shard {
     text: Mapped,
     tokens: Mapped,
     keys: Mapped,
+    passages: Mapped,
+    lexical: PassageIndex,
 }
 
 /// A document as it is stored.
@@ -92,6 +95,8 @@ impl Shard {
             text: open(format::TEXT)?,
             tokens: open(format::TOKENS)?,
             keys: open(format::KEYS)?,
+            passages: open(format::PASSAGES)?,
+            lexical: PassageIndex::open(&path.join(format::LEXICAL))?,
             manifest,
         };
         shard.check_relations()?;
@@ -102,6 +107,10 @@ impl Shard {
         let m = &self.manifest;
         self.documents.check::<DocumentRecord>(m.n_documents)?;
         self.tokens.check::<u32>(m.n_tokens)?;
+        self.passages.check::<PassageRecord>(m.n_passages)?;
+        if self.lexical.n_passages() as u64 != m.n_passages {
+            return Err(StoreError::damaged(&self.path.join(format::LEXICAL), "it does not hold the shard's passages"));
+        }
         let n_values = m.n_entries.checked_mul(m.key_dim as u64).unwrap_or(u64::MAX);
         match m.recipe.key_type {
             KeyType::F32 => self.keys.check::<f32>(n_values)?,
@@ -123,6 +132,13 @@ impl Shard {
         }
         if (tokens, entries) != (m.n_tokens, m.n_entries) {
             return Err(StoreError::damaged(&self.documents.path, "its records do not add up to the manifest"));
+        }
+        let fits = |p: &PassageRecord| {
+            let record = self.records().get(p.document as usize);
+            record.is_some_and(|r| u64::from(p.start) + u64::from(p.n_tokens) <= r.n_tokens)
+        };
+        if !self.passages.slice::<PassageRecord>().iter().all(fits) {
+            return Err(StoreError::damaged(&self.passages.path, "its records do not fit the documents"));
         }
         Ok(())
     }
@@ -184,6 +200,22 @@ impl Shard {
         &self.tokens.slice::<u32>()[r.first_token as usize..(r.first_token + r.n_tokens) as usize]
     }
 
+    pub(crate) fn lexical(&self) -> &PassageIndex {
+        &self.lexical
+    }
+
+    /// Passage number `i`: its document's number, its first token there, its tokens.
+    pub(crate) fn passage(&self, i: u32) -> (usize, u32, &[TokenId]) {
+        let p = &self.passages.slice::<PassageRecord>()[i as usize];
+        let (document, start) = (p.document as usize, p.start as usize);
+        (document, p.start, &self.tokens_of(document)[start..start + p.n_tokens as usize])
+    }
+
+    /// Hash of document number `i`.
+    pub(crate) fn hash_of(&self, i: usize) -> ContentHash {
+        ContentHash(self.records()[i].hash)
+    }
+
     /// Document number `i`, in the order of the hashes.
     pub fn document(&self, i: usize) -> Result<StoredDocument, StoreError> {
         let r = &self.records()[i];
@@ -205,12 +237,14 @@ impl Shard {
 
     /// Checks every file against its hash.
     pub fn verify(&self) -> Result<(), StoreError> {
-        for file in [&self.documents, &self.metadata, &self.text, &self.tokens, &self.keys] {
-            let name = file.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let expected = self.manifest.files.get(name).map(|f| f.sha256);
-            let found = ContentHash(Sha256::digest(file.bytes()).into());
-            if expected != Some(found) {
-                return Err(StoreError::damaged(&file.path, format!("its SHA-256 is {found}, which is not the manifest's")));
+        for (name, expected) in &self.manifest.files {
+            let path = self.path.join(name);
+            let mut file = File::open(&path).map_err(StoreError::io(&path))?;
+            let mut digest = Sha256::new();
+            std::io::copy(&mut file, &mut HashWriter(&mut digest)).map_err(StoreError::io(&path))?;
+            let found = ContentHash(digest.finalize().into());
+            if expected.sha256 != found {
+                return Err(StoreError::damaged(&path, format!("its SHA-256 is {found}, which is not the manifest's")));
             }
         }
         Ok(())
@@ -219,6 +253,20 @@ impl Shard {
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Feeds what is written to it into a digest.
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

@@ -50,7 +50,7 @@ pub struct NewShard<'a> {
 }
 
 /// What an addition did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AddedShard {
     /// The shard.
     pub id: ShardId,
@@ -82,7 +82,7 @@ pub struct Removal {
 }
 
 /// The store at a glance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StoreStatus {
     /// The snapshot of new requests.
     pub snapshot: Arc<Snapshot>,
@@ -148,6 +148,11 @@ impl Store {
 
     pub(crate) fn tokenizer(&self) -> &dyn Tokenizer {
         self.tokenizer.as_ref()
+    }
+
+    /// The recipe that it is bound to.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {
@@ -384,7 +389,7 @@ fn assemble(
             model: manifest.model_hash,
             n_documents: manifest.n_documents,
             n_entries: manifest.n_entries,
-            n_passages: 0,
+            n_passages: manifest.n_passages,
         });
     }
     views.sort_by_key(|v| v.id);

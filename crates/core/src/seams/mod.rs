@@ -9,6 +9,6 @@ pub use model::{
     KeySite, LanguageModel, Matrix, ModelCard, ModelError, Positions, SequenceCache, SequenceStep, StepOutput,
 };
 pub use search::{
-    Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError, SnapshotProvider,
+    Datastore, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError, SnapshotProvider,
 };
 pub use tokenizer::{Tokenizer, TokenizerError};

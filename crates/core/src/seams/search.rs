@@ -41,11 +41,9 @@ pub enum SearchError {
         /// The store's.
         expected: usize,
     },
-    /// A shard could not be read.
-    #[error("shard {shard} could not be searched: {reason}")]
-    Shard {
-        /// Row number of the shard.
-        shard: u64,
+    /// The passage index failed.
+    #[error("passages could not be searched: {reason}")]
+    Passages {
         /// What went wrong.
         reason: String,
     },
@@ -101,7 +99,7 @@ pub struct PassageQuery<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Passage {
     /// BM25 score over the statistics of what the query may see.
-    pub score: f32,
+    pub score: f64,
     /// Its shard, as a place in the query's snapshot.
     pub shard: ShardIndex,
     /// Document that it is cut from.
@@ -125,6 +123,11 @@ pub trait PassageSearch: Send + Sync {
     /// Answers one query.
     fn passages(&self, query: &PassageQuery<'_>) -> Result<Vec<Passage>, SearchError>;
 }
+
+/// All that the engine asks of a store.
+pub trait Datastore: NeighborSearch + PassageSearch + SnapshotProvider {}
+
+impl<T: NeighborSearch + PassageSearch + SnapshotProvider> Datastore for T {}
 
 /// Where snapshots come from.
 pub trait SnapshotProvider: Send + Sync {

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 
 use super::{add, key_after, open, search};
 
+const FILES: [&str; 6] = ["documents.bin", "metadata.bin", "text.bin", "tokens.bin", "keys.bin", "passages.bin"];
+
 /// A store of two shards, closed, and the directory of the second.
 fn two_shards() -> (TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
@@ -31,7 +33,7 @@ fn left_out(root: &TempDir, says: &str) {
 
 #[test]
 fn missing_and_truncated_files() {
-    for file in ["documents.bin", "metadata.bin", "text.bin", "tokens.bin", "keys.bin"] {
+    for file in FILES {
         let (root, directory) = two_shards();
         fs::remove_file(directory.join(file)).unwrap();
         left_out(&root, "is missing");
@@ -71,7 +73,7 @@ fn records_that_point_elsewhere() {
 
 #[test]
 fn a_flipped_bit_anywhere_is_found_by_verify() {
-    for file in ["documents.bin", "metadata.bin", "text.bin", "tokens.bin", "keys.bin"] {
+    for file in FILES {
         let (root, directory) = two_shards();
         let store = open(root.path());
         let shard = store.open_shard(ShardId(2)).unwrap();

@@ -8,14 +8,23 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use silo_core::{
-    Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Permissions, Purpose, ShardId,
-    SnapshotProvider, Source, SourceId, Tier,
+    Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
+    PassageQuery, PassageSearch, Permissions, Purpose, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
 };
-use silo_store::{AddedShard, KeyType, NewShard, Recipe, Store, StoreError};
+use silo_store::{AddedShard, Bm25, KeyType, NewShard, Recipe, Store, StoreError};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
 
 fn recipe() -> Recipe {
-    Recipe { name: "test".into(), key_site: KeySite::default(), key_type: KeyType::F32, window_tokens: 16, stride_tokens: 8 }
+    Recipe {
+        name: "test".into(),
+        key_site: KeySite::default(),
+        key_type: KeyType::F32,
+        window_tokens: 16,
+        stride_tokens: 8,
+        passage_tokens: 12,
+        passage_stride_tokens: 6,
+        bm25: Bm25::default(),
+    }
 }
 
 fn model() -> ScriptedModel {
@@ -77,6 +86,15 @@ fn logical(store: &Store, neighbors: &[Neighbor]) -> Vec<(u32, u32, SourceId, St
     neighbors.iter().map(describe).collect()
 }
 
+/// Passages without row numbers: what may be compared between stores.
+fn passages(store: &Store, filter: &Filter, text: &str, k: usize) -> Vec<(u64, SourceId, String, u32, Vec<u32>)> {
+    let snapshot = store.snapshot();
+    let mask = snapshot.mask(filter, Purpose::Context).unwrap();
+    let found = store.passages(&PassageQuery { snapshot: &snapshot, mask: &mask, text, k }).unwrap();
+    let source = |p: &Passage| snapshot.shards[p.shard.0 as usize].source.id.clone();
+    found.iter().map(|p| (p.score.to_bits(), source(p), p.document.to_string(), p.start, p.tokens.clone())).collect()
+}
+
 fn key_after(a: u8, b: u8) -> Vec<f32> {
     ScriptedModel::key(u32::from(a) + 1, u32::from(b) + 1)
 }
@@ -124,7 +142,23 @@ fn the_layout_in_shards_does_not_show() {
         let query = key_after(b's', b'h'); // many entries at equal distance
         let one = logical(&together, &search(&together, &Filter::default(), &query, k));
         assert_eq!(one, logical(&apart, &search(&apart, &Filter::default(), &query, k)), "k = {k}");
+        let words = passages(&together, &Filter::default(), "red fish", k);
+        assert_eq!(words, passages(&apart, &Filter::default(), "red fish", k), "k = {k}");
     }
+}
+
+#[test]
+fn passages_are_found_with_their_document() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["the cat sat on the mat and the dog barked", "nothing here"]).unwrap();
+    let found = passages(&store, &Filter::default(), "dog?", 5);
+    assert!(!found.is_empty());
+    let text = |tokens: &[u32]| ByteTokenizer::default().decode(tokens);
+    assert!(found.iter().all(|p| text(&p.4).contains("dog")), "{found:?}");
+    assert!(passages(&store, &Filter::default(), "absent", 5).is_empty());
+    let denied = Filter { deny_sources: vec!["one".parse().unwrap()], ..Filter::default() };
+    assert!(passages(&store, &denied, "dog", 5).is_empty());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use silo_core::{Filter, NeighborSearch, Purpose, ShardId, SnapshotProvider};
 use silo_store::{ShardState, StoreError};
 
-use super::{add, key_after, logical, open, search};
+use super::{add, key_after, logical, open, passages, search};
 
 fn files_below(path: &Path) -> usize {
     fs::read_dir(path).unwrap().count()
@@ -85,8 +85,8 @@ proptest! {
 
     #[test]
     fn removed_equals_never_added(
-        kept in prop::collection::vec("[ab ]{1,20}", 1..5),
-        removed in prop::collection::vec("[ab ]{1,20}", 1..5),
+        kept in prop::collection::vec("[ab ]{1,30}", 1..5),
+        removed in prop::collection::vec("[ab ]{1,30}", 1..5),
         removed_first in any::<bool>(),
         same_source in any::<bool>(),
         k in 1usize..30,
@@ -115,6 +115,8 @@ proptest! {
             let found = search(&store, &Filter::default(), &query, k);
             let expected = search(&never, &Filter::default(), &query, k);
             prop_assert_eq!(logical(&store, &found), logical(&never, &expected));
+            let all = Filter::default();
+            prop_assert_eq!(passages(&store, &all, "a ab b", k), passages(&never, &all, "a ab b", k));
         }
     }
 }
