@@ -6,7 +6,6 @@ use crate::{ContentHash, Snapshot, SourceId};
 
 /// The three numbers of kNN-LM.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct KnnParameters {
     /// Neighbours per token.
     pub k: usize,
@@ -19,7 +18,6 @@ pub struct KnnParameters {
 /// Parameters tuned on the text of named sources. Nothing that was tuned on removable data survives it: as soon as one of the
 /// sources is gone, the neutral parameters take over, in the same epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Calibration {
     /// The model that it was tuned with.
     pub model: ContentHash,

@@ -76,7 +76,7 @@ pub struct UnknownLicence {
 
 /// The choices that the taxonomy leaves open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct LicencePolicy {
     /// Whether permissive licences that SILO does not name (PSF, PostgreSQL, BSL, Zlib, …) count as permissive.
     pub permissive_unnamed: bool,

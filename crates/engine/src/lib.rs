@@ -1,1 +1,27 @@
-//! placeholder
+//! The decode loop: many requests in one step of the model, each with its own view of the store.
+//!
+//! What it is: [`Engine`] takes validated requests, batches them into steps on its own thread, consults the store between the
+//! model and the draw (kNN-LM, retrieve-in-context), and sends tokens with the exact shares of their sources through bounded
+//! channels. [`Engine::score`] gives the log-probabilities of a given text under the same modes.
+//!
+//! What it is not: it knows the model, the tokenizer and the store only as the seams of `silo-core`, and nothing of the wire.
+//! Tokio appears at its rim alone, as the channel in which tokens leave.
+
+mod config;
+mod context;
+mod error;
+mod event;
+mod request;
+mod scheduler;
+mod score;
+mod sequence;
+mod stop;
+
+pub use config::EngineConfig;
+pub use error::EngineError;
+pub use event::{Event, FinishReason, Finished, InForce, TokenEvent, Usage};
+pub use request::{
+    Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
+};
+pub use scheduler::{Engine, EngineStatus, Generation};
+pub use score::{Score, ScoredToken};

@@ -1,1 +1,17 @@
-//! placeholder
+//! Every read and change of the store that somebody asks for goes through here.
+//!
+//! What it is: [`Governor`] decides a source's tier from its licence, checks what is declared and added, and shows text only of
+//! sources that permit it.
+//!
+//! What it is not: it stores nothing itself, and knows nothing of the wire.
+
+mod declare;
+mod error;
+mod governor;
+mod look;
+
+pub use declare::{Declaration, declare};
+pub use error::GovernError;
+pub use governor::{GovernConfig, Governor};
+pub use silo_store::{AddedShard, Removal, ShardRecord, ShardState, StoreError};
+pub use look::{Found, FoundNeighbor, FoundPassage, Look};

@@ -1,1 +1,19 @@
-//! placeholder
+//! The gRPC face of the engine and the store.
+//!
+//! What it is: adapters. Requests are parsed into the engine's and the governor's types (`from_proto`), answers are put into
+//! messages (`to_proto`), and errors become statuses in one exhaustive map (`status`).
+//!
+//! What it is not: it decides nothing; whatever a call may do was decided in `silo-govern` and `silo-engine`.
+
+mod config;
+mod datastore;
+mod from_proto;
+mod generation;
+mod operations;
+mod page;
+mod serve;
+mod status;
+mod to_proto;
+
+pub use config::{InvalidAddress, ServerConfig};
+pub use serve::{ServeError, Server};

@@ -1,1 +1,71 @@
-fn main() {}
+//! `silo`: the command line, and the only place that names every back end.
+
+mod client;
+mod commands;
+mod config;
+mod output;
+mod wiring;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A language-model service that keeps legal risk out of its weights.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage.
+#[derive(Parser)]
+#[command(name = "silo", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a model and a store over gRPC.
+    Serve(commands::serve::Serve),
+    /// Continue a prompt.
+    Generate(commands::generate::Generate),
+    /// Log-probability of a text, and its bits per byte.
+    Score(commands::score::Score),
+    /// What the store would retrieve for a text.
+    Search(commands::search::Search),
+    /// Sources: declare and list.
+    #[command(subcommand)]
+    Source(commands::source::Source),
+    /// Shards: add, list, show, remove.
+    #[command(subcommand)]
+    Shard(commands::shard::Shard),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("silo: cannot start its threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let json = arguments.json;
+    let result = runtime.block_on(async {
+        match arguments.command {
+            Command::Serve(c) => c.run().await,
+            Command::Generate(c) => c.run(json).await,
+            Command::Score(c) => c.run(json).await,
+            Command::Search(c) => c.run(json).await,
+            Command::Source(c) => c.run(json).await,
+            Command::Shard(c) => c.run(json).await,
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("silo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Limits and defaults of the engine.
+
+use serde::{Deserialize, Serialize};
+use silo_core::KnnParameters;
+
+use crate::ContextParameters;
+
+/// Limits and defaults of the engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineConfig {
+    /// Requests that decode together.
+    pub max_active: usize,
+    /// Requests that wait for a place; one more is refused at once.
+    pub max_queued: usize,
+    /// Texts that are scored at the same time; one more is refused at once.
+    pub max_scoring: usize,
+    /// Tokens of one prompt that a step works on: the longest that a cancelled or removed text is still worked with.
+    pub prefill_chunk_tokens: usize,
+    /// Tokens that wait for a slow reader before its request pauses.
+    pub stream_buffer_tokens: usize,
+    /// Greatest k of a request.
+    pub max_k: usize,
+    /// Greatest number of passages of a request.
+    pub max_context_passages: usize,
+    /// k, weight and temperature of the neighbours, where neither the request nor a calibration says otherwise.
+    pub knn: KnnParameters,
+    /// Retrieve-in-context, where the request does not say otherwise.
+    pub context: ContextParameters,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            max_active: 16,
+            max_queued: 64,
+            max_scoring: 2,
+            prefill_chunk_tokens: 64,
+            stream_buffer_tokens: 256,
+            max_k: 8192,
+            max_context_passages: 16,
+            knn: KnnParameters { k: 1024, knn_weight: 0.25, knn_temperature: 10.0 },
+            context: ContextParameters::default(),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What the engine answers.
+
+use std::sync::Arc;
+
+use silo_core::{KnnParameters, Snapshot, SourceId, TokenId};
+
+use crate::{ContextParameters, EngineError, Mode};
+
+/// One message of a stream.
+#[derive(Debug)]
+pub enum Event {
+    /// A token.
+    Token(TokenEvent),
+    /// The end of a text.
+    Finished(Box<Finished>),
+    /// The request failed.
+    Failed(EngineError),
+}
+
+/// A token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenEvent {
+    /// The token.
+    pub token: TokenId,
+    /// Text that became certain with it: whole characters, and nothing that may still become a stop string.
+    pub text: String,
+    /// log p of it in the mixture, before penalties and temperature.
+    pub log_probability: f64,
+    /// The most probable tokens there, with their log p.
+    pub alternatives: Vec<(TokenId, f64)>,
+    /// Share of each source in p of the token, if asked for; what is missing to 1 is the model's.
+    pub shares: Option<Vec<(SourceId, f64)>>,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// `max_new_tokens` was reached.
+    Length,
+    /// A stop string came up.
+    Stop,
+    /// The model ended the text.
+    EndOfText,
+    /// The model's window is full.
+    ContextFull,
+    /// `time_limit` passed.
+    TimeLimit,
+    /// Something that the request may see was removed.
+    SourceRemoved,
+}
+
+/// What a request used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the fields say what they count")]
+pub struct Usage {
+    pub prompt_tokens: u64,
+    pub new_tokens: u64,
+    pub neighbor_searches: u64,
+    pub passage_searches: u64,
+}
+
+/// The parameters that were in force at the end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InForce {
+    /// The mode.
+    pub mode: Mode,
+    /// Those of the neighbours.
+    pub knn: KnnParameters,
+    /// Those of the passages.
+    pub context: ContextParameters,
+}
+
+/// The end of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// Text that was held back as the possible start of a stop string.
+    pub text: String,
+    /// What was used.
+    pub usage: Usage,
+    /// The store that it was made from (after a re-pin: the last one).
+    pub snapshot: Arc<Snapshot>,
+    /// The parameters in force.
+    pub in_force: InForce,
+    /// Summed share of each source over all tokens, if asked for.
+    pub source_totals: Option<Vec<(SourceId, f64)>>,
+    /// Summed share of the model, if asked for.
+    pub parametric_total: Option<f64>,
+}

@@ -1,0 +1,218 @@
+//! Log-probabilities of a given text, under any mode: perplexity and evaluation run on it.
+//!
+//! The text is scored alone, from the beginning of text, in windows of which each token is scored once. In the context modes
+//! passages are retrieved before every `stride_tokens`-th token from what stands before it, never from what is scored.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use silo_core::mixture::{self, NeighborDistribution};
+use silo_core::{KnnParameters, Neighbor, NeighborQuery, Positions, SequenceStep, Snapshot, SourceId, StepOutput, TokenId};
+
+use crate::sequence::Pinned;
+use crate::{Attribution, Engine, EngineError, InForce, ScoreRequest, context};
+
+/// Positions whose logits are held at a time.
+const CHUNK_TOKENS: usize = 64;
+
+/// Log-probabilities of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Score {
+    /// One per token that could be scored: all, or all but the first where the model has no beginning of text.
+    pub tokens: Vec<ScoredToken>,
+    /// The store that it was made from.
+    pub snapshot: Arc<Snapshot>,
+    /// The parameters in force.
+    pub in_force: InForce,
+}
+
+/// The log-probability of one token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredToken {
+    /// Its position in the text.
+    pub position: usize,
+    /// log p of it.
+    pub log_probability: f64,
+    /// log p of it by the model alone (which reads the passages in the context modes).
+    pub parametric_log_probability: f64,
+    /// Share of each source, if asked for.
+    pub shares: Option<Vec<(SourceId, f64)>>,
+}
+
+/// A run of tokens that are scored from one input.
+struct Span {
+    /// What the model reads before the first of them.
+    start: usize,
+    /// The tokens to score.
+    scored: Range<usize>,
+}
+
+/// A place among the texts that are scored at the same time.
+struct Place<'a>(&'a Engine);
+
+impl<'a> Place<'a> {
+    fn take(engine: &'a Engine) -> Result<Self, EngineError> {
+        let limit = engine.config.max_scoring;
+        let take = |n| (n < limit).then_some(n + 1);
+        match engine.scoring.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
+            Ok(_) => Ok(Self(engine)),
+            Err(_) => Err(EngineError::Overloaded { limit }),
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.scoring.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Engine {
+    /// Scores a text on the calling thread. It is given up once `cancel` is true, when the deadline passes, and when something
+    /// that the request may see is removed.
+    pub fn score(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Score, EngineError> {
+        self.check_retrieval(&request.retrieval)?;
+        let vocab_size = self.shared.model.card().vocab_size;
+        if let Some(&token) = request.tokens.iter().find(|&&t| t as usize >= vocab_size) {
+            return Err(silo_core::ModelError::UnknownToken { token, vocab_size }.into());
+        }
+        let _place = Place::take(self)?;
+        let pinned = self.pin(&request.retrieval)?;
+        let mut tokens = Vec::with_capacity(request.tokens.len());
+        for span in self.spans(request)? {
+            self.score_span(request, &pinned, &span, cancel, &mut tokens)?;
+        }
+        let context = self.context_parameters(&request.retrieval);
+        let in_force = InForce { mode: request.retrieval.mode, knn: pinned.knn, context };
+        Ok(Score { tokens, snapshot: pinned.snapshot, in_force })
+    }
+
+    /// Cuts the text into spans.
+    fn spans(&self, request: &ScoreRequest) -> Result<Vec<Span>, EngineError> {
+        let invalid = |field, value: usize, rule: String| Err(EngineError::Invalid { field, value: value.to_string(), rule });
+        let bos = usize::from(self.shared.tokenizer.beginning_of_text().is_some());
+        let limit = self.shared.model.card().context_tokens;
+        let window = if request.window_tokens == 0 { limit } else { request.window_tokens };
+        if window > limit || window < 2 {
+            return invalid("window_tokens", window, format!("it must be from 2 to {limit}, the model's window"));
+        }
+        let stride = if request.stride_tokens == 0 { window / 2 } else { request.stride_tokens };
+        if stride > window {
+            return invalid("stride_tokens", stride, format!("it must be at most the window of {window}"));
+        }
+        let n = request.tokens.len();
+        let context = self.context_parameters(&request.retrieval);
+        let mut spans = Vec::new();
+        let mut next = 1 - bos; // without a beginning of text, nothing predicts the first token
+        while next < n {
+            // A window reads the beginning of text and up to `window − 1` tokens before the last that it scores.
+            let (start, end) = if request.retrieval.mode.context() {
+                (0, n.min(next + context.stride_tokens.min(window / 4).max(1)))
+            } else if next < stride {
+                (0, n.min(window - bos + 1).min(n))
+            } else {
+                let end = n.min(next + stride);
+                ((end + bos).saturating_sub(window + 1).min(next), end)
+            };
+            spans.push(Span { start, scored: next..end });
+            next = end;
+        }
+        Ok(spans)
+    }
+
+    /// What the model reads for a span; its last tokens are those of the span but the last.
+    fn span_input(&self, request: &ScoreRequest, pinned: &Pinned, span: &Span) -> Result<Vec<TokenId>, EngineError> {
+        let tokenizer = &*self.shared.tokenizer;
+        if !request.retrieval.mode.context() {
+            let bos = tokenizer.beginning_of_text().into_iter();
+            return Ok(bos.chain(request.tokens[span.start..span.scored.end - 1].iter().copied()).collect());
+        }
+        let parameters = self.context_parameters(&request.retrieval);
+        let before = &request.tokens[..span.scored.start];
+        let store = &*self.shared.store;
+        let passages =
+            context::retrieve(store, tokenizer, &pinned.snapshot, &pinned.context_mask, before, &parameters)?;
+        let window = if request.window_tokens == 0 { self.shared.model.card().context_tokens } else { request.window_tokens };
+        let n_read = span.scored.len() - 1;
+        let mut input = context::input(tokenizer, &passages, before, &parameters, window, n_read);
+        input.extend_from_slice(&request.tokens[span.scored.start..span.scored.end - 1]);
+        Ok(input)
+    }
+
+    fn score_span(
+        &self,
+        request: &ScoreRequest,
+        pinned: &Pinned,
+        span: &Span,
+        cancel: &AtomicBool,
+        out: &mut Vec<ScoredToken>,
+    ) -> Result<(), EngineError> {
+        let input = self.span_input(request, pinned, span)?;
+        let first_scored = input.len() - span.scored.len();
+        let knn = request.retrieval.mode.knn();
+        let mut cache = self.shared.model.new_cache();
+        let mut read = 0;
+        let mut position = span.scored.start;
+        while read < input.len() {
+            self.check_goes_on(request, pinned, cancel)?;
+            let chunk = &input[read..input.len().min(read + CHUNK_TOKENS)];
+            let from = Positions::From(first_scored.saturating_sub(read));
+            let keys = if knn { from } else { Positions::None };
+            let mut steps = [SequenceStep { cache: cache.as_mut(), tokens: chunk, logits: from, keys }];
+            let output = self.shared.model.step(&mut steps, cancel)?.remove(0);
+            let neighbors = self.search_all(pinned, &output)?;
+            for (i, logits) in output.logits.rows().enumerate() {
+                let found = neighbors.get(i).map_or(&[][..], Vec::as_slice);
+                out.push(scored(request, pinned, position, logits, found));
+                position += 1;
+            }
+            read += chunk.len();
+        }
+        // What was just computed counts only if nothing of it was removed meanwhile.
+        self.check_goes_on(request, pinned, cancel)
+    }
+
+    fn search_all(&self, pinned: &Pinned, output: &StepOutput) -> Result<Vec<Vec<Neighbor>>, EngineError> {
+        let (snapshot, mask, k) = (&*pinned.snapshot, &pinned.knn_mask, pinned.knn.k);
+        let queries: Vec<NeighborQuery<'_>> =
+            output.keys.rows().map(|key| NeighborQuery { snapshot, mask, key, k }).collect();
+        if queries.is_empty() { Ok(Vec::new()) } else { Ok(self.shared.store.neighbors(&queries)?) }
+    }
+
+    fn check_goes_on(&self, request: &ScoreRequest, pinned: &Pinned, cancel: &AtomicBool) -> Result<(), EngineError> {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(EngineError::Cancelled);
+        }
+        if request.deadline.is_some_and(|d| Instant::now() >= d) {
+            return Err(EngineError::DeadlineExceeded);
+        }
+        let mode = request.retrieval.mode;
+        if (mode.knn() || mode.context()) && !self.shared.store.is_live(&pinned.snapshot) {
+            return Err(EngineError::SourceRemoved);
+        }
+        Ok(())
+    }
+}
+
+fn scored(request: &ScoreRequest, pinned: &Pinned, position: usize, logits: &[f32], neighbors: &[Neighbor]) -> ScoredToken {
+    let token = request.tokens[position];
+    let log_p_lm = mixture::log_softmax(logits)[token as usize];
+    let KnnParameters { knn_weight, knn_temperature, .. } = pinned.knn;
+    let knn = NeighborDistribution::new(neighbors, knn_temperature);
+    let weight = mixture::effective_weight(&knn, knn_weight);
+    let shares = (request.attribution == Attribution::PerToken).then(|| {
+        let exact = mixture::shares(log_p_lm, neighbors, &knn, knn_weight, token);
+        let named = |&(shard, share): &(silo_core::ShardIndex, f64)| {
+            (pinned.snapshot.shards[shard.0 as usize].source.id.clone(), share)
+        };
+        exact.shards.iter().map(named).collect()
+    });
+    ScoredToken {
+        position,
+        log_probability: mixture::mix_one(log_p_lm, knn.probability(token), weight),
+        parametric_log_probability: log_p_lm,
+        shares,
+    }
+}

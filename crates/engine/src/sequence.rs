@@ -1,0 +1,324 @@
+//! One request on its way through the loop.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use silo_core::mixture::{self, NeighborDistribution, Shares};
+use silo_core::sampling::sample;
+use silo_core::{
+    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, Purpose, SequenceCache, ShardMask, Snapshot,
+    SourceId, TokenId, Tokenizer,
+};
+use tokio::sync::mpsc;
+
+use crate::stop::StopMatcher;
+use crate::{
+    Attribution, ContextParameters, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, OnRemoval,
+    TokenEvent, Usage, context,
+};
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) model: Arc<dyn LanguageModel>,
+    pub(crate) tokenizer: Arc<dyn Tokenizer>,
+    pub(crate) store: Arc<dyn Datastore>,
+}
+
+/// The store as a request sees it.
+pub(crate) struct Pinned {
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) knn_mask: ShardMask,
+    pub(crate) context_mask: ShardMask,
+    pub(crate) knn: KnnParameters,
+}
+
+/// A request on its way.
+pub(crate) struct Sequence {
+    pub(crate) request: GenerateRequest,
+    pub(crate) pinned: Pinned,
+    pub(crate) context: ContextParameters,
+    pub(crate) cache: Box<dyn SequenceCache>,
+    /// What the model reads; its first `cache.len()` tokens have been read.
+    pub(crate) input: Vec<TokenId>,
+    /// Prompt and new tokens.
+    text: Vec<TokenId>,
+    usage: Usage,
+    random: ChaCha8Rng,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    totals: Vec<(SourceId, f64)>,
+    parametric_total: f64,
+    sender: mpsc::Sender<Event>,
+}
+
+/// Whether a sequence goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It wants another step.
+    GoesOn,
+    /// It is done, and its last message was sent.
+    Done,
+}
+
+impl Sequence {
+    pub(crate) fn new(
+        shared: &Shared,
+        request: GenerateRequest,
+        pinned: Pinned,
+        context: ContextParameters,
+        sender: mpsc::Sender<Event>,
+    ) -> Result<Self, EngineError> {
+        let usage = Usage { prompt_tokens: request.prompt.len() as u64, ..Usage::default() };
+        let mut sequence = Self {
+            cache: shared.model.new_cache(),
+            input: Vec::new(),
+            text: request.prompt.clone(),
+            usage,
+            random: ChaCha8Rng::seed_from_u64(request.seed),
+            detokenizer: Detokenizer::default(),
+            stop: StopMatcher::new(&request.stop),
+            totals: Vec::new(),
+            parametric_total: 0.0,
+            request,
+            pinned,
+            context,
+            sender,
+        };
+        sequence.lay_out(shared)?;
+        Ok(sequence)
+    }
+
+    /// Retrieves passages, if asked for, and lays out what the model reads. The cache keeps what stays the same.
+    fn lay_out(&mut self, shared: &Shared) -> Result<(), EngineError> {
+        let mut passages = Vec::new();
+        if self.request.retrieval.mode.context() {
+            let (snapshot, mask) = (&self.pinned.snapshot, &self.pinned.context_mask);
+            passages =
+                context::retrieve(&*shared.store, &*shared.tokenizer, snapshot, mask, &self.text, &self.context)?;
+            self.usage.passage_searches += 1;
+        }
+        let window = shared.model.card().context_tokens;
+        // Room for the tokens until the next search.
+        let room = self.context.stride_tokens.min(window / 4).max(1);
+        let room = if self.request.retrieval.mode.context() { room } else { 0 };
+        let input = context::input(&*shared.tokenizer, &passages, &self.text, &self.context, window, room);
+        let same = self.input.iter().zip(&input).take_while(|(a, b)| a == b).count();
+        // At least one token must be read to have logits.
+        self.cache.truncate(same.min(input.len() - 1));
+        self.input = input;
+        Ok(())
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(crate) fn abandoned(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Whether its reader has room for another token and for the end.
+    pub(crate) fn has_room(&self) -> bool {
+        self.sender.capacity() >= 2
+    }
+
+    /// Ends it if its time is over.
+    pub(crate) fn check_time(&mut self, now: Instant) -> Progress {
+        if self.request.deadline.is_some_and(|d| now >= d) {
+            return self.fail(EngineError::DeadlineExceeded);
+        }
+        if self.request.time_limit.is_some_and(|d| now >= d) {
+            return self.finish(FinishReason::TimeLimit);
+        }
+        Progress::GoesOn
+    }
+
+    /// Tokens that the model has not read yet, at most `chunk`.
+    pub(crate) fn pending(&self, chunk: usize) -> &[TokenId] {
+        let from = self.cache.len();
+        &self.input[from..self.input.len().min(from + chunk)]
+    }
+
+    /// Whether a step over `n` more tokens ends with the text's last one, so that a token can be drawn.
+    pub(crate) fn will_draw(&self, n: usize) -> bool {
+        self.cache.len() + n == self.input.len()
+    }
+
+    /// What a removal does to it: nothing, if everything that it may see is live.
+    pub(crate) fn check_liveness(&mut self, shared: &Shared, pin: impl Fn() -> Result<Pinned, EngineError>) -> Liveness {
+        let mode = self.request.retrieval.mode;
+        if !(mode.knn() || mode.context()) || shared.store.is_live(&self.pinned.snapshot) {
+            return Liveness::Unchanged;
+        }
+        if self.request.on_removal == OnRemoval::End {
+            self.finish(FinishReason::SourceRemoved);
+            return Liveness::Ended;
+        }
+        let renewed = pin().and_then(|pinned| {
+            self.pinned = pinned;
+            if mode.context() { self.lay_out(shared) } else { Ok(()) }
+        });
+        match renewed {
+            Ok(()) => Liveness::Repinned,
+            Err(error) => {
+                self.fail(error);
+                Liveness::Ended
+            }
+        }
+    }
+
+    /// Draws the next token from what the model and the neighbours say, and sends it.
+    pub(crate) fn advance(&mut self, shared: &Shared, logits: &[f32], neighbors: &[Neighbor]) -> Progress {
+        let log_p_lm = mixture::log_softmax(logits);
+        let KnnParameters { knn_weight, knn_temperature, .. } = self.pinned.knn;
+        let knn = NeighborDistribution::new(neighbors, knn_temperature);
+        let mut log_p = mixture::interpolate(&log_p_lm, &knn, knn_weight);
+        let alternatives = most_probable(&log_p, self.request.alternatives);
+        let u = self.random.random::<f64>();
+        let mixed = if self.request.sampling_changes() { log_p.clone() } else { Vec::new() };
+        let token = sample(&mut log_p, &self.request.sampling, &self.text, u);
+        let log_probability = if mixed.is_empty() { log_p[token as usize] } else { mixed[token as usize] };
+        let mut shares = None;
+        if self.request.attribution != Attribution::None {
+            let exact = mixture::shares(log_p_lm[token as usize], neighbors, &knn, knn_weight, token);
+            shares = Some(self.credit(&exact));
+        }
+        self.usage.new_tokens += 1;
+        self.usage.neighbor_searches += u64::from(self.request.retrieval.mode.knn());
+        self.text.push(token);
+        self.input.push(token);
+        if shared.tokenizer.end_of_text().contains(&token) {
+            return self.finish(FinishReason::EndOfText);
+        }
+        let piece = self.detokenizer.push(shared.tokenizer.bytes(token));
+        let (text, stopped) = self.stop.push(&piece);
+        let shares = shares.filter(|_| self.request.attribution == Attribution::PerToken);
+        self.send(Event::Token(TokenEvent { token, text, log_probability, alternatives, shares }));
+        if stopped {
+            return self.finish(FinishReason::Stop);
+        }
+        if self.usage.new_tokens as usize >= self.request.max_new_tokens {
+            return self.finish(FinishReason::Length);
+        }
+        self.prepare_next(shared)
+    }
+
+    /// Retrieves anew at every stride, and ends when the window is full.
+    fn prepare_next(&mut self, shared: &Shared) -> Progress {
+        let window = shared.model.card().context_tokens;
+        if self.request.retrieval.mode.context() {
+            let due = (self.usage.new_tokens as usize).is_multiple_of(self.context.stride_tokens);
+            if (due || self.input.len() > window)
+                && let Err(error) = self.lay_out(shared)
+            {
+                return self.fail(error);
+            }
+        } else if self.input.len() > window {
+            return self.finish(FinishReason::ContextFull);
+        }
+        Progress::GoesOn
+    }
+
+    /// Adds a token's shares to the totals; returns them by source.
+    fn credit(&mut self, shares: &Shares) -> Vec<(SourceId, f64)> {
+        let mut by_source: Vec<(SourceId, f64)> = Vec::new();
+        for &(shard, share) in &shares.shards {
+            let source = &self.pinned.snapshot.shards[shard.0 as usize].source.id;
+            add_share(&mut by_source, source, share);
+            add_share(&mut self.totals, source, share);
+        }
+        self.parametric_total += shares.parametric;
+        by_source
+    }
+
+    /// Fails it.
+    pub(crate) fn fail(&mut self, error: EngineError) -> Progress {
+        self.send(Event::Failed(error));
+        Progress::Done
+    }
+
+    /// Ends it.
+    pub(crate) fn finish(&mut self, reason: FinishReason) -> Progress {
+        let mut text = String::new();
+        if reason != FinishReason::Stop {
+            let (rest, _) = self.stop.push(&self.detokenizer.finish());
+            text = rest + &self.stop.finish();
+        }
+        let credited = self.request.attribution != Attribution::None;
+        let finished = Finished {
+            reason,
+            text,
+            usage: self.usage,
+            snapshot: self.pinned.snapshot.clone(),
+            in_force: InForce { mode: self.request.retrieval.mode, knn: self.pinned.knn, context: self.context },
+            source_totals: credited.then(|| std::mem::take(&mut self.totals)),
+            parametric_total: credited.then_some(self.parametric_total),
+        };
+        self.send(Event::Finished(Box::new(finished)));
+        Progress::Done
+    }
+
+    /// There is room, or the reader has gone: see [`Self::has_room`].
+    fn send(&self, event: Event) {
+        let _ = self.sender.try_send(event);
+    }
+}
+
+/// What a look at the store's liveness led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Liveness {
+    /// All is live.
+    Unchanged,
+    /// The sequence goes on with another snapshot.
+    Repinned,
+    /// The sequence has ended.
+    Ended,
+}
+
+fn add_share(totals: &mut Vec<(SourceId, f64)>, source: &SourceId, share: f64) {
+    match totals.iter_mut().find(|(id, _)| id == source) {
+        Some((_, sum)) => *sum += share,
+        None => totals.push((source.clone(), share)),
+    }
+}
+
+/// The `n` most probable tokens, most probable first.
+fn most_probable(log_p: &[f64], n: usize) -> Vec<(TokenId, f64)> {
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut all: Vec<(TokenId, f64)> = log_p.iter().enumerate().map(|(i, &lp)| (i as TokenId, lp)).collect();
+    let order = |a: &(TokenId, f64), b: &(TokenId, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if all.len() > n {
+        all.select_nth_unstable_by(n - 1, order);
+        all.truncate(n);
+    }
+    all.sort_by(order);
+    all
+}
+
+impl GenerateRequest {
+    /// Whether sampling changes log p in place.
+    fn sampling_changes(&self) -> bool {
+        self.sampling.repetition_penalty != 1.0 || !self.sampling.bias.is_empty()
+    }
+}
+
+impl Pinned {
+    /// Pins the store as it is now for a request.
+    pub(crate) fn new(
+        store: &dyn Datastore,
+        retrieval: &crate::Retrieval,
+        parameters: impl Fn(&Snapshot) -> KnnParameters,
+    ) -> Result<Self, EngineError> {
+        let snapshot = store.snapshot();
+        let knn_mask = snapshot.mask(&retrieval.filter, Purpose::Knn)?;
+        let context_mask = snapshot.mask(&retrieval.filter, Purpose::Context)?;
+        let calibrated = parameters(&snapshot);
+        let knn = KnnParameters {
+            k: retrieval.knn.k.unwrap_or(calibrated.k),
+            knn_weight: retrieval.knn.knn_weight.unwrap_or(calibrated.knn_weight),
+            knn_temperature: retrieval.knn.knn_temperature.unwrap_or(calibrated.knn_temperature),
+        };
+        Ok(Self { snapshot, knn_mask, context_mask, knn })
+    }
+}

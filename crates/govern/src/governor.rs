@@ -1,0 +1,125 @@
+//! Declarations, additions, removals.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+use silo_core::{Document, LanguageModel, LicencePolicy, ShardId, Source, SourceId, Tokenizer};
+use silo_store::{AddedShard, NewShard, Removal, Store};
+
+use crate::{Declaration, GovernError, declare};
+
+/// Limits and policies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GovernConfig {
+    /// How licences become tiers.
+    pub licences: LicencePolicy,
+    /// Longest document, in bytes.
+    pub max_document_bytes: usize,
+    /// Most documents of one shard.
+    pub max_shard_documents: usize,
+    /// Most text of one shard, in bytes.
+    pub max_shard_bytes: usize,
+}
+
+impl Default for GovernConfig {
+    fn default() -> Self {
+        Self {
+            licences: LicencePolicy::default(),
+            max_document_bytes: 16 << 20,
+            max_shard_documents: 1_000_000,
+            max_shard_bytes: 1 << 30,
+        }
+    }
+}
+
+/// Stands before the store.
+pub struct Governor {
+    config: GovernConfig,
+    store: Arc<Store>,
+    pub(crate) model: Arc<dyn LanguageModel>,
+    pub(crate) tokenizer: Arc<dyn Tokenizer>,
+}
+
+impl Governor {
+    /// A governor of `store`, whose keys `model` makes.
+    pub fn new(config: GovernConfig, store: Arc<Store>, model: Arc<dyn LanguageModel>, tokenizer: Arc<dyn Tokenizer>) -> Self {
+        Self { config, store, model, tokenizer }
+    }
+
+    /// The store, for reading its state.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The limits and policies in force.
+    pub fn config(&self) -> &GovernConfig {
+        &self.config
+    }
+
+    /// Declares a source; with `validate_only` nothing is changed.
+    pub fn create_source(&self, declaration: &Declaration, validate_only: bool) -> Result<Source, GovernError> {
+        let source = declare(declaration, &self.config.licences)?;
+        if validate_only {
+            if self.store.source(&source.id).is_ok() {
+                return Err(silo_store::StoreError::SourceExists(source.id).into());
+            }
+        } else {
+            self.store.create_source(&source)?;
+        }
+        Ok(source)
+    }
+
+    /// Checks documents that are to be added to a source, and completes them: an empty licence is the source's. A document may be
+    /// under other terms than its source, but not under stricter ones: those belong in a source of their own.
+    pub fn check_documents(&self, source: &SourceId, documents: &mut [Document]) -> Result<Arc<Source>, GovernError> {
+        let source = self.store.source(source)?;
+        let limit = |what, got, limit, setting| {
+            if got > limit { Err(GovernError::Limit { what, got, limit, setting }) } else { Ok(()) }
+        };
+        limit("the number of documents", documents.len(), self.config.max_shard_documents, "max_shard_documents")?;
+        let bytes = documents.iter().map(|d| d.text.len()).sum();
+        limit("the text in bytes", bytes, self.config.max_shard_bytes, "max_shard_bytes")?;
+        for document in documents {
+            let refuse = |reason: String| GovernError::Document { uri: document.uri.clone(), reason };
+            if document.text.len() > self.config.max_document_bytes {
+                let most = self.config.max_document_bytes;
+                return Err(refuse(format!("it has {} bytes, the limit is {most} (max_document_bytes)", document.text.len())));
+            }
+            if document.text.trim().is_empty() {
+                return Err(refuse("it has no text".into()));
+            }
+            if document.licence.is_empty() {
+                (document.licence, document.tier) = (source.licence.clone(), source.tier);
+                continue;
+            }
+            let tier = self.config.licences.tier(&document.licence).map_err(|e| refuse(e.to_string()))?;
+            if tier > source.tier {
+                let reason = format!(
+                    "its licence '{}' is {tier}, its source is {}; declare a source of its own for it",
+                    document.licence, source.tier
+                );
+                return Err(refuse(reason));
+            }
+            document.tier = tier.max(source.tier);
+        }
+        Ok(source)
+    }
+
+    /// Encodes checked documents and adds them as a shard.
+    pub fn add_shard(
+        &self,
+        source: &SourceId,
+        documents: &[Document],
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<AddedShard, GovernError> {
+        Ok(self.store.add_shard(&NewShard { source, documents }, &*self.model, cancel, progress)?)
+    }
+
+    /// Withdraws a shard.
+    pub fn remove_shard(&self, id: ShardId) -> Result<Removal, GovernError> {
+        Ok(self.store.remove_shard(id)?)
+    }
+}

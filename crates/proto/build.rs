@@ -1,0 +1,22 @@
+//! Compiles `proto/` without a system protoc.
+
+use std::path::PathBuf;
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "silo/v1/common.proto",
+        "silo/v1/generation.proto",
+        "silo/v1/datastore.proto",
+        "google/longrunning/operations.proto",
+    ];
+    println!("cargo:rerun-if-changed=../../proto");
+    let descriptors = protox::compile(files, ["../../proto"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
+    std::fs::write(out, descriptors.encode_to_vec())?;
+    let mut config = prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Limits of the server.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Address and limits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerConfig {
+    /// Address to listen at. Only loopback addresses are accepted: there are no roles yet.
+    pub listen: SocketAddr,
+    /// Largest message that is read.
+    pub max_message_bytes: usize,
+    /// Greatest `max_new_tokens` of a request.
+    pub max_new_tokens: usize,
+    /// `max_new_tokens` of a request that does not say.
+    pub default_new_tokens: usize,
+    /// Greatest number of alternatives per token.
+    pub max_alternatives: usize,
+    /// Most stop strings of a request.
+    pub max_stop_strings: usize,
+    /// Neighbours of a Search that does not say.
+    pub default_search_neighbors: usize,
+    /// Passages of a Search that does not say.
+    pub default_search_passages: usize,
+    /// Running streams get this long to end when the server is told to stop.
+    pub drain_seconds: u64,
+    /// Additions that wait for their turn; one more is refused.
+    pub max_queued_additions: usize,
+    /// Finished operations that are remembered.
+    pub max_finished_operations: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50061)),
+            max_message_bytes: 4 << 20,
+            max_new_tokens: 4096,
+            default_new_tokens: 128,
+            max_alternatives: 20,
+            max_stop_strings: 16,
+            default_search_neighbors: 8,
+            default_search_passages: 3,
+            drain_seconds: 30,
+            max_queued_additions: 16,
+            max_finished_operations: 1000,
+        }
+    }
+}
+
+/// An address that the server must not listen at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("server.listen is {0}, which others can reach; without roles the server listens at a loopback address only, \
+         such as 127.0.0.1:50061")]
+pub struct InvalidAddress(pub SocketAddr);
+
+impl ServerConfig {
+    /// Whether the address may be listened at.
+    pub fn check(&self) -> Result<(), InvalidAddress> {
+        if self.listen.ip().is_loopback() { Ok(()) } else { Err(InvalidAddress(self.listen)) }
+    }
+}

@@ -1,0 +1,199 @@
+//! DatastoreService.
+
+use std::sync::Arc;
+
+use silo_core::{ShardId, SourceId};
+use silo_govern::{GovernError, Governor, Look, ShardRecord, ShardState};
+use silo_proto::v1::datastore_service_server::DatastoreService;
+use silo_proto::{longrunning as lro, v1};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::operations::Registry;
+use crate::serve::Draining;
+use crate::status::BadField;
+use crate::{ServerConfig, from_proto, page, status, to_proto};
+
+pub(crate) struct Datastore {
+    pub(crate) governor: Arc<Governor>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) config: Arc<ServerConfig>,
+    pub(crate) draining: Draining,
+    pub(crate) card: silo_core::ModelCard,
+}
+
+fn bad(field: &'static str, problem: impl Into<String>) -> Status {
+    status::bad_field(&BadField::new(field, problem))
+}
+
+fn govern(error: impl Into<GovernError>) -> Status {
+    status::govern(&error.into())
+}
+
+impl Datastore {
+    /// Runs store work off the threads that move messages.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Governor) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let governor = self.governor.clone();
+        tokio::task::spawn_blocking(move || work(&governor)).await.map_err(status::internal)?.map(Response::new)
+    }
+}
+
+fn describe(governor: &Governor, record: &ShardRecord) -> v1::Shard {
+    let status = governor.store().status();
+    let open = governor.store().open_shard(record.id);
+    let n_bytes = open.map_or(0, |s| s.manifest().files.values().map(|f| f.bytes).sum());
+    to_proto::shard(record, status.unavailable.get(&record.id), n_bytes)
+}
+
+/// Reads the header and all documents of an addition.
+async fn read_documents(
+    mut stream: Streaming<v1::AddShardRequest>,
+    limit: usize,
+) -> Result<(SourceId, Vec<silo_core::Document>), Status> {
+    use v1::add_shard_request::Message;
+    let first = stream.message().await?.and_then(|m| m.message);
+    let Some(Message::Header(header)) = first else {
+        return Err(bad("header", "the first message must be the header, with the name of the source"));
+    };
+    let source = from_proto::source_id(&header.source, "header.source").map_err(|e| status::bad_field(&e))?;
+    let (mut documents, mut bytes) = (Vec::new(), 0);
+    while let Some(message) = stream.message().await? {
+        let Some(Message::Documents(chunk)) = message.message else {
+            return Err(bad("documents", "after the header every message must hold documents"));
+        };
+        for document in chunk.documents {
+            bytes += document.text.len();
+            if bytes > limit {
+                return Err(bad("documents", format!("the texts have more than {limit} bytes (max_shard_bytes); add several shards")));
+            }
+            documents.push(from_proto::document(document, &source));
+        }
+    }
+    Ok((source, documents))
+}
+
+#[tonic::async_trait]
+impl DatastoreService for Datastore {
+    async fn create_source(&self, request: Request<v1::CreateSourceRequest>) -> Result<Response<v1::Source>, Status> {
+        let m = request.into_inner();
+        let source = m.source.ok_or_else(|| bad("source", "it is missing"))?;
+        let declaration = from_proto::declaration(source).map_err(|e| status::bad_field(&e))?;
+        let create = move |g: &Governor| g.create_source(&declaration, m.validate_only).map_err(govern);
+        self.blocking(move |g| create(g).map(|s| to_proto::source(&s))).await
+    }
+
+    async fn get_source(&self, request: Request<v1::GetSourceRequest>) -> Result<Response<v1::Source>, Status> {
+        let id = from_proto::source_id(&request.into_inner().name, "name").map_err(|e| status::bad_field(&e))?;
+        self.blocking(move |g| g.store().source(&id).map(|s| to_proto::source(&s)).map_err(govern)).await
+    }
+
+    async fn list_sources(&self, request: Request<v1::ListSourcesRequest>) -> Result<Response<v1::ListSourcesResponse>, Status> {
+        let m = request.into_inner();
+        let all = self.governor.store().status().snapshot.sources.iter().map(|s| to_proto::source(s)).collect();
+        let (sources, next_page_token) = page::page(all, m.page_size, &m.page_token)?;
+        Ok(Response::new(v1::ListSourcesResponse { sources, next_page_token }))
+    }
+
+    async fn add_shard(&self, request: Request<Streaming<v1::AddShardRequest>>) -> Result<Response<lro::Operation>, Status> {
+        self.draining.check()?;
+        let limit = self.governor.config().max_shard_bytes;
+        let (source, mut documents) = read_documents(request.into_inner(), limit).await?;
+        if documents.is_empty() {
+            return Err(bad("documents", "there is none"));
+        }
+        let registry = self.registry.clone();
+        let check = self.blocking(move |g| {
+            g.check_documents(&source, &mut documents).map_err(govern)?;
+            Ok((source, documents))
+        });
+        let (source, documents) = check.await?.into_inner();
+        registry.add_shard(source, documents).map(Response::new)
+    }
+
+    async fn get_shard(&self, request: Request<v1::GetShardRequest>) -> Result<Response<v1::Shard>, Status> {
+        let id = ShardId(request.into_inner().id);
+        self.blocking(move |g| g.store().shard(id).map(|r| describe(g, &r)).map_err(govern)).await
+    }
+
+    async fn list_shards(&self, request: Request<v1::ListShardsRequest>) -> Result<Response<v1::ListShardsResponse>, Status> {
+        let m = request.into_inner();
+        self.blocking(move |g| {
+            let mut records = g.store().shards().map_err(govern)?;
+            records.retain(|r| m.show_removed || r.state == ShardState::Live);
+            if !m.source.is_empty() {
+                let id = from_proto::source_id(&m.source, "source").map_err(|e| status::bad_field(&e))?;
+                g.store().source(&id).map_err(govern)?;
+                records.retain(|r| r.source == id);
+            }
+            let (records, next_page_token) = page::page(records, m.page_size, &m.page_token)?;
+            let shards = records.iter().map(|r| describe(g, r)).collect();
+            Ok(v1::ListShardsResponse { shards, next_page_token })
+        })
+        .await
+    }
+
+    async fn remove_shard(&self, request: Request<v1::RemoveShardRequest>) -> Result<Response<v1::RemoveShardResponse>, Status> {
+        let m = request.into_inner();
+        self.blocking(move |g| {
+            let id = ShardId(m.id);
+            let record = g.store().shard(id).map_err(govern)?;
+            if record.state == ShardState::Removed {
+                return Err(govern(silo_govern::StoreError::ShardRemoved(id)));
+            }
+            if m.validate_only {
+                let snapshot = g.store().status().snapshot;
+                let (epoch, root) = (snapshot.epoch.0, snapshot.root.to_string());
+                let shard = Some(describe(g, &record));
+                return Ok(v1::RemoveShardResponse { shard, epoch, root_before: root.clone(), root_after: root, purged: false });
+            }
+            let removal = g.remove_shard(id).map_err(|e| status::govern(&e))?;
+            let record = g.store().shard(id).map_err(govern)?;
+            Ok(v1::RemoveShardResponse {
+                shard: Some(describe(g, &record)),
+                epoch: removal.epoch.0,
+                root_before: removal.root_before.to_string(),
+                root_after: removal.root_after.to_string(),
+                purged: removal.purged,
+            })
+        })
+        .await
+    }
+
+    async fn get_store(&self, _: Request<v1::GetStoreRequest>) -> Result<Response<v1::StoreStatus>, Status> {
+        let status = self.governor.store().status();
+        let sum = |f: fn(&silo_core::ShardView) -> u64| status.snapshot.shards.iter().map(f).sum();
+        Ok(Response::new(v1::StoreStatus {
+            epoch: status.snapshot.epoch.0,
+            root: status.snapshot.root.to_string(),
+            n_sources: status.snapshot.sources.len() as u64,
+            n_shards: status.snapshot.shards.len() as u64,
+            n_documents: sum(|s| s.n_documents),
+            n_entries: sum(|s| s.n_entries),
+            n_passages: sum(|s| s.n_passages),
+            model_hash: status.model.to_string(),
+            recipe: status.recipe.name.clone(),
+            recipe_hash: status.recipe.hash().to_string(),
+        }))
+    }
+
+    async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {
+        let m = request.into_inner();
+        let filter = from_proto::filter(m.filter).map_err(|e| status::bad_field(&e))?;
+        if m.text.is_empty() {
+            return Err(bad("text", "it is empty"));
+        }
+        let k = m.k.map_or(self.config.default_search_neighbors, |k| k as usize);
+        let passages = m.passages.map_or(self.config.default_search_passages, |k| k as usize);
+        if k > 1000 || passages > 1000 {
+            return Err(bad("k", "at most 1000 neighbours and 1000 passages are shown"));
+        }
+        let card = self.card.clone();
+        self.blocking(move |g| {
+            let look = Look { text: &m.text, filter: &filter, k, passages };
+            g.look(&look).map(|found| to_proto::found(found, &card)).map_err(|e| status::govern(&e))
+        })
+        .await
+    }
+}

@@ -1,0 +1,167 @@
+//! GenerationService.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use silo_engine::{Engine, Event, Generation};
+use silo_proto::v1;
+use silo_proto::v1::generation_service_server::GenerationService;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::serve::Draining;
+use crate::{ServerConfig, from_proto, status, to_proto};
+
+/// Messages that wait in the transport for a slow reader.
+const STREAM_MESSAGES: usize = 16;
+
+#[derive(Clone)]
+pub(crate) struct Generations {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) config: Arc<ServerConfig>,
+    pub(crate) draining: Draining,
+}
+
+/// When a call's deadline passes. The transport itself watches it only until the first byte of the answer.
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let n: u64 = digits.parse().ok()?;
+    let duration = match unit {
+        "H" => Duration::from_secs(n.checked_mul(3600)?),
+        "M" => Duration::from_secs(n.checked_mul(60)?),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    };
+    Instant::now().checked_add(duration)
+}
+
+impl Generations {
+    fn surroundings(&self, deadline: Option<Instant>) -> from_proto::Surroundings<'_> {
+        let (tokenizer, context) = (self.engine.tokenizer().as_ref(), self.engine.config().context);
+        from_proto::Surroundings { config: &self.config, tokenizer, context, deadline }
+    }
+
+    fn start(&self, request: Request<v1::GenerateRequest>) -> Result<(Generation, u64), Status> {
+        self.draining.check()?;
+        let deadline = deadline(&request);
+        let message = request.into_inner();
+        let seed = message.sampling.as_ref().and_then(|s| s.seed).unwrap_or_else(rand::random);
+        let request = from_proto::generate(message, &self.surroundings(deadline), seed).map_err(|e| status::bad_field(&e))?;
+        let generation = self.engine.generate(request).map_err(|e| status::engine(&e))?;
+        Ok((generation, seed))
+    }
+
+    /// The next message; `None` when the stream is over.
+    async fn next(&self, generation: &mut Generation, seed: u64) -> Result<Option<v1::generate_chunk::Message>, Status> {
+        let event = tokio::select! {
+            event = generation.next() => event,
+            () = self.draining.cut() => return Err(status::draining()),
+        };
+        match event {
+            Some(Event::Token(token)) => {
+                let token = to_proto::token(token, self.engine.tokenizer().as_ref());
+                Ok(Some(v1::generate_chunk::Message::Token(token)))
+            }
+            Some(Event::Finished(finished)) => {
+                let finished = to_proto::finished(*finished, self.engine.model().card(), seed);
+                Ok(Some(v1::generate_chunk::Message::Finished(finished)))
+            }
+            Some(Event::Failed(error)) => Err(status::engine(&error)),
+            None => Ok(None),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl GenerationService for Generations {
+    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
+        let (mut generation, seed) = self.start(request)?;
+        let mut response = v1::GenerateResponse::default();
+        while let Some(message) = self.next(&mut generation, seed).await? {
+            match message {
+                v1::generate_chunk::Message::Token(token) => {
+                    response.text += &token.text;
+                    response.tokens.push(token);
+                }
+                v1::generate_chunk::Message::Finished(finished) => {
+                    response.text += &finished.text;
+                    response.finished = Some(finished);
+                    return Ok(Response::new(response));
+                }
+            }
+        }
+        Err(status::internal("the text ended without a reason"))
+    }
+
+    type GenerateStreamStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateChunk, Status>> + Send>>;
+
+    async fn generate_stream(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStreamStream>, Status> {
+        let (mut generation, seed) = self.start(request)?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(STREAM_MESSAGES);
+        let service = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    next = service.next(&mut generation, seed) => next,
+                    () = sender.closed() => return, // the caller has gone; dropping the generation frees its place
+                };
+                let message = match next {
+                    Ok(Some(message)) => Ok(v1::GenerateChunk { message: Some(message) }),
+                    Ok(None) => return,
+                    Err(status) => Err(status),
+                };
+                if sender.send(message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn score(&self, request: Request<v1::ScoreRequest>) -> Result<Response<v1::ScoreResponse>, Status> {
+        self.draining.check()?;
+        let deadline = deadline(&request);
+        let request =
+            from_proto::score(request.into_inner(), &self.surroundings(deadline)).map_err(|e| status::bad_field(&e))?;
+        let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
+        let (flag, engine) = (cancel.0.clone(), self.engine.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let score = engine.score(&request, &flag).map_err(|e| status::engine(&e))?;
+            Ok(to_proto::score(score, &request.tokens, engine.tokenizer().as_ref(), engine.model().card()))
+        });
+        let response = tokio::select! {
+            response = work => response.map_err(status::internal)?,
+            () = self.draining.cut() => Err(status::draining()),
+        };
+        drop(cancel);
+        response.map(Response::new)
+    }
+
+    async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let ids = self.engine.tokenizer().encode(&request.into_inner().text).map_err(|e| status::engine(&e.into()))?;
+        Ok(Response::new(v1::TokenizeResponse { ids }))
+    }
+
+    async fn get_model(&self, _: Request<v1::GetModelRequest>) -> Result<Response<v1::Model>, Status> {
+        Ok(Response::new(to_proto::model(self.engine.model().card())))
+    }
+}
+
+/// Cancels work on another thread when the call that waits for it is dropped.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

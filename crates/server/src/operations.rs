@@ -1,0 +1,189 @@
+//! Long-running operations (AIP-151): additions, one after the other.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prost::Name;
+use prost_types::Any;
+use silo_core::{Document, SourceId};
+use silo_govern::Governor;
+use silo_proto::longrunning as lro;
+use silo_proto::longrunning::operations_server::Operations;
+use silo_proto::v1;
+use tokio::sync::{Notify, Semaphore};
+use tonic::{Request, Response, Status};
+
+use crate::{ServerConfig, page, status, to_proto};
+
+/// An operation's state.
+struct Work {
+    source: SourceId,
+    total: u64,
+    done: AtomicU64,
+    cancel: AtomicBool,
+    result: Mutex<Option<lro::operation::Result>>,
+    finished: Notify,
+}
+
+impl Work {
+    fn result(&self) -> MutexGuard<'_, Option<lro::operation::Result>> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The operations of this server.
+pub(crate) struct Registry {
+    governor: Arc<Governor>,
+    config: Arc<ServerConfig>,
+    /// By number; names end with it.
+    all: Mutex<BTreeMap<u64, Arc<Work>>>,
+    next: AtomicU64,
+    /// Names must not be those of a server that ran before.
+    instance: String,
+    turn: Semaphore,
+}
+
+fn pack<M: Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+impl Registry {
+    pub(crate) fn new(governor: Arc<Governor>, config: Arc<ServerConfig>) -> Arc<Self> {
+        let instance = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
+        let (all, next, turn) = (Mutex::default(), AtomicU64::new(1), Semaphore::new(1));
+        Arc::new(Self { governor, config, all, next, instance, turn })
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Work>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts an addition of checked documents.
+    pub(crate) fn add_shard(self: &Arc<Self>, source: SourceId, documents: Vec<Document>) -> Result<lro::Operation, Status> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let work = Arc::new(Work {
+            source,
+            total: documents.len() as u64,
+            done: AtomicU64::new(0),
+            cancel: AtomicBool::new(false),
+            result: Mutex::new(None),
+            finished: Notify::new(),
+        });
+        {
+            let mut all = self.all();
+            let waiting = all.values().filter(|w| w.result().is_none()).count();
+            if waiting >= self.config.max_queued_additions {
+                return Err(status::overloaded("additions", waiting));
+            }
+            self.forget_old(&mut all);
+            all.insert(number, work.clone());
+        }
+        let registry = self.clone();
+        let task = work.clone();
+        tokio::spawn(async move {
+            let turn = registry.turn.acquire().await;
+            let (worker, governor) = (task.clone(), registry.governor.clone());
+            let run = tokio::task::spawn_blocking(move || add(&governor, &worker, &documents));
+            let outcome = run.await.unwrap_or_else(|e| Err(status::internal(e)));
+            drop(turn);
+            *task.result() = Some(match outcome {
+                Ok(shard) => lro::operation::Result::Response(pack(&shard)),
+                Err(status) => lro::operation::Result::Error(status::as_message(&status)),
+            });
+            task.finished.notify_waiters();
+        });
+        Ok(self.describe(number, &work))
+    }
+
+    fn forget_old(&self, all: &mut BTreeMap<u64, Arc<Work>>) {
+        let finished: Vec<u64> = all.iter().filter(|(_, w)| w.result().is_some()).map(|(n, _)| *n).collect();
+        let surplus = finished.len().saturating_sub(self.config.max_finished_operations);
+        for number in &finished[..surplus] {
+            all.remove(number);
+        }
+    }
+
+    fn describe(&self, number: u64, work: &Work) -> lro::Operation {
+        let progress = v1::AddShardProgress {
+            source: work.source.to_string(),
+            documents_done: work.done.load(Ordering::Relaxed),
+            documents_total: work.total,
+        };
+        let result = work.result().clone();
+        let name = format!("operations/{}-{number}", self.instance);
+        lro::Operation { name, metadata: Some(pack(&progress)), done: result.is_some(), result }
+    }
+
+    fn find(&self, name: &str) -> Result<(u64, Arc<Work>), Status> {
+        let number = name.strip_prefix(&format!("operations/{}-", self.instance)).and_then(|n| n.parse().ok());
+        let found = number.and_then(|n| Some((n, self.all().get(&n)?.clone())));
+        found.ok_or_else(|| status::not_found("operation", name))
+    }
+
+    /// Cancels what runs or waits.
+    pub(crate) fn cancel_all(&self) {
+        self.all().values().for_each(|w| w.cancel.store(true, Ordering::Relaxed));
+    }
+}
+
+fn add(governor: &Governor, work: &Work, documents: &[Document]) -> Result<v1::Shard, Status> {
+    if work.cancel.load(Ordering::Relaxed) {
+        return Err(status::cancelled("the addition was cancelled before it began"));
+    }
+    let progress = |done, _| work.done.store(done, Ordering::Relaxed);
+    let added =
+        governor.add_shard(&work.source, documents, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
+    let record = governor.store().shard(added.id).map_err(|e| status::govern(&e.into()))?;
+    let n_bytes = added.manifest.files.values().map(|f| f.bytes).sum();
+    Ok(v1::Shard { n_duplicates: added.n_duplicates, ..to_proto::shard(&record, None, n_bytes) })
+}
+
+pub(crate) struct OperationsService(pub(crate) Arc<Registry>);
+
+#[tonic::async_trait]
+impl Operations for OperationsService {
+    async fn list_operations(
+        &self,
+        request: Request<lro::ListOperationsRequest>,
+    ) -> Result<Response<lro::ListOperationsResponse>, Status> {
+        let m = request.into_inner();
+        let all: Vec<_> = self.0.all().iter().map(|(n, w)| self.0.describe(*n, w)).collect();
+        let (operations, next_page_token) = page::page(all, m.page_size, &m.page_token)?;
+        Ok(Response::new(lro::ListOperationsResponse { operations, next_page_token }))
+    }
+
+    async fn get_operation(&self, request: Request<lro::GetOperationRequest>) -> Result<Response<lro::Operation>, Status> {
+        let (number, work) = self.0.find(&request.into_inner().name)?;
+        Ok(Response::new(self.0.describe(number, &work)))
+    }
+
+    async fn delete_operation(&self, request: Request<lro::DeleteOperationRequest>) -> Result<Response<()>, Status> {
+        let name = request.into_inner().name;
+        let (number, work) = self.0.find(&name)?;
+        if work.result().is_none() {
+            let problem = format!("'{name}' still runs; cancel it first");
+            return Err(status::bad_field(&status::BadField::new("name", problem)));
+        }
+        self.0.all().remove(&number);
+        Ok(Response::new(()))
+    }
+
+    async fn cancel_operation(&self, request: Request<lro::CancelOperationRequest>) -> Result<Response<()>, Status> {
+        let (_, work) = self.0.find(&request.into_inner().name)?;
+        work.cancel.store(true, Ordering::Relaxed);
+        Ok(Response::new(()))
+    }
+
+    async fn wait_operation(&self, request: Request<lro::WaitOperationRequest>) -> Result<Response<lro::Operation>, Status> {
+        let m = request.into_inner();
+        let (number, work) = self.0.find(&m.name)?;
+        let timeout = m.timeout.and_then(|d| Duration::try_from(d).ok()).unwrap_or(Duration::from_secs(3600));
+        let finished = work.finished.notified();
+        if work.result().is_none() {
+            let _ = tokio::time::timeout(timeout, finished).await; // at the timeout the answer says that it still runs
+        }
+        Ok(Response::new(self.0.describe(number, &work)))
+    }
+}

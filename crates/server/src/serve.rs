@@ -1,0 +1,144 @@
+//! The server: its services, its health, its end.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use silo_engine::Engine;
+use silo_govern::Governor;
+use silo_proto::longrunning::operations_server::OperationsServer;
+use silo_proto::v1::datastore_service_server::DatastoreServiceServer;
+use silo_proto::v1::generation_service_server::GenerationServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::codec::CompressionEncoding;
+use tonic_health::ServingStatus;
+
+use crate::config::InvalidAddress;
+use crate::datastore::Datastore;
+use crate::generation::Generations;
+use crate::operations::{OperationsService, Registry};
+use crate::{ServerConfig, status};
+
+/// Why the server could not run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages document the variants and their fields")]
+pub enum ServeError {
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
+    #[error("cannot listen at {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("reflection cannot be set up: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("the transport failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// How far shutting down has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    /// No new work; what runs goes on.
+    Draining,
+    /// What still runs is cut off.
+    Cut,
+}
+
+/// What services know of shutting down.
+#[derive(Clone)]
+pub(crate) struct Draining(watch::Receiver<Phase>);
+
+impl Draining {
+    /// Refuses new work once the server drains.
+    pub(crate) fn check(&self) -> Result<(), Status> {
+        if *self.0.borrow() == Phase::Serving { Ok(()) } else { Err(status::draining()) }
+    }
+
+    /// Waits until running work is cut off.
+    pub(crate) async fn cut(&self) {
+        let mut phase = self.0.clone();
+        if phase.wait_for(|p| *p == Phase::Cut).await.is_err() {
+            std::future::pending::<()>().await; // the server has gone without cutting anything off
+        }
+    }
+}
+
+/// A server that listens already.
+pub struct Server {
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    engine: Arc<Engine>,
+    governor: Arc<Governor>,
+}
+
+impl Server {
+    /// Listens at the configured address.
+    pub async fn bind(config: ServerConfig, engine: Arc<Engine>, governor: Arc<Governor>) -> Result<Self, ServeError> {
+        config.check()?;
+        let address = config.listen;
+        let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        Ok(Self { listener, config: Arc::new(config), engine, governor })
+    }
+
+    /// The address that it listens at.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is done; then readiness turns, running streams get `drain_seconds`, and the rest is cut off with
+    /// UNAVAILABLE.
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
+        let Self { listener, config, engine, governor } = self;
+        let (phase, watched) = watch::channel(Phase::Serving);
+        let draining = Draining(watched);
+        let registry = Registry::new(governor.clone(), config.clone());
+        let operations = registry.clone();
+        let limit = config.max_message_bytes;
+        let card = engine.model().card().clone();
+        let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
+        let datastore = Datastore { governor, registry: registry.clone(), config: config.clone(), draining, card };
+
+        let (health, health_service) = tonic_health::server::health_reporter();
+        for service in SERVICES {
+            health.set_service_status(service, ServingStatus::Serving).await;
+        }
+        let drain = Duration::from_secs(config.drain_seconds);
+        let shutdown = async move {
+            stop.await;
+            for service in SERVICES {
+                health.set_service_status(service, ServingStatus::NotServing).await;
+            }
+            phase.send_replace(Phase::Draining);
+            registry.cancel_all();
+            tokio::spawn(async move {
+                tokio::time::sleep(drain).await;
+                phase.send_replace(Phase::Cut);
+            });
+        };
+        let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(silo_proto::DESCRIPTORS);
+        let generation = GenerationServiceServer::new(generations)
+            .max_decoding_message_size(limit)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip);
+        let datastore = DatastoreServiceServer::new(datastore)
+            .max_decoding_message_size(limit)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip);
+        tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .add_service(generation)
+            .add_service(datastore)
+            .add_service(OperationsServer::new(OperationsService(operations)))
+            .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), shutdown)
+            .await?;
+        Ok(())
+    }
+}
+
+/// The whole server ("") and its services, as health knows them.
+const SERVICES: [&str; 4] = ["", "silo.v1.GenerationService", "silo.v1.DatastoreService", "google.longrunning.Operations"];

@@ -1,0 +1,199 @@
+//! Answers → messages.
+
+use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
+use silo_engine::{FinishReason, Finished, InForce, Mode, Score, TokenEvent};
+use silo_govern::{Found, ShardRecord, ShardState};
+use silo_proto::v1;
+
+pub(crate) fn tier(tier: Tier) -> v1::Tier {
+    match tier {
+        Tier::PublicDomain => v1::Tier::PublicDomain,
+        Tier::Permissive => v1::Tier::Permissive,
+        Tier::Attribution => v1::Tier::Attribution,
+        Tier::Restricted => v1::Tier::Restricted,
+    }
+}
+
+pub(crate) fn provenance(snapshot: &Snapshot, card: &silo_core::ModelCard) -> v1::Provenance {
+    v1::Provenance {
+        epoch: snapshot.epoch.0,
+        root: snapshot.root.to_string(),
+        model_hash: card.hash.to_string(),
+        model_training_tiers: tiers(card),
+    }
+}
+
+fn tiers(card: &silo_core::ModelCard) -> Vec<i32> {
+    card.training_tiers.iter().flatten().map(|&t| tier(t).into()).collect()
+}
+
+fn in_force(p: &InForce) -> v1::InForce {
+    let mode = match p.mode {
+        Mode::Parametric => v1::RetrievalMode::Parametric,
+        Mode::Knn => v1::RetrievalMode::Knn,
+        Mode::Context => v1::RetrievalMode::Context,
+        Mode::KnnAndContext => v1::RetrievalMode::KnnAndContext,
+    };
+    v1::InForce {
+        mode: mode.into(),
+        k: p.knn.k as u32,
+        knn_weight: p.knn.knn_weight,
+        knn_temperature: p.knn.knn_temperature,
+        context_passages: p.context.passages as u32,
+        context_stride_tokens: p.context.stride_tokens as u32,
+        context_query_tokens: p.context.query_tokens as u32,
+        context_max_passage_tokens: p.context.max_passage_tokens as u32,
+    }
+}
+
+fn shares(shares: Option<Vec<(SourceId, f64)>>) -> Vec<v1::SourceShare> {
+    let share = |(source, share): (SourceId, f64)| v1::SourceShare { source: source.into(), share };
+    shares.unwrap_or_default().into_iter().map(share).collect()
+}
+
+pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer) -> v1::Token {
+    let alternative = |(id, log_probability): (u32, f64)| v1::Alternative { id, text: tokenizer.decode(&[id]), log_probability };
+    v1::Token {
+        id: t.token,
+        text: t.text,
+        log_probability: t.log_probability,
+        alternatives: t.alternatives.into_iter().map(alternative).collect(),
+        shares: shares(t.shares),
+    }
+}
+
+pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v1::Finished {
+    let reason = match f.reason {
+        FinishReason::Length => v1::FinishReason::Length,
+        FinishReason::Stop => v1::FinishReason::Stop,
+        FinishReason::EndOfText => v1::FinishReason::EndOfText,
+        FinishReason::ContextFull => v1::FinishReason::ContextFull,
+        FinishReason::TimeLimit => v1::FinishReason::TimeLimit,
+        FinishReason::SourceRemoved => v1::FinishReason::SourceRemoved,
+    };
+    let mut totals = f.source_totals.unwrap_or_default();
+    totals.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let total = |(id, total): (SourceId, f64)| {
+        let source = f.snapshot.sources.iter().find(|s| s.id == id);
+        v1::SourceTotal {
+            source: id.into(),
+            total,
+            owner: source.map(|s| s.owner.clone()).unwrap_or_default(),
+            licence: source.map(|s| s.licence.clone()).unwrap_or_default(),
+            tier: source.map_or(v1::Tier::Unspecified, |s| tier(s.tier)).into(),
+        }
+    };
+    v1::Finished {
+        reason: reason.into(),
+        text: f.text,
+        usage: Some(v1::Usage {
+            prompt_tokens: f.usage.prompt_tokens,
+            new_tokens: f.usage.new_tokens,
+            neighbor_searches: f.usage.neighbor_searches,
+            passage_searches: f.usage.passage_searches,
+        }),
+        provenance: Some(provenance(&f.snapshot, card)),
+        in_force: Some(in_force(&f.in_force)),
+        sources: totals.into_iter().map(total).collect(),
+        parametric_total: f.parametric_total.unwrap_or_default(),
+        seed,
+    }
+}
+
+pub(crate) fn score(s: Score, tokens: &[u32], tokenizer: &dyn Tokenizer, card: &silo_core::ModelCard) -> v1::ScoreResponse {
+    let log_probability = s.tokens.iter().map(|t| t.log_probability).sum();
+    let n_bytes = s.tokens.iter().map(|t| tokenizer.bytes(tokens[t.position]).len() as u64).sum();
+    let scored = |t: silo_engine::ScoredToken| v1::ScoredToken {
+        id: tokens[t.position],
+        position: t.position as u32,
+        log_probability: t.log_probability,
+        parametric_log_probability: t.parametric_log_probability,
+        shares: shares(t.shares),
+    };
+    v1::ScoreResponse {
+        provenance: Some(provenance(&s.snapshot, card)),
+        in_force: Some(in_force(&s.in_force)),
+        tokens: s.tokens.into_iter().map(scored).collect(),
+        log_probability,
+        n_bytes,
+    }
+}
+
+pub(crate) fn model(card: &silo_core::ModelCard) -> v1::Model {
+    v1::Model {
+        name: card.name.clone(),
+        hash: card.hash.to_string(),
+        architecture: card.architecture.clone(),
+        n_parameters: card.n_parameters,
+        vocab_size: card.vocab_size as u32,
+        context_tokens: card.context_tokens as u32,
+        key_dim: card.key_dim as u32,
+        key_site: card.key_site.to_string(),
+        training_tiers: tiers(card),
+    }
+}
+
+pub(crate) fn source(s: &Source) -> v1::Source {
+    let Permissions { train, knn, context, verbatim, display } = s.permissions;
+    v1::Source {
+        name: s.id.to_string(),
+        owner: s.owner.clone(),
+        licence: s.licence.clone(),
+        licence_stated_at: s.licence_stated_at.clone(),
+        tier: tier(s.tier).into(),
+        permissions: Some(v1::Permissions { train, knn, context, verbatim, display }),
+    }
+}
+
+/// `unavailable` says why a live shard is not retrieved from.
+pub(crate) fn shard(r: &ShardRecord, unavailable: Option<&String>, n_bytes: u64) -> v1::Shard {
+    let state = match (r.state, unavailable) {
+        (ShardState::Removed, _) => v1::ShardState::Removed,
+        (ShardState::Live, Some(_)) => v1::ShardState::Unavailable,
+        (ShardState::Live, None) => v1::ShardState::Live,
+    };
+    v1::Shard {
+        id: r.id.0,
+        source: r.source.to_string(),
+        state: state.into(),
+        reason: unavailable.cloned().unwrap_or_default(),
+        n_documents: r.n_documents,
+        n_tokens: r.n_tokens,
+        n_entries: r.n_entries,
+        added_epoch: r.added_epoch.0,
+        removed_epoch: r.removed_epoch.map(|e| e.0),
+        model_hash: r.model_hash.clone(),
+        recipe_hash: r.recipe_hash.clone(),
+        n_bytes,
+        n_duplicates: 0,
+    }
+}
+
+pub(crate) fn found(found: Found, card: &silo_core::ModelCard) -> v1::SearchResponse {
+    let provenance = Some(provenance(&found.snapshot, card));
+    let neighbor = |n: silo_govern::FoundNeighbor| v1::NeighborHit {
+        source: n.entry.source.into(),
+        document: n.entry.document.to_string(),
+        position: n.entry.position,
+        distance: n.distance,
+        token: n.value,
+        uri: n.entry.uri,
+        title: n.entry.title,
+        context: n.entry.context,
+        continuation: n.entry.continuation,
+    };
+    let passage = |p: silo_govern::FoundPassage| v1::PassageHit {
+        source: p.source.id.to_string(),
+        document: p.passage.document.to_string(),
+        start: p.passage.start,
+        score: p.passage.score,
+        uri: p.passage.uri,
+        title: p.passage.title,
+        text: p.text.unwrap_or_default(),
+    };
+    v1::SearchResponse {
+        provenance,
+        neighbors: found.neighbors.into_iter().map(neighbor).collect(),
+        passages: found.passages.into_iter().map(passage).collect(),
+    }
+}

@@ -1,0 +1,62 @@
+//! `silo serve`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use silo_server::Server;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::wiring;
+
+/// Serve a model and a store over gRPC. SIGTERM or Ctrl-C drains and ends it; a second one ends it at once.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// The configuration file.
+    #[arg(long, value_name = "PATH")]
+    config: PathBuf,
+    /// What is logged: error, warn, info, debug, or a filter such as silo_server=debug.
+    #[arg(long, default_value = "info")]
+    log: String,
+}
+
+impl Serve {
+    /// Runs until told to stop.
+    pub async fn run(self) -> Result<()> {
+        let filter = EnvFilter::try_new(&self.log).with_context(|| format!("'{}' is no filter of log messages", self.log))?;
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let started = std::time::Instant::now();
+        let (config, parts) = tokio::task::spawn_blocking(move || wiring::start_from(&self.config)).await??;
+        let card = parts.engine.model().card().clone();
+        let snapshot = parts.governor.store().status().snapshot;
+        let server = Server::bind(config.server, parts.engine, parts.governor).await?;
+        tracing::info!(
+            "ready at {} after {} ms: model {} ({}), epoch {}, {} shards",
+            server.address()?,
+            started.elapsed().as_millis(),
+            card.name,
+            &card.hash.to_string()[..12],
+            snapshot.epoch,
+            snapshot.shards.len()
+        );
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let stop = async move {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::info!("draining");
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::signal::ctrl_c() => {}
+                    _ = terminate.recv() => {}
+                }
+                std::process::exit(1);
+            });
+        };
+        server.serve(stop).await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! `silo shard`.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use prost::Message as _;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use silo_proto::{longrunning as lro, v1};
+
+use crate::client::{Connection, Target, refused};
+use crate::output;
+
+/// Documents go out in messages of about this size.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Shards: add, list, show, remove.
+#[derive(Debug, Subcommand)]
+pub enum Shard {
+    /// Add documents of a source as a shard.
+    Add(Add),
+    /// List the shards.
+    Ls(List),
+    /// Show one shard.
+    Show(One),
+    /// Withdraw a shard: when this returns, no request finds it any more, and its files are deleted.
+    Remove(One),
+}
+
+/// Adds a shard.
+#[derive(Debug, Args)]
+pub struct Add {
+    #[command(flatten)]
+    target: Target,
+    /// The source, declared before.
+    #[arg(long)]
+    source: String,
+    /// JSON Lines files with `text`, and optionally `uri`, `title`, `licence`, per line; or text files, one document each.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// Lists the shards.
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    target: Target,
+    /// Only those of this source.
+    #[arg(long, default_value = "")]
+    source: String,
+    /// Also those that were removed.
+    #[arg(long)]
+    removed: bool,
+}
+
+/// One shard.
+#[derive(Debug, Args)]
+pub struct One {
+    #[command(flatten)]
+    target: Target,
+    /// Its number.
+    id: u64,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    text: String,
+    #[serde(default)]
+    uri: String,
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    licence: String,
+}
+
+/// Documents of a file.
+fn read(path: &Path) -> Result<Vec<v1::Document>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        anyhow::anyhow!("{} is not UTF-8: byte {} does not fit; convert it first", path.display(), e.utf8_error().valid_up_to())
+    })?;
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    if !path.extension().is_some_and(|e| e == "jsonl") {
+        let (uri, title) = (format!("file:{name}"), name.to_owned());
+        return Ok(vec![v1::Document { uri, title, licence: String::new(), text }]);
+    }
+    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
+    let document = |(i, line): (usize, &str)| {
+        let parsed: Line = serde_json::from_str(line).with_context(|| format!("{}, line {}: not a document", path.display(), i + 1))?;
+        let uri = if parsed.uri.is_empty() { format!("file:{name}#{}", i + 1) } else { parsed.uri };
+        Ok(v1::Document { uri, title: parsed.title, licence: parsed.licence, text: parsed.text })
+    };
+    lines.map(document).collect()
+}
+
+/// A header and then the documents, in messages of a good size.
+fn messages(source: String, documents: Vec<v1::Document>) -> Vec<v1::AddShardRequest> {
+    use v1::add_shard_request::Message;
+    let mut out = vec![v1::AddShardRequest { message: Some(Message::Header(v1::AddShardHeader { source })) }];
+    let mut chunk = v1::DocumentChunk::default();
+    for document in documents {
+        chunk.documents.push(document);
+        if chunk.encoded_len() >= CHUNK_BYTES {
+            out.push(v1::AddShardRequest { message: Some(Message::Documents(std::mem::take(&mut chunk))) });
+        }
+    }
+    if !chunk.documents.is_empty() {
+        out.push(v1::AddShardRequest { message: Some(Message::Documents(chunk)) });
+    }
+    out
+}
+
+/// Waits for an addition, with a progress bar on a terminal.
+async fn wait(connection: &Connection, mut operation: lro::Operation) -> Result<v1::Shard> {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} documents, {per_sec}, {eta} left")?;
+    bar.set_style(style);
+    while !operation.done {
+        if let Some(progress) = operation.metadata.as_ref().and_then(|m| v1::AddShardProgress::decode(&m.value[..]).ok()) {
+            bar.set_length(progress.documents_total);
+            bar.set_position(progress.documents_done);
+        }
+        let timeout = Some(prost_duration(Duration::from_millis(500)));
+        let request = lro::WaitOperationRequest { name: operation.name.clone(), timeout };
+        operation = connection.operations().wait_operation(request).await.map_err(refused)?.into_inner();
+    }
+    bar.finish_and_clear();
+    match operation.result {
+        Some(lro::operation::Result::Response(any)) => Ok(v1::Shard::decode(&any.value[..])?),
+        Some(lro::operation::Result::Error(status)) => bail!("{}", status.message),
+        None => bail!("the addition ended without a result"),
+    }
+}
+
+fn prost_duration(d: Duration) -> prost_types::Duration {
+    prost_types::Duration { seconds: d.as_secs() as i64, nanos: d.subsec_nanos() as i32 }
+}
+
+fn state(s: &v1::Shard) -> String {
+    s.state().as_str_name().to_lowercase()
+}
+
+fn describe(s: &v1::Shard) -> Value {
+    json!({
+        "id": s.id, "source": s.source, "state": state(s), "reason": s.reason, "n_documents": s.n_documents,
+        "n_tokens": s.n_tokens, "n_entries": s.n_entries, "n_bytes": s.n_bytes, "added_epoch": s.added_epoch,
+        "removed_epoch": s.removed_epoch, "model_hash": s.model_hash, "recipe_hash": s.recipe_hash,
+        "n_duplicates": s.n_duplicates,
+    })
+}
+
+fn print(shards: &[v1::Shard]) {
+    let row = |s: &v1::Shard| {
+        vec![
+            s.id.to_string(),
+            s.source.clone(),
+            state(s),
+            s.n_documents.to_string(),
+            s.n_entries.to_string(),
+            s.n_bytes.to_string(),
+            s.added_epoch.to_string(),
+            output::one_line(&s.reason, 80),
+        ]
+    };
+    let header = ["id", "source", "state", "documents", "entries", "bytes", "epoch", "reason"];
+    output::table(&header, &shards.iter().map(row).collect::<Vec<_>>());
+}
+
+impl Shard {
+    /// Runs the command.
+    pub async fn run(self, as_json: bool) -> Result<()> {
+        match self {
+            Self::Add(c) => c.run(as_json).await,
+            Self::Ls(c) => c.run(as_json).await,
+            Self::Show(c) => {
+                let connection = c.target.connect().await?;
+                let request = v1::GetShardRequest { id: c.id };
+                let shard = connection.datastore().get_shard(request).await.map_err(refused)?.into_inner();
+                if as_json { output::json(&describe(&shard))? } else { print(&[shard]) }
+                connection.close().await
+            }
+            Self::Remove(c) => c.remove(as_json).await,
+        }
+    }
+}
+
+impl Add {
+    async fn run(self, as_json: bool) -> Result<()> {
+        let mut documents = Vec::new();
+        for file in &self.files {
+            documents.extend(read(file)?);
+        }
+        let connection = self.target.connect().await?;
+        let stream = tokio_stream::iter(messages(self.source, documents));
+        let operation = connection.datastore().add_shard(stream).await.map_err(refused)?.into_inner();
+        let shard = wait(&connection, operation).await?;
+        if as_json {
+            output::json(&describe(&shard))?;
+        } else {
+            println!(
+                "shard {}: {} documents, {} entries of {}, epoch {}; {} documents were there already",
+                shard.id, shard.n_documents, shard.n_entries, shard.source, shard.added_epoch, shard.n_duplicates
+            );
+        }
+        connection.close().await
+    }
+}
+
+impl List {
+    async fn run(self, as_json: bool) -> Result<()> {
+        let connection = self.target.connect().await?;
+        let (mut shards, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let source = self.source.clone();
+            let request = v1::ListShardsRequest { page_size: 1000, page_token, source, show_removed: self.removed };
+            let page = connection.datastore().list_shards(request).await.map_err(refused)?.into_inner();
+            shards.extend(page.shards);
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            page_token = page.next_page_token;
+        }
+        if as_json { output::json(&shards.iter().map(describe).collect::<Vec<_>>())? } else { print(&shards) }
+        connection.close().await
+    }
+}
+
+impl One {
+    async fn remove(self, as_json: bool) -> Result<()> {
+        let connection = self.target.connect().await?;
+        let request = v1::RemoveShardRequest { id: self.id, validate_only: false };
+        let r = connection.datastore().remove_shard(request).await.map_err(refused)?.into_inner();
+        let shard = r.shard.unwrap_or_default();
+        if as_json {
+            output::json(&json!({
+                "shard": describe(&shard), "epoch": r.epoch, "root_before": r.root_before, "root_after": r.root_after,
+                "purged": r.purged,
+            }))?;
+        } else {
+            let purged = if r.purged { "its files are deleted" } else { "its files will be deleted at the next start" };
+            println!("shard {} of {} is withdrawn at epoch {}; {purged}", shard.id, shard.source, r.epoch);
+            println!("root before {}\nroot after  {}", r.root_before, r.root_after);
+        }
+        connection.close().await
+    }
+}

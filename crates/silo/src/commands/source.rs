@@ -1,0 +1,109 @@
+//! `silo source`.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use silo_proto::v1;
+
+use super::tier_name;
+use crate::client::{Target, refused};
+use crate::output;
+
+/// Sources: declare and list.
+#[derive(Debug, Subcommand)]
+pub enum Source {
+    /// Declare a source. Its tier follows from its licence.
+    Create(Create),
+    /// List the sources.
+    Ls(List),
+}
+
+/// Declares a source.
+#[derive(Debug, Args)]
+pub struct Create {
+    #[command(flatten)]
+    target: Target,
+    /// Its name: 1 to 63 of a-z, 0-9, '-', '_', '.'.
+    name: String,
+    /// Who holds the rights, or gave the collection out.
+    #[arg(long)]
+    owner: String,
+    /// SPDX licence expression.
+    #[arg(long)]
+    licence: String,
+    /// Where the licence is stated.
+    #[arg(long, default_value = "")]
+    licence_stated_at: String,
+}
+
+/// Lists the sources.
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    target: Target,
+}
+
+fn describe(s: &v1::Source) -> Value {
+    let p = s.permissions.unwrap_or_default();
+    json!({
+        "name": s.name, "owner": s.owner, "licence": s.licence, "licence_stated_at": s.licence_stated_at,
+        "tier": tier_name(s.tier),
+        "permissions": {"train": p.train, "knn": p.knn, "context": p.context, "verbatim": p.verbatim, "display": p.display},
+    })
+}
+
+fn permitted(s: &v1::Source) -> String {
+    let p = s.permissions.unwrap_or_default();
+    let all = [(p.train, "train"), (p.knn, "knn"), (p.context, "context"), (p.verbatim, "verbatim"), (p.display, "display")];
+    all.iter().filter(|(yes, _)| *yes).map(|(_, name)| *name).collect::<Vec<_>>().join(" ")
+}
+
+impl Source {
+    /// Runs the command.
+    pub async fn run(self, as_json: bool) -> Result<()> {
+        match self {
+            Self::Create(c) => {
+                let source = v1::Source {
+                    name: c.name,
+                    owner: c.owner,
+                    licence: c.licence,
+                    licence_stated_at: c.licence_stated_at,
+                    ..v1::Source::default()
+                };
+                let connection = c.target.connect().await?;
+                let request = v1::CreateSourceRequest { source: Some(source), validate_only: false };
+                let created = connection.datastore().create_source(request).await.map_err(refused)?.into_inner();
+                if as_json {
+                    output::json(&describe(&created))?;
+                } else {
+                    println!("{} is {}; permitted: {}", created.name, tier_name(created.tier), permitted(&created));
+                }
+                connection.close().await
+            }
+            Self::Ls(c) => {
+                let connection = c.target.connect().await?;
+                let sources = all(&connection).await?;
+                if as_json {
+                    output::json(&sources.iter().map(describe).collect::<Vec<_>>())?;
+                } else {
+                    let row = |s: &v1::Source| vec![s.name.clone(), tier_name(s.tier).into(), s.licence.clone(), permitted(s), s.owner.clone()];
+                    output::table(&["name", "tier", "licence", "permitted", "owner"], &sources.iter().map(row).collect::<Vec<_>>());
+                }
+                connection.close().await
+            }
+        }
+    }
+}
+
+async fn all(connection: &crate::client::Connection) -> Result<Vec<v1::Source>> {
+    let (mut out, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListSourcesRequest { page_size: 1000, page_token };
+        let page = connection.datastore().list_sources(request).await.map_err(refused)?.into_inner();
+        out.extend(page.sources);
+        if page.next_page_token.is_empty() {
+            return Ok(out);
+        }
+        page_token = page.next_page_token;
+    }
+}

@@ -1,0 +1,164 @@
+//! Configuration files: raw text → what the program runs with. A file with faults is refused with all of them listed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use silo_core::{Calibration, KeySite};
+use silo_engine::EngineConfig;
+use silo_govern::GovernConfig;
+use silo_server::ServerConfig;
+
+/// `configs/serve.toml`. Relative paths are relative to the working directory.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ServeConfig {
+    /// The parametric half.
+    pub model: ModelConfig,
+    /// The datastore.
+    pub store: StoreConfig,
+    /// The decode loop.
+    #[serde(default)]
+    pub engine: EngineConfig,
+    /// The gRPC server.
+    #[serde(default)]
+    pub server: ServerConfig,
+    /// Limits and policies of the store.
+    #[serde(default)]
+    pub govern: GovernConfig,
+}
+
+/// Which model, and where it runs.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ModelConfig {
+    /// A Hugging Face directory or a GGUF file.
+    pub path: PathBuf,
+    /// Which hidden state is the key; must be the recipe's.
+    #[serde(default)]
+    pub key_site: KeySite,
+    /// Where it runs.
+    #[serde(default)]
+    pub device: DeviceConfig,
+    /// Threads of the model; 0 for one per core.
+    #[serde(default)]
+    pub threads: usize,
+    /// Refuse models whose training tiers are unknown or restricted.
+    #[serde(default)]
+    pub require_open_training: bool,
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceConfig {
+    /// On our CPU kernels.
+    #[default]
+    Cpu,
+    /// On the first NVIDIA GPU, in bf16; needs a build with the feature `cuda`.
+    Cuda,
+}
+
+/// Which store.
+#[derive(Debug, Clone, Deserialize)]
+pub struct StoreConfig {
+    /// Its directory; made if it is not there.
+    pub root: PathBuf,
+    /// The index recipe, `indexes/*.toml`.
+    pub recipe: PathBuf,
+    /// Threads of searches; 0 for one per core.
+    #[serde(default)]
+    pub threads: usize,
+    /// Tuned parameters of the neighbours, as `silo eval calibrate` writes them.
+    #[serde(default)]
+    pub calibration: Option<PathBuf>,
+}
+
+impl ServeConfig {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("the configuration {} is refused", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut faults = Vec::new();
+        let parsed = toml::Deserializer::parse(text).map_err(|e| anyhow::anyhow!("{}", e.to_string().trim()))?;
+        let config: Self = serde_ignored::deserialize(parsed, |key| faults.push(format!("unknown key '{key}'")))
+            .map_err(|e| anyhow::anyhow!("{}", e.to_string().trim()))?;
+        config.check(&mut faults);
+        if faults.is_empty() { Ok(config) } else { bail!("\n  - {}", faults.join("\n  - ")) }
+    }
+
+    fn check(&self, faults: &mut Vec<String>) {
+        let mut fault = |wrong: bool, text: &str| {
+            if wrong {
+                faults.push(text.to_owned());
+            }
+        };
+        let e = &self.engine;
+        fault(e.max_active == 0, "engine.max_active is 0; it must be 1 or more");
+        fault(e.max_queued == 0, "engine.max_queued is 0; it must be 1 or more");
+        fault(e.max_scoring == 0, "engine.max_scoring is 0; it must be 1 or more");
+        fault(e.prefill_chunk_tokens == 0, "engine.prefill_chunk_tokens is 0; it must be 1 or more");
+        fault(e.knn.k == 0 || e.knn.k > e.max_k, "engine.knn.k must be from 1 to engine.max_k");
+        fault(!(0.0..=1.0).contains(&e.knn.knn_weight), "engine.knn.knn_weight must be from 0 to 1");
+        fault(e.knn.knn_temperature.is_nan() || e.knn.knn_temperature <= 0.0, "engine.knn.knn_temperature must be above 0");
+        fault(
+            e.context.passages == 0 || e.context.passages > e.max_context_passages,
+            "engine.context.passages must be from 1 to engine.max_context_passages",
+        );
+        fault(
+            e.context.stride_tokens == 0 || e.context.query_tokens == 0 || e.context.max_passage_tokens == 0,
+            "engine.context: stride_tokens, query_tokens and max_passage_tokens must be above 0",
+        );
+        fault(self.server.max_message_bytes < 1024, "server.max_message_bytes must be 1024 or more");
+        fault(
+            self.server.default_new_tokens == 0 || self.server.default_new_tokens > self.server.max_new_tokens,
+            "server.default_new_tokens must be from 1 to server.max_new_tokens",
+        );
+        if let Err(error) = self.server.check() {
+            fault(true, &error.to_string());
+        }
+    }
+}
+
+/// Reads a calibration.
+pub fn read_calibration(path: &Path) -> Result<Calibration> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the calibration {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no calibration", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[model]\npath = \"m\"\n[store]\nroot = \"r\"\nrecipe = \"i\"\n";
+
+    #[test]
+    fn all_faults_are_listed() {
+        let text = format!("{GOOD}threds = 3\n[engine]\nmax_active = 0\nspeed = 9\n[engine.knn]\nk = 0\nknn_weight = 2\nknn_temperature = 1\n[server]\nlisten = \"0.0.0.0:1\"\n");
+        let message = format!("{:#}", ServeConfig::parse(&text).unwrap_err());
+        for part in ["'store.threds'", "'engine.speed'", "max_active", "engine.knn.k ", "knn_weight must be", "0.0.0.0:1"] {
+            assert!(message.contains(part), "{message} should say {part}");
+        }
+    }
+
+    #[test]
+    fn wrong_types_and_syntax_say_where() {
+        let wrong_type = ServeConfig::parse(&format!("{GOOD}threads = \"two\"\n")).unwrap_err();
+        assert!(format!("{wrong_type:#}").contains("threads"));
+        assert!(format!("{:#}", ServeConfig::parse("[model\n").unwrap_err()).contains("line 1"));
+        assert!(format!("{:#}", ServeConfig::parse("[store]\nroot=\"r\"\nrecipe=\"i\"").unwrap_err()).contains("model"));
+    }
+
+    #[test]
+    fn the_shipped_configurations_are_good() {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+        for name in ["serve.toml", "test.toml"] {
+            ServeConfig::read(&configs.join(name)).unwrap();
+        }
+        let indexes = configs.join("../indexes");
+        for entry in std::fs::read_dir(indexes).unwrap() {
+            silo_store::Recipe::read(&entry.unwrap().path()).unwrap();
+        }
+    }
+}
