@@ -63,8 +63,10 @@ impl FromStr for Tier {
 
 /// A text that is no SPDX licence expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{expression}' is no SPDX licence expression: {reason} at byte {offset}; write for example \"MIT OR Apache-2.0\", \
-         or \"LicenseRef-…\" for terms without an SPDX identifier")]
+#[error(
+    "'{expression}' is no SPDX licence expression: {reason} at byte {offset}; write for example \"MIT OR Apache-2.0\", \
+         or \"LicenseRef-…\" for terms without an SPDX identifier"
+)]
 pub struct UnknownLicence {
     /// What was given.
     pub expression: String,
@@ -150,9 +152,10 @@ const PERMISSIVE_UNNAMED: &[&str] = &[
 ];
 
 impl LicencePolicy {
-    /// The tier of a licence expression. `/` is read as `OR`, as old Cargo manifests write it.
+    /// The tier of a licence expression. `/` is read as `OR`, as old Cargo manifests write it; names that SPDX does not know
+    /// ("GPL", "BSD") are refused, since it would be a guess which licence they mean.
     pub fn tier(&self, expression: &str) -> Result<Tier, UnknownLicence> {
-        let mode = ParseMode { allow_unknown: false, ..ParseMode::LAX };
+        let mode = ParseMode { allow_unknown: false, allow_imprecise_license_names: false, ..ParseMode::LAX };
         let parsed = Expression::parse_mode(expression, mode).map_err(|e| UnknownLicence {
             expression: expression.chars().take(200).collect(),
             reason: e.reason.to_string(),

@@ -67,8 +67,16 @@ mod tests {
     #[test]
     fn trees_are_those_of_rfc_9162() {
         // Test vectors of the reference implementation (certificate-transparency, merkle_tree_test).
-        let inputs: [&[u8]; 8] =
-            [b"", b"\x00", b"\x10", b"\x20\x21", b"\x30\x31", b"\x40\x41\x42\x43", b"\x50\x51\x52\x53\x54\x55\x56\x57", b"`abcdefghijklmno"];
+        let inputs: [&[u8]; 8] = [
+            b"",
+            b"\x00",
+            b"\x10",
+            b"\x20\x21",
+            b"\x30\x31",
+            b"\x40\x41\x42\x43",
+            b"\x50\x51\x52\x53\x54\x55\x56\x57",
+            b"`abcdefghijklmno",
+        ];
         let leaves: Vec<Hash> = inputs.iter().map(|i| leaf_hash(i)).collect();
         let root = |n: usize| hex::encode(tree_root(&leaves[..n]));
         assert_eq!(root(0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");

@@ -115,7 +115,13 @@ pub struct Shares {
 
 /// Shares of `token` in p(token) = (1 − w)·p_lm + w·p_knn: the model's part is (1 − w)·p_lm / p, a shard's is
 /// w·Σ a_i / p over its neighbours with that value.
-pub fn shares(log_p_lm: f64, neighbors: &[Neighbor], knn: &NeighborDistribution, knn_weight: f64, token: TokenId) -> Shares {
+pub fn shares(
+    log_p_lm: f64,
+    neighbors: &[Neighbor],
+    knn: &NeighborDistribution,
+    knn_weight: f64,
+    token: TokenId,
+) -> Shares {
     let weight = effective_weight(knn, knn_weight);
     let mut shards: Vec<(ShardIndex, f64)> = Vec::new();
     if weight > 0.0 {

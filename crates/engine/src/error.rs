@@ -8,7 +8,9 @@ use silo_core::{ModelError, SearchError, TokenizerError, UnknownName};
 pub enum EngineError {
     #[error("the request is not valid: {field} is {value}; {rule}")]
     Invalid { field: &'static str, value: String, rule: String },
-    #[error("the prompt has {got} tokens, with its beginning; the model's window holds {limit}, and one place must stay free")]
+    #[error(
+        "the prompt has {got} tokens, with its beginning; the model's window holds {limit}, and one place must stay free"
+    )]
     PromptTooLong { got: usize, limit: usize },
     #[error("all {limit} places are taken and the queue is full; try again in a moment")]
     Overloaded { limit: usize },

@@ -187,10 +187,18 @@ impl Engine {
         if let Some(c) = retrieval.context {
             let most = self.config.max_context_passages;
             if c.passages == 0 || c.passages > most {
-                return invalid("retrieval.context.passages", c.passages.to_string(), format!("it must be from 1 to {most}"));
+                return invalid(
+                    "retrieval.context.passages",
+                    c.passages.to_string(),
+                    format!("it must be from 1 to {most}"),
+                );
             }
             if c.stride_tokens == 0 || c.query_tokens == 0 || c.max_passage_tokens == 0 {
-                return invalid("retrieval.context", "0 tokens".into(), "stride, query and passage lengths must be above 0".into());
+                return invalid(
+                    "retrieval.context",
+                    "0 tokens".into(),
+                    "stride, query and passage lengths must be above 0".into(),
+                );
             }
         }
         Ok(())
@@ -198,7 +206,9 @@ impl Engine {
 }
 
 fn check_generate(request: &GenerateRequest) -> Result<(), EngineError> {
-    let invalid = |field, value: f64, rule: &str| Err(EngineError::Invalid { field, value: value.to_string(), rule: rule.into() });
+    let invalid = |field, value: f64, rule: &str| {
+        Err(EngineError::Invalid { field, value: value.to_string(), rule: rule.into() })
+    };
     let s = &request.sampling;
     if !(s.temperature >= 0.0 && s.temperature.is_finite()) {
         return invalid("sampling.temperature", s.temperature, "it must be 0 (greedy) or more");
@@ -238,7 +248,7 @@ struct Worker {
     config: EngineConfig,
     calibration: Option<Calibration>,
     receiver: Receiver<Job>,
-    active: Vec<Box<Sequence>>,
+    active: Vec<Sequence>,
 }
 
 impl Worker {
@@ -271,7 +281,7 @@ impl Worker {
             match job {
                 Ok(job) => {
                     self.interest.queued.fetch_sub(1, Ordering::Relaxed);
-                    self.active.push(job.sequence);
+                    self.active.push(*job.sequence);
                 }
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return false,
@@ -294,8 +304,13 @@ impl Worker {
             return;
         }
         let chunk = self.config.prefill_chunk_tokens.max(1);
-        let mut sequences: Vec<&mut Box<Sequence>> =
-            self.active.iter_mut().enumerate().filter(|(i, _)| running.binary_search(i).is_ok()).map(|(_, s)| s).collect();
+        let mut sequences: Vec<&mut Sequence> = self
+            .active
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| running.binary_search(i).is_ok())
+            .map(|(_, s)| s)
+            .collect();
         match outputs(&self.shared, &mut sequences, chunk, &self.interest.interrupt) {
             Ok(outputs) => self.advance(&running, outputs),
             Err(silo_core::ModelError::Interrupted) => {} // whoever has gone is let go of before the next step
@@ -338,14 +353,18 @@ impl Worker {
             let sequence = &mut self.active[i];
             let progress = match &neighbors {
                 // Looked at again: the search may have run across a removal.
-                Ok(found) if sequence_is_live(shared, sequence) => sequence.advance(shared, output.logits.row(0), &found[n]),
+                Ok(found) if sequence_is_live(shared, sequence) => {
+                    sequence.advance(shared, output.logits.row(0), &found[n])
+                }
                 Ok(_) => {
                     // The last token is read again in the next step, whose check ends or re-pins the request.
                     let len = sequence.cache.len();
                     sequence.cache.truncate(len - 1);
                     Progress::GoesOn
                 }
-                Err(reason) => sequence.fail(EngineError::Search(silo_core::SearchError::Passages { reason: reason.clone() })),
+                Err(reason) => {
+                    sequence.fail(EngineError::Search(silo_core::SearchError::Passages { reason: reason.clone() }))
+                }
             };
             done[i] = progress == Progress::Done;
         }
@@ -367,7 +386,7 @@ struct Output {
 
 fn outputs(
     shared: &Shared,
-    running: &mut [&mut Box<Sequence>],
+    running: &mut [&mut Sequence],
     chunk: usize,
     interrupt: &AtomicBool,
 ) -> Result<Vec<Output>, silo_core::ModelError> {
@@ -386,12 +405,17 @@ fn outputs(
 }
 
 /// Searches the neighbours of all requests that draw and ask for them, in one call. A list per request that draws.
-fn search(shared: &Shared, active: &[Box<Sequence>], drawing: &[(usize, StepOutput)]) -> Result<Vec<Vec<Neighbor>>, String> {
+fn search(shared: &Shared, active: &[Sequence], drawing: &[(usize, StepOutput)]) -> Result<Vec<Vec<Neighbor>>, String> {
     let asks: Vec<bool> = drawing.iter().map(|(i, _)| active[*i].request.retrieval.mode.knn()).collect();
     let queries: Vec<NeighborQuery<'_>> = (drawing.iter().zip(&asks).filter(|(_, asks)| **asks))
         .map(|((i, output), _)| {
             let pinned = &active[*i].pinned;
-            NeighborQuery { snapshot: &pinned.snapshot, mask: &pinned.knn_mask, key: output.keys.row(0), k: pinned.knn.k }
+            NeighborQuery {
+                snapshot: &pinned.snapshot,
+                mask: &pinned.knn_mask,
+                key: output.keys.row(0),
+                k: pinned.knn.k,
+            }
         })
         .collect();
     let mut found = match queries.is_empty() {

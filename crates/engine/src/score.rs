@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use silo_core::mixture::{self, NeighborDistribution};
-use silo_core::{KnnParameters, Neighbor, NeighborQuery, Positions, SequenceStep, Snapshot, SourceId, StepOutput, TokenId};
+use silo_core::{
+    KnnParameters, Neighbor, NeighborQuery, Positions, SequenceStep, Snapshot, SourceId, StepOutput, TokenId,
+};
 
 use crate::sequence::Pinned;
 use crate::{Attribution, Engine, EngineError, InForce, ScoreRequest, context};
@@ -91,7 +93,8 @@ impl Engine {
 
     /// Cuts the text into spans.
     fn spans(&self, request: &ScoreRequest) -> Result<Vec<Span>, EngineError> {
-        let invalid = |field, value: usize, rule: String| Err(EngineError::Invalid { field, value: value.to_string(), rule });
+        let invalid =
+            |field, value: usize, rule: String| Err(EngineError::Invalid { field, value: value.to_string(), rule });
         let bos = usize::from(self.shared.tokenizer.beginning_of_text().is_some());
         let limit = self.shared.model.card().context_tokens;
         let window = if request.window_tokens == 0 { limit } else { request.window_tokens };
@@ -134,7 +137,8 @@ impl Engine {
         let store = &*self.shared.store;
         let passages =
             context::retrieve(store, tokenizer, &pinned.snapshot, &pinned.context_mask, before, &parameters)?;
-        let window = if request.window_tokens == 0 { self.shared.model.card().context_tokens } else { request.window_tokens };
+        let window =
+            if request.window_tokens == 0 { self.shared.model.card().context_tokens } else { request.window_tokens };
         let n_read = span.scored.len() - 1;
         let mut input = context::input(tokenizer, &passages, before, &parameters, window, n_read);
         input.extend_from_slice(&request.tokens[span.scored.start..span.scored.end - 1]);
@@ -196,7 +200,13 @@ impl Engine {
     }
 }
 
-fn scored(request: &ScoreRequest, pinned: &Pinned, position: usize, logits: &[f32], neighbors: &[Neighbor]) -> ScoredToken {
+fn scored(
+    request: &ScoreRequest,
+    pinned: &Pinned,
+    position: usize,
+    logits: &[f32],
+    neighbors: &[Neighbor],
+) -> ScoredToken {
     let token = request.tokens[position];
     let log_p_lm = mixture::log_softmax(logits)[token as usize];
     let KnnParameters { knn_weight, knn_temperature, .. } = pinned.knn;

@@ -144,7 +144,11 @@ impl Sequence {
     }
 
     /// What a removal does to it: nothing, if everything that it may see is live.
-    pub(crate) fn check_liveness(&mut self, shared: &Shared, pin: impl Fn() -> Result<Pinned, EngineError>) -> Liveness {
+    pub(crate) fn check_liveness(
+        &mut self,
+        shared: &Shared,
+        pin: impl Fn() -> Result<Pinned, EngineError>,
+    ) -> Liveness {
         let mode = self.request.retrieval.mode;
         if !(mode.knn() || mode.context()) || shared.store.is_live(&self.pinned.snapshot) {
             return Liveness::Unchanged;

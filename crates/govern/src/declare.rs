@@ -26,7 +26,10 @@ pub struct Declaration {
 pub fn declare(declaration: &Declaration, policy: &LicencePolicy) -> Result<Source, GovernError> {
     let id = declaration.name.parse()?;
     if declaration.owner.trim().is_empty() {
-        return Err(GovernError::Missing { field: "owner", rule: "say who holds the rights, or who gave the collection out" });
+        return Err(GovernError::Missing {
+            field: "owner",
+            rule: "say who holds the rights, or who gave the collection out",
+        });
     }
     let by_licence = policy.tier(&declaration.licence)?;
     let tier = declaration.tier.unwrap_or(by_licence);

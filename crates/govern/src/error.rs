@@ -11,8 +11,10 @@ pub enum GovernError {
     Id(#[from] InvalidId),
     #[error(transparent)]
     Licence(#[from] UnknownLicence),
-    #[error("the source is declared as {declared}, but its licence '{licence}' makes it {by_licence}; a declaration may be more \
-             restrictive than the licence, never less")]
+    #[error(
+        "the source is declared as {declared}, but its licence '{licence}' makes it {by_licence}; a declaration may be more \
+             restrictive than the licence, never less"
+    )]
     TierTooOpen { declared: Tier, licence: String, by_licence: Tier },
     #[error("{field} is missing; {rule}")]
     Missing { field: &'static str, rule: &'static str },

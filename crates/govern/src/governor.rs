@@ -44,7 +44,12 @@ pub struct Governor {
 
 impl Governor {
     /// A governor of `store`, whose keys `model` makes.
-    pub fn new(config: GovernConfig, store: Arc<Store>, model: Arc<dyn LanguageModel>, tokenizer: Arc<dyn Tokenizer>) -> Self {
+    pub fn new(
+        config: GovernConfig,
+        store: Arc<Store>,
+        model: Arc<dyn LanguageModel>,
+        tokenizer: Arc<dyn Tokenizer>,
+    ) -> Self {
         Self { config, store, model, tokenizer }
     }
 
@@ -85,7 +90,10 @@ impl Governor {
             let refuse = |reason: String| GovernError::Document { uri: document.uri.clone(), reason };
             if document.text.len() > self.config.max_document_bytes {
                 let most = self.config.max_document_bytes;
-                return Err(refuse(format!("it has {} bytes, the limit is {most} (max_document_bytes)", document.text.len())));
+                return Err(refuse(format!(
+                    "it has {} bytes, the limit is {most} (max_document_bytes)",
+                    document.text.len()
+                )));
             }
             if document.text.trim().is_empty() {
                 return Err(refuse("it has no text".into()));

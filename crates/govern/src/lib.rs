@@ -13,5 +13,5 @@ mod look;
 pub use declare::{Declaration, declare};
 pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};
-pub use silo_store::{AddedShard, Removal, ShardRecord, ShardState, StoreError};
 pub use look::{Found, FoundNeighbor, FoundPassage, Look};
+pub use silo_store::{AddedShard, Removal, ShardRecord, ShardState, StoreError};

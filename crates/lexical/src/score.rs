@@ -112,13 +112,16 @@ mod tests {
         let n = all.len() as f64;
         let average = all.iter().map(Vec::len).sum::<usize>() as f64 / n;
         let score = |passage: &Vec<String>| -> f64 {
-            split(query).iter().map(|word| {
-                let tf = passage.iter().filter(|w| *w == word).count() as f64;
-                let df = all.iter().filter(|p| p.contains(word)).count() as f64;
-                let idf = (1.0 + (n - df + 0.5) / (df + 0.5)).ln();
-                let norm = bm25.k1 * (1.0 - bm25.b + bm25.b * passage.len() as f64 / average);
-                idf * tf * (bm25.k1 + 1.0) / (tf + norm)
-            }).sum()
+            split(query)
+                .iter()
+                .map(|word| {
+                    let tf = passage.iter().filter(|w| *w == word).count() as f64;
+                    let df = all.iter().filter(|p| p.contains(word)).count() as f64;
+                    let idf = (1.0 + (n - df + 0.5) / (df + 0.5)).ln();
+                    let norm = bm25.k1 * (1.0 - bm25.b + bm25.b * passage.len() as f64 / average);
+                    idf * tf * (bm25.k1 + 1.0) / (tf + norm)
+                })
+                .sum()
         };
         all.iter().map(score).collect()
     }

@@ -52,8 +52,10 @@ impl Default for ServerConfig {
 
 /// An address that the server must not listen at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("server.listen is {0}, which others can reach; without roles the server listens at a loopback address only, \
-         such as 127.0.0.1:50061")]
+#[error(
+    "server.listen is {0}, which others can reach; without roles the server listens at a loopback address only, \
+         such as 127.0.0.1:50061"
+)]
 pub struct InvalidAddress(pub SocketAddr);
 
 impl ServerConfig {

@@ -66,7 +66,10 @@ async fn read_documents(
         for document in chunk.documents {
             bytes += document.text.len();
             if bytes > limit {
-                return Err(bad("documents", format!("the texts have more than {limit} bytes (max_shard_bytes); add several shards")));
+                return Err(bad(
+                    "documents",
+                    format!("the texts have more than {limit} bytes (max_shard_bytes); add several shards"),
+                ));
             }
             documents.push(from_proto::document(document, &source));
         }
@@ -89,14 +92,20 @@ impl DatastoreService for Datastore {
         self.blocking(move |g| g.store().source(&id).map(|s| to_proto::source(&s)).map_err(govern)).await
     }
 
-    async fn list_sources(&self, request: Request<v1::ListSourcesRequest>) -> Result<Response<v1::ListSourcesResponse>, Status> {
+    async fn list_sources(
+        &self,
+        request: Request<v1::ListSourcesRequest>,
+    ) -> Result<Response<v1::ListSourcesResponse>, Status> {
         let m = request.into_inner();
         let all = self.governor.store().status().snapshot.sources.iter().map(|s| to_proto::source(s)).collect();
         let (sources, next_page_token) = page::page(all, m.page_size, &m.page_token)?;
         Ok(Response::new(v1::ListSourcesResponse { sources, next_page_token }))
     }
 
-    async fn add_shard(&self, request: Request<Streaming<v1::AddShardRequest>>) -> Result<Response<lro::Operation>, Status> {
+    async fn add_shard(
+        &self,
+        request: Request<Streaming<v1::AddShardRequest>>,
+    ) -> Result<Response<lro::Operation>, Status> {
         self.draining.check()?;
         let limit = self.governor.config().max_shard_bytes;
         let (source, mut documents) = read_documents(request.into_inner(), limit).await?;
@@ -117,7 +126,10 @@ impl DatastoreService for Datastore {
         self.blocking(move |g| g.store().shard(id).map(|r| describe(g, &r)).map_err(govern)).await
     }
 
-    async fn list_shards(&self, request: Request<v1::ListShardsRequest>) -> Result<Response<v1::ListShardsResponse>, Status> {
+    async fn list_shards(
+        &self,
+        request: Request<v1::ListShardsRequest>,
+    ) -> Result<Response<v1::ListShardsResponse>, Status> {
         let m = request.into_inner();
         self.blocking(move |g| {
             let mut records = g.store().shards().map_err(govern)?;
@@ -134,7 +146,10 @@ impl DatastoreService for Datastore {
         .await
     }
 
-    async fn remove_shard(&self, request: Request<v1::RemoveShardRequest>) -> Result<Response<v1::RemoveShardResponse>, Status> {
+    async fn remove_shard(
+        &self,
+        request: Request<v1::RemoveShardRequest>,
+    ) -> Result<Response<v1::RemoveShardResponse>, Status> {
         let m = request.into_inner();
         self.blocking(move |g| {
             let id = ShardId(m.id);
@@ -146,7 +161,13 @@ impl DatastoreService for Datastore {
                 let snapshot = g.store().status().snapshot;
                 let (epoch, root) = (snapshot.epoch.0, snapshot.root.to_string());
                 let shard = Some(describe(g, &record));
-                return Ok(v1::RemoveShardResponse { shard, epoch, root_before: root.clone(), root_after: root, purged: false });
+                return Ok(v1::RemoveShardResponse {
+                    shard,
+                    epoch,
+                    root_before: root.clone(),
+                    root_after: root,
+                    purged: false,
+                });
             }
             let removal = g.remove_shard(id).map_err(|e| status::govern(&e))?;
             let record = g.store().shard(id).map_err(govern)?;

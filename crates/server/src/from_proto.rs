@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use silo_core::sampling::SamplingParameters;
 use silo_core::{Document, Filter, Permissions, ShardId, SourceId, Tier, Tokenizer};
-use silo_engine::{Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest};
+use silo_engine::{
+    Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
+};
 use silo_govern::Declaration;
 use silo_proto::v1;
 
@@ -74,7 +76,9 @@ fn tokens(input: Option<Input>, field: &'static str, tokenizer: &dyn Tokenizer) 
         None => Err(BadField::new(field, "it is missing; give `text` or `tokens`")),
         Some(Input::Text(text)) => tokenizer.encode(&text).map_err(|e| BadField::new(field, e.to_string())),
         Some(Input::Tokens(ids)) => match ids.iter().find(|&&t| t as usize >= tokenizer.vocab_size()) {
-            Some(t) => Err(BadField::new(field, format!("token {t} is outside the vocabulary of {}", tokenizer.vocab_size()))),
+            Some(t) => {
+                Err(BadField::new(field, format!("token {t} is outside the vocabulary of {}", tokenizer.vocab_size())))
+            }
             None => Ok(ids),
         },
     }
@@ -118,22 +122,32 @@ pub(crate) fn generate(m: v1::GenerateRequest, s: &Surroundings<'_>, seed: u64) 
     });
     let max_new_tokens = m.max_new_tokens.map_or(s.config.default_new_tokens, |n| n as usize);
     if max_new_tokens == 0 || max_new_tokens > s.config.max_new_tokens {
-        return Err(BadField::new("max_new_tokens", format!("it is {max_new_tokens}; it must be from 1 to {}", s.config.max_new_tokens)));
+        return Err(BadField::new(
+            "max_new_tokens",
+            format!("it is {max_new_tokens}; it must be from 1 to {}", s.config.max_new_tokens),
+        ));
     }
     let alternatives = m.alternatives.unwrap_or(0) as usize;
     if alternatives > s.config.max_alternatives {
-        return Err(BadField::new("alternatives", format!("it is {alternatives}; it must be at most {}", s.config.max_alternatives)));
+        return Err(BadField::new(
+            "alternatives",
+            format!("it is {alternatives}; it must be at most {}", s.config.max_alternatives),
+        ));
     }
     if m.stop.len() > s.config.max_stop_strings {
-        return Err(BadField::new("stop", format!("{} strings; at most {} are taken", m.stop.len(), s.config.max_stop_strings)));
+        return Err(BadField::new(
+            "stop",
+            format!("{} strings; at most {} are taken", m.stop.len(), s.config.max_stop_strings),
+        ));
     }
     if m.stop.iter().any(String::is_empty) {
         return Err(BadField::new("stop", "a stop string is empty"));
     }
-    let on_removal = match v1::OnRemoval::try_from(m.on_removal).map_err(|_| unknown_enum("on_removal", m.on_removal))? {
-        v1::OnRemoval::Unspecified | v1::OnRemoval::End => OnRemoval::End,
-        v1::OnRemoval::Repin => OnRemoval::Repin,
-    };
+    let on_removal =
+        match v1::OnRemoval::try_from(m.on_removal).map_err(|_| unknown_enum("on_removal", m.on_removal))? {
+            v1::OnRemoval::Unspecified | v1::OnRemoval::End => OnRemoval::End,
+            v1::OnRemoval::Repin => OnRemoval::Repin,
+        };
     Ok(GenerateRequest {
         prompt: tokens(input, "prompt", s.tokenizer)?,
         max_new_tokens,

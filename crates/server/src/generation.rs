@@ -53,13 +53,18 @@ impl Generations {
         let deadline = deadline(&request);
         let message = request.into_inner();
         let seed = message.sampling.as_ref().and_then(|s| s.seed).unwrap_or_else(rand::random);
-        let request = from_proto::generate(message, &self.surroundings(deadline), seed).map_err(|e| status::bad_field(&e))?;
+        let request =
+            from_proto::generate(message, &self.surroundings(deadline), seed).map_err(|e| status::bad_field(&e))?;
         let generation = self.engine.generate(request).map_err(|e| status::engine(&e))?;
         Ok((generation, seed))
     }
 
     /// The next message; `None` when the stream is over.
-    async fn next(&self, generation: &mut Generation, seed: u64) -> Result<Option<v1::generate_chunk::Message>, Status> {
+    async fn next(
+        &self,
+        generation: &mut Generation,
+        seed: u64,
+    ) -> Result<Option<v1::generate_chunk::Message>, Status> {
         let event = tokio::select! {
             event = generation.next() => event,
             () = self.draining.cut() => return Err(status::draining()),

@@ -61,7 +61,11 @@ impl Registry {
     }
 
     /// Starts an addition of checked documents.
-    pub(crate) fn add_shard(self: &Arc<Self>, source: SourceId, documents: Vec<Document>) -> Result<lro::Operation, Status> {
+    pub(crate) fn add_shard(
+        self: &Arc<Self>,
+        source: SourceId,
+        documents: Vec<Document>,
+    ) -> Result<lro::Operation, Status> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let work = Arc::new(Work {
             source,
@@ -133,8 +137,7 @@ fn add(governor: &Governor, work: &Work, documents: &[Document]) -> Result<v1::S
         return Err(status::cancelled("the addition was cancelled before it began"));
     }
     let progress = |done, _| work.done.store(done, Ordering::Relaxed);
-    let added =
-        governor.add_shard(&work.source, documents, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
+    let added = governor.add_shard(&work.source, documents, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
     let record = governor.store().shard(added.id).map_err(|e| status::govern(&e.into()))?;
     let n_bytes = added.manifest.files.values().map(|f| f.bytes).sum();
     Ok(v1::Shard { n_duplicates: added.n_duplicates, ..to_proto::shard(&record, None, n_bytes) })
@@ -154,7 +157,10 @@ impl Operations for OperationsService {
         Ok(Response::new(lro::ListOperationsResponse { operations, next_page_token }))
     }
 
-    async fn get_operation(&self, request: Request<lro::GetOperationRequest>) -> Result<Response<lro::Operation>, Status> {
+    async fn get_operation(
+        &self,
+        request: Request<lro::GetOperationRequest>,
+    ) -> Result<Response<lro::Operation>, Status> {
         let (number, work) = self.0.find(&request.into_inner().name)?;
         Ok(Response::new(self.0.describe(number, &work)))
     }
@@ -176,7 +182,10 @@ impl Operations for OperationsService {
         Ok(Response::new(()))
     }
 
-    async fn wait_operation(&self, request: Request<lro::WaitOperationRequest>) -> Result<Response<lro::Operation>, Status> {
+    async fn wait_operation(
+        &self,
+        request: Request<lro::WaitOperationRequest>,
+    ) -> Result<Response<lro::Operation>, Status> {
         let m = request.into_inner();
         let (number, work) = self.0.find(&m.name)?;
         let timeout = m.timeout.and_then(|d| Duration::try_from(d).ok()).unwrap_or(Duration::from_secs(3600));

@@ -117,7 +117,9 @@ impl Server {
                 phase.send_replace(Phase::Cut);
             });
         };
-        let reflection = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(silo_proto::DESCRIPTORS);
+        let reflection = || {
+            tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(silo_proto::DESCRIPTORS)
+        };
         let generation = GenerationServiceServer::new(generations)
             .max_decoding_message_size(limit)
             .accept_compressed(CompressionEncoding::Gzip)
@@ -141,4 +143,5 @@ impl Server {
 }
 
 /// The whole server ("") and its services, as health knows them.
-const SERVICES: [&str; 4] = ["", "silo.v1.GenerationService", "silo.v1.DatastoreService", "google.longrunning.Operations"];
+const SERVICES: [&str; 4] =
+    ["", "silo.v1.GenerationService", "silo.v1.DatastoreService", "google.longrunning.Operations"];

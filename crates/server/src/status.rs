@@ -94,9 +94,13 @@ pub(crate) fn engine(error: &EngineError) -> Status {
     use EngineError as E;
     let shape = match error {
         E::Invalid { field, .. } => Shape { field: Some(field), ..Shape::new(Code::InvalidArgument, "INVALID_FIELD") },
-        E::PromptTooLong { .. } => Shape { field: Some("prompt"), ..Shape::new(Code::InvalidArgument, "PROMPT_TOO_LONG") },
+        E::PromptTooLong { .. } => {
+            Shape { field: Some("prompt"), ..Shape::new(Code::InvalidArgument, "PROMPT_TOO_LONG") }
+        }
         E::Overloaded { .. } => Shape { retry: true, ..Shape::new(Code::ResourceExhausted, "OVERLOADED") },
-        E::UnknownName(e) => Shape { resource: Some((e.kind, e.name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_NAME") },
+        E::UnknownName(e) => {
+            Shape { resource: Some((e.kind, e.name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_NAME") }
+        }
         E::DeadlineExceeded => Shape::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         E::Cancelled => Shape::new(Code::Cancelled, "CANCELLED"),
         E::SourceRemoved => Shape { retry: true, ..Shape::new(Code::Aborted, "SOURCE_REMOVED") },
@@ -110,8 +114,12 @@ pub(crate) fn engine(error: &EngineError) -> Status {
 
 fn model(error: &ModelError) -> Shape<'static> {
     match error {
-        ModelError::ContextOverflow { .. } => Shape { field: Some("prompt"), ..Shape::new(Code::InvalidArgument, "PROMPT_TOO_LONG") },
-        ModelError::UnknownToken { .. } => Shape { field: Some("tokens"), ..Shape::new(Code::InvalidArgument, "UNKNOWN_TOKEN") },
+        ModelError::ContextOverflow { .. } => {
+            Shape { field: Some("prompt"), ..Shape::new(Code::InvalidArgument, "PROMPT_TOO_LONG") }
+        }
+        ModelError::UnknownToken { .. } => {
+            Shape { field: Some("tokens"), ..Shape::new(Code::InvalidArgument, "UNKNOWN_TOKEN") }
+        }
         ModelError::Misuse(_) => Shape::new(Code::Internal, "MODEL_MISUSE"),
         ModelError::Interrupted => Shape::new(Code::Cancelled, "CANCELLED"),
         ModelError::Device(_) => Shape::new(Code::Internal, "MODEL_FAILED"),
@@ -130,13 +138,21 @@ pub(crate) fn govern(error: &GovernError) -> Status {
     let field = |field| Shape { field: Some(field), ..Shape::new(Code::InvalidArgument, "INVALID_FIELD") };
     let shape = match error {
         E::Id(_) => field("name"),
-        E::Licence(_) => Shape { field: Some("licence"), ..Shape::new(Code::InvalidArgument, "NOT_AN_SPDX_EXPRESSION") },
+        E::Licence(_) => {
+            Shape { field: Some("licence"), ..Shape::new(Code::InvalidArgument, "NOT_AN_SPDX_EXPRESSION") }
+        }
         E::TierTooOpen { .. } => Shape { field: Some("tier"), ..Shape::new(Code::InvalidArgument, "TIER_TOO_OPEN") },
         E::Missing { field: name, .. } => field(name),
-        E::Document { .. } => Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "DOCUMENT_REFUSED") },
-        E::Limit { setting, .. } => Shape { field: Some(setting), ..Shape::new(Code::InvalidArgument, "LIMIT_EXCEEDED") },
+        E::Document { .. } => {
+            Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "DOCUMENT_REFUSED") }
+        }
+        E::Limit { setting, .. } => {
+            Shape { field: Some(setting), ..Shape::new(Code::InvalidArgument, "LIMIT_EXCEEDED") }
+        }
         E::Store(e) => return Shape::status(store(e), e.to_string()),
-        E::UnknownName(e) => Shape { resource: Some((e.kind, e.name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_NAME") },
+        E::UnknownName(e) => {
+            Shape { resource: Some((e.kind, e.name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_NAME") }
+        }
         E::Model(e) => model(e),
         E::Tokenizer(_) => field("text"),
         E::Search(e) => search(e),
@@ -147,17 +163,27 @@ pub(crate) fn govern(error: &GovernError) -> Status {
 fn store(error: &silo_govern::StoreError) -> Shape<'static> {
     use silo_govern::StoreError as E;
     match error {
-        E::UnknownSource(id) => Shape { resource: Some(("source", id.to_string())), ..Shape::new(Code::NotFound, "UNKNOWN_SOURCE") },
-        E::UnknownShard(id) => Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::NotFound, "UNKNOWN_SHARD") },
-        E::ShardRemoved(id) => Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::NotFound, "SHARD_REMOVED") },
-        E::SourceExists(id) => Shape { resource: Some(("source", id.to_string())), ..Shape::new(Code::AlreadyExists, "SOURCE_EXISTS") },
+        E::UnknownSource(id) => {
+            Shape { resource: Some(("source", id.to_string())), ..Shape::new(Code::NotFound, "UNKNOWN_SOURCE") }
+        }
+        E::UnknownShard(id) => {
+            Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::NotFound, "UNKNOWN_SHARD") }
+        }
+        E::ShardRemoved(id) => {
+            Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::NotFound, "SHARD_REMOVED") }
+        }
+        E::SourceExists(id) => {
+            Shape { resource: Some(("source", id.to_string())), ..Shape::new(Code::AlreadyExists, "SOURCE_EXISTS") }
+        }
         E::Empty(_) => Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "NO_DOCUMENT") },
         E::Incompatible { .. } => Shape::new(Code::FailedPrecondition, "INCOMPATIBLE_SHARD"),
         E::Locked { .. } => Shape::new(Code::FailedPrecondition, "STORE_LOCKED"),
         E::Version { .. } => Shape::new(Code::FailedPrecondition, "FORMAT_VERSION"),
         E::Recipe { .. } | E::RecipeForModel { .. } => Shape::new(Code::FailedPrecondition, "RECIPE"),
         E::Damaged { .. } | E::Lexical(_) => Shape::new(Code::DataLoss, "DAMAGED"),
-        E::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Shape::new(Code::ResourceExhausted, "DISK_FULL"),
+        E::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Shape::new(Code::ResourceExhausted, "DISK_FULL")
+        }
         E::Io { .. } | E::Catalog { .. } => Shape::new(Code::Internal, "STORE_FAILED"),
         E::Tokenizer { .. } | E::Model { .. } => Shape::new(Code::Internal, "ENCODING_FAILED"),
         E::Cancelled => Shape::new(Code::Cancelled, "CANCELLED"),

@@ -52,7 +52,8 @@ fn shares(shares: Option<Vec<(SourceId, f64)>>) -> Vec<v1::SourceShare> {
 }
 
 pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer) -> v1::Token {
-    let alternative = |(id, log_probability): (u32, f64)| v1::Alternative { id, text: tokenizer.decode(&[id]), log_probability };
+    let alternative =
+        |(id, log_probability): (u32, f64)| v1::Alternative { id, text: tokenizer.decode(&[id]), log_probability };
     v1::Token {
         id: t.token,
         text: t.text,
@@ -100,7 +101,12 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v
     }
 }
 
-pub(crate) fn score(s: Score, tokens: &[u32], tokenizer: &dyn Tokenizer, card: &silo_core::ModelCard) -> v1::ScoreResponse {
+pub(crate) fn score(
+    s: Score,
+    tokens: &[u32],
+    tokenizer: &dyn Tokenizer,
+    card: &silo_core::ModelCard,
+) -> v1::ScoreResponse {
     let log_probability = s.tokens.iter().map(|t| t.log_probability).sum();
     let n_bytes = s.tokens.iter().map(|t| tokenizer.bytes(tokens[t.position]).len() as u64).sum();
     let scored = |t: silo_engine::ScoredToken| v1::ScoredToken {

@@ -25,7 +25,7 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 #[derive(Debug, Clone, Args)]
 pub struct Target {
     /// Address of a running server.
-    #[arg(long, default_value = "127.0.0.1:50061", conflicts_with = "local")]
+    #[arg(long, env = "SILO_SERVER", default_value = "127.0.0.1:50061", conflicts_with = "local")]
     server: String,
     /// Run in this process, with the model and store of a configuration file.
     #[arg(long, value_name = "CONFIG")]
@@ -43,7 +43,10 @@ impl Target {
     pub async fn connect(&self) -> Result<Connection> {
         let Some(path) = &self.local else {
             let channel = connect(&self.server).await.with_context(|| {
-                format!("no server answers at {}; start one with `silo serve --config configs/serve.toml`, or use --local", self.server)
+                format!(
+                    "no server answers at {}; start one with `silo serve --config configs/serve.toml`, or use --local",
+                    self.server
+                )
             })?;
             return Ok(Connection { channel, local: None });
         };

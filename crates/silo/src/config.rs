@@ -75,7 +75,8 @@ pub struct StoreConfig {
 impl ServeConfig {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("the configuration {} is refused", path.display()))
     }
 
@@ -101,7 +102,10 @@ impl ServeConfig {
         fault(e.prefill_chunk_tokens == 0, "engine.prefill_chunk_tokens is 0; it must be 1 or more");
         fault(e.knn.k == 0 || e.knn.k > e.max_k, "engine.knn.k must be from 1 to engine.max_k");
         fault(!(0.0..=1.0).contains(&e.knn.knn_weight), "engine.knn.knn_weight must be from 0 to 1");
-        fault(e.knn.knn_temperature.is_nan() || e.knn.knn_temperature <= 0.0, "engine.knn.knn_temperature must be above 0");
+        fault(
+            e.knn.knn_temperature.is_nan() || e.knn.knn_temperature <= 0.0,
+            "engine.knn.knn_temperature must be above 0",
+        );
         fault(
             e.context.passages == 0 || e.context.passages > e.max_context_passages,
             "engine.context.passages must be from 1 to engine.max_context_passages",
@@ -123,7 +127,8 @@ impl ServeConfig {
 
 /// Reads a calibration.
 pub fn read_calibration(path: &Path) -> Result<Calibration> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the calibration {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the calibration {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no calibration", path.display()))
 }
 
@@ -135,9 +140,13 @@ mod tests {
 
     #[test]
     fn all_faults_are_listed() {
-        let text = format!("{GOOD}threds = 3\n[engine]\nmax_active = 0\nspeed = 9\n[engine.knn]\nk = 0\nknn_weight = 2\nknn_temperature = 1\n[server]\nlisten = \"0.0.0.0:1\"\n");
+        let text = format!(
+            "{GOOD}threds = 3\n[engine]\nmax_active = 0\nspeed = 9\n[engine.knn]\nk = 0\nknn_weight = 2\nknn_temperature = 1\n[server]\nlisten = \"0.0.0.0:1\"\n"
+        );
         let message = format!("{:#}", ServeConfig::parse(&text).unwrap_err());
-        for part in ["'store.threds'", "'engine.speed'", "max_active", "engine.knn.k ", "knn_weight must be", "0.0.0.0:1"] {
+        for part in
+            ["'store.threds'", "'engine.speed'", "max_active", "engine.knn.k ", "knn_weight must be", "0.0.0.0:1"]
+        {
             assert!(message.contains(part), "{message} should say {part}");
         }
     }
@@ -147,7 +156,9 @@ mod tests {
         let wrong_type = ServeConfig::parse(&format!("{GOOD}threads = \"two\"\n")).unwrap_err();
         assert!(format!("{wrong_type:#}").contains("threads"));
         assert!(format!("{:#}", ServeConfig::parse("[model\n").unwrap_err()).contains("line 1"));
-        assert!(format!("{:#}", ServeConfig::parse("[store]\nroot=\"r\"\nrecipe=\"i\"").unwrap_err()).contains("model"));
+        assert!(
+            format!("{:#}", ServeConfig::parse("[store]\nroot=\"r\"\nrecipe=\"i\"").unwrap_err()).contains("model")
+        );
     }
 
     #[test]

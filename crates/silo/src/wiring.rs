@@ -30,7 +30,10 @@ pub fn load_model(config: &ModelConfig) -> Result<(Arc<dyn LanguageModel>, Arc<d
     if config.require_open_training {
         match &loaded.training_tiers {
             Some(tiers) if tiers.iter().all(|t| t.is_open()) => {}
-            Some(_) => bail!("the model {} was trained on restricted text, and model.require_open_training is set", loaded.name),
+            Some(_) => bail!(
+                "the model {} was trained on restricted text, and model.require_open_training is set",
+                loaded.name
+            ),
             None => bail!(
                 "it is unknown what the model {} was trained on, and model.require_open_training is set; use a model that \
                  `silo train` made, or unset it",
@@ -58,7 +61,11 @@ fn on_gpu(_: &LoadedModel, _: &ModelConfig) -> Result<Arc<dyn LanguageModel>> {
 }
 
 /// Opens a store for a model.
-pub fn open_store(config: &StoreConfig, model: &dyn LanguageModel, tokenizer: Arc<dyn Tokenizer>) -> Result<Arc<Store>> {
+pub fn open_store(
+    config: &StoreConfig,
+    model: &dyn LanguageModel,
+    tokenizer: Arc<dyn Tokenizer>,
+) -> Result<Arc<Store>> {
     let recipe = Recipe::read(&config.recipe)?;
     let store = Store::open(&config.root, model.card(), recipe, tokenizer, threads(config.threads))?;
     for (id, reason) in &store.status().unavailable {
@@ -76,7 +83,8 @@ pub fn start(config: &ServeConfig) -> Result<Parts> {
         bail!("the calibration was made for the model {}, the served one is {}", c.model, model.card().hash);
     }
     let governor = Governor::new(config.govern.clone(), store.clone(), model.clone(), tokenizer.clone());
-    let engine = Engine::start(config.engine.clone(), calibration, model, tokenizer, store).context("cannot start the engine")?;
+    let engine = Engine::start(config.engine.clone(), calibration, model, tokenizer, store)
+        .context("cannot start the engine")?;
     Ok(Parts { engine: Arc::new(engine), governor: Arc::new(governor) })
 }
 

@@ -102,7 +102,12 @@ impl ShardBuilder<'_> {
         Ok(manifest)
     }
 
-    fn batch(&self, batch: &[(ContentHash, &Document)], files: &mut Files, totals: &mut Totals) -> Result<(), StoreError> {
+    fn batch(
+        &self,
+        batch: &[(ContentHash, &Document)],
+        files: &mut Files,
+        totals: &mut Totals,
+    ) -> Result<(), StoreError> {
         let tokens: Vec<Vec<TokenId>> = batch
             .iter()
             .map(|(_, d)| {
@@ -163,7 +168,13 @@ impl ShardBuilder<'_> {
         Ok(())
     }
 
-    fn manifest(&self, directory: &Path, source: &SourceId, totals: Totals, files: Files) -> Result<Manifest, StoreError> {
+    fn manifest(
+        &self,
+        directory: &Path,
+        source: &SourceId,
+        totals: Totals,
+        files: Files,
+    ) -> Result<Manifest, StoreError> {
         files.lexical.finish()?;
         let card = self.model.card();
         let entries = [

@@ -131,7 +131,9 @@ impl Catalog {
     }
 
     pub(crate) fn epoch(&self) -> Result<Epoch, StoreError> {
-        self.run(|c| c.query_row("SELECT coalesce(max(epoch), 0) FROM epochs", [], |r| Ok(Epoch(r.get::<_, i64>(0)? as u64))))
+        self.run(|c| {
+            c.query_row("SELECT coalesce(max(epoch), 0) FROM epochs", [], |r| Ok(Epoch(r.get::<_, i64>(0)? as u64)))
+        })
     }
 
     /// Adds a source; false if its name is taken.
@@ -141,7 +143,10 @@ impl Catalog {
         let permissions = serde_json::json!(source.permissions).to_string();
         let tier = source.tier.name();
         self.run(|c| {
-            c.execute(sql, params![source.id.as_str(), source.owner, source.licence, source.licence_stated_at, tier, permissions])
+            c.execute(
+                sql,
+                params![source.id.as_str(), source.owner, source.licence, source.licence_stated_at, tier, permissions],
+            )
         })
         .map(|n| n == 1)
     }
@@ -153,7 +158,12 @@ impl Catalog {
     }
 
     /// Enters a published shard and makes its epoch, in one transaction.
-    pub(crate) fn add_shard(&self, directory: &str, manifest: &Manifest, sha256: &str) -> Result<(ShardId, Epoch), StoreError> {
+    pub(crate) fn add_shard(
+        &self,
+        directory: &str,
+        manifest: &Manifest,
+        sha256: &str,
+    ) -> Result<(ShardId, Epoch), StoreError> {
         self.transaction(|t| {
             let epoch = new_epoch(t, "add shard")?;
             t.execute(

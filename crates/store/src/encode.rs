@@ -53,10 +53,8 @@ pub fn encode(
     let first_value = usize::from(beginning_of_text.is_none());
     let inputs: Vec<Vec<TokenId>> = documents.iter().map(|tokens| inputs(beginning_of_text, tokens)).collect();
     let key_dim = model.card().key_dim;
-    let mut out: Vec<Encoded> = documents
-        .iter()
-        .map(|_| Encoded { keys: Matrix { n_cols: key_dim, data: Vec::new() }, first_value })
-        .collect();
+    let mut out: Vec<Encoded> =
+        documents.iter().map(|_| Encoded { keys: Matrix { n_cols: key_dim, data: Vec::new() }, first_value }).collect();
     let all: Vec<Window> = inputs.iter().enumerate().flat_map(|(d, i)| windows(d, i.len(), recipe)).collect();
     for batch in batches(&all) {
         let mut caches: Vec<_> = batch.iter().map(|_| model.new_cache()).collect();
@@ -112,7 +110,16 @@ mod tests {
         let (key_site, key_type) = (KeySite::default(), KeyType::F32);
         let bm25 = silo_lexical::Bm25::default();
         let (passage_tokens, passage_stride_tokens) = (4, 2);
-        Recipe { name: "test".into(), key_site, key_type, window_tokens, stride_tokens, passage_tokens, passage_stride_tokens, bm25 }
+        Recipe {
+            name: "test".into(),
+            key_site,
+            key_type,
+            window_tokens,
+            stride_tokens,
+            passage_tokens,
+            passage_stride_tokens,
+            bm25,
+        }
     }
 
     proptest! {

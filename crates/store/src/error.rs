@@ -28,7 +28,9 @@ pub enum StoreError {
     UnknownShard(ShardId),
     #[error("shard {0} was removed")]
     ShardRemoved(ShardId),
-    #[error("the shard was built with the {what} {got}, the store uses {expected}; rebuild it with `silo shard rebuild`")]
+    #[error(
+        "the shard was built with the {what} {got}, the store uses {expected}; rebuild it with `silo shard rebuild`"
+    )]
     Incompatible { what: &'static str, got: String, expected: String },
     #[error("there is no document to add: {0}")]
     Empty(&'static str),

@@ -36,6 +36,6 @@ pub use encode::{Encoded, encode};
 pub use error::StoreError;
 pub use format::{FileEntry, Manifest};
 pub use recipe::{KeyType, Recipe};
-pub use silo_lexical::Bm25;
 pub use shard::{Shard, StoredDocument};
+pub use silo_lexical::Bm25;
 pub use store::{AddedShard, NewShard, Removal, Store, StoreStatus};

@@ -68,10 +68,18 @@ impl Recipe {
             return Err(format!("window_tokens is {}, it must be 2 or more", self.window_tokens));
         }
         if self.stride_tokens == 0 || self.stride_tokens > self.window_tokens {
-            return Err(format!("stride_tokens is {}, it must be from 1 to window_tokens ({})", self.stride_tokens, self.window_tokens));
+            return Err(format!(
+                "stride_tokens is {}, it must be from 1 to window_tokens ({})",
+                self.stride_tokens, self.window_tokens
+            ));
         }
-        if self.passage_tokens == 0 || self.passage_stride_tokens == 0 || self.passage_stride_tokens > self.passage_tokens {
-            return Err("passage_tokens and passage_stride_tokens must be above 0, and the stride at most the length".into());
+        if self.passage_tokens == 0
+            || self.passage_stride_tokens == 0
+            || self.passage_stride_tokens > self.passage_tokens
+        {
+            return Err(
+                "passage_tokens and passage_stride_tokens must be above 0, and the stride at most the length".into()
+            );
         }
         if !(self.bm25.k1 >= 0.0 && self.bm25.k1.is_finite() && (0.0..=1.0).contains(&self.bm25.b)) {
             return Err("bm25.k1 must be 0 or more, bm25.b from 0 to 1".into());
@@ -83,7 +91,10 @@ impl Recipe {
     pub fn check_model(&self, card: &ModelCard) -> Result<(), StoreError> {
         let refuse = |reason| Err(StoreError::RecipeForModel { recipe: self.name.clone(), reason });
         if self.window_tokens > card.context_tokens {
-            return refuse(format!("window_tokens is {}, the model's window has {}", self.window_tokens, card.context_tokens));
+            return refuse(format!(
+                "window_tokens is {}, the model's window has {}",
+                self.window_tokens, card.context_tokens
+            ));
         }
         if self.key_site != card.key_site {
             return refuse(format!("its key site is {}, the model was opened with {}", self.key_site, card.key_site));
@@ -93,7 +104,16 @@ impl Recipe {
 
     /// SHA-256 of its canonical form: of everything but its name.
     pub fn hash(&self) -> ContentHash {
-        let Self { name: _, key_site, key_type, window_tokens, stride_tokens, passage_tokens, passage_stride_tokens, bm25 } = self;
+        let Self {
+            name: _,
+            key_site,
+            key_type,
+            window_tokens,
+            stride_tokens,
+            passage_tokens,
+            passage_stride_tokens,
+            bm25,
+        } = self;
         let key_type = match key_type {
             KeyType::F32 => "f32",
             KeyType::F16 => "f16",

@@ -74,7 +74,8 @@ impl NeighborSearch for Store {
         let neighbors = queries.iter().zip(found).map(|(query, candidates)| {
             let mut places: Vec<Option<Option<ShardIndex>>> = vec![None; visible.len()];
             let neighbor = |c: silo_vector::Candidate| {
-                let shard = (*places[c.part as usize].get_or_insert_with(|| place(&live, query.snapshot, &visible[c.part as usize].shard)))?;
+                let shard = (*places[c.part as usize]
+                    .get_or_insert_with(|| place(&live, query.snapshot, &visible[c.part as usize].shard)))?;
                 let value = visible[c.part as usize].shard.value(c.row);
                 Some(Neighbor { distance: c.distance, value, shard, row: c.row })
             };

@@ -49,7 +49,8 @@ struct Mapped {
 impl Mapped {
     fn open(directory: &Path, name: &str, manifest: &Manifest) -> Result<Self, StoreError> {
         let path = directory.join(name);
-        let expected = manifest.files.get(name).ok_or_else(|| StoreError::damaged(&path, "the manifest does not list it"))?;
+        let expected =
+            manifest.files.get(name).ok_or_else(|| StoreError::damaged(&path, "the manifest does not list it"))?;
         let file = File::open(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => StoreError::damaged(&path, "the file is missing"),
             _ => StoreError::Io { path: path.clone(), source: e },
@@ -111,7 +112,7 @@ impl Shard {
         if self.lexical.n_passages() as u64 != m.n_passages {
             return Err(StoreError::damaged(&self.path.join(format::LEXICAL), "it does not hold the shard's passages"));
         }
-        let n_values = m.n_entries.checked_mul(m.key_dim as u64).unwrap_or(u64::MAX);
+        let n_values = m.n_entries.saturating_mul(m.key_dim as u64);
         match m.recipe.key_type {
             KeyType::F32 => self.keys.check::<f32>(n_values)?,
             KeyType::F16 => self.keys.check::<f16>(n_values)?,

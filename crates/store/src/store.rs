@@ -171,7 +171,11 @@ impl Store {
         Ok(())
     }
 
-    fn publish(&self, shards: HashMap<ShardId, Arc<Shard>>, unavailable: BTreeMap<ShardId, String>) -> Result<Arc<Snapshot>, StoreError> {
+    fn publish(
+        &self,
+        shards: HashMap<ShardId, Arc<Shard>>,
+        unavailable: BTreeMap<ShardId, String>,
+    ) -> Result<Arc<Snapshot>, StoreError> {
         let live = assemble(&self.catalog, shards, unavailable, self.card.key_dim)?;
         let snapshot = live.snapshot.clone();
         self.live.store(Arc::new(live));
@@ -196,7 +200,8 @@ impl Store {
             return Err(StoreError::Empty(reason));
         }
         let staging = Staging::create(&self.root)?;
-        let builder = ShardBuilder { model, tokenizer: self.tokenizer.as_ref(), recipe: &self.recipe, cancel, progress };
+        let builder =
+            ShardBuilder { model, tokenizer: self.tokenizer.as_ref(), recipe: &self.recipe, cancel, progress };
         let manifest = builder.build(&staging.path, &source.id, &fresh)?;
         self.check_compatible(&manifest)?;
         let (id, snapshot) = self.enter(&staging, &manifest)?;
@@ -352,7 +357,11 @@ fn open_live(root: &Path, record: &ShardRecord, card: &ModelCard, recipe: &Recip
 fn compatible(manifest: &Manifest, card: &ModelCard, recipe: &Recipe) -> Result<(), StoreError> {
     let differ = |what, got: String, expected: String| Err(StoreError::Incompatible { what, got, expected });
     if manifest.model_hash != card.hash {
-        return differ("model", format!("{} ({})", manifest.model, manifest.model_hash), format!("{} ({})", card.name, card.hash));
+        return differ(
+            "model",
+            format!("{} ({})", manifest.model, manifest.model_hash),
+            format!("{} ({})", card.name, card.hash),
+        );
     }
     if manifest.recipe_hash != recipe.hash() {
         let name = |r: &Recipe| format!("'{}' ({})", r.name, r.hash());

@@ -44,7 +44,9 @@ impl ScriptedModel {
     }
 
     fn logits(previous: TokenId, last: TokenId) -> Vec<f32> {
-        (0..Self::VOCAB_SIZE).map(|y| (y as f32 * 0.7 + last as f32 * 1.3 + previous as f32 * 0.4).sin() * 3.0).collect()
+        (0..Self::VOCAB_SIZE)
+            .map(|y| (y as f32 * 0.7 + last as f32 * 1.3 + previous as f32 * 0.4).sin() * 3.0)
+            .collect()
     }
 }
 

@@ -87,7 +87,12 @@ pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
 
 /// The k nearest rows of each query among the parts that see it, nearest first; rows of equal distance in `order`. Keys have
 /// `dim` values.
-pub fn exact_search(dim: usize, parts: &[Part<'_>], queries: &[Query<'_>], order: &RowOrder<'_>) -> Vec<Vec<Candidate>> {
+pub fn exact_search(
+    dim: usize,
+    parts: &[Part<'_>],
+    queries: &[Query<'_>],
+    order: &RowOrder<'_>,
+) -> Vec<Vec<Candidate>> {
     let jobs: Vec<(&Part<'_>, std::ops::Range<usize>)> = parts
         .iter()
         .filter(|p| !p.queries.is_empty())

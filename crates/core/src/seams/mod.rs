@@ -9,6 +9,7 @@ pub use model::{
     KeySite, LanguageModel, Matrix, ModelCard, ModelError, Positions, SequenceCache, SequenceStep, StepOutput,
 };
 pub use search::{
-    Datastore, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError, SnapshotProvider,
+    Datastore, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError,
+    SnapshotProvider,
 };
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -109,7 +109,7 @@ pub struct Matrix {
 impl Matrix {
     /// Number of rows.
     pub fn n_rows(&self) -> usize {
-        if self.n_cols == 0 { 0 } else { self.data.len() / self.n_cols }
+        self.data.len().checked_div(self.n_cols).unwrap_or(0)
     }
 
     /// Row `i`.

@@ -72,6 +72,17 @@ unsafe impl Send for SharedOutput {}
 // SAFETY: as above.
 unsafe impl Sync for SharedOutput {}
 
+impl SharedOutput {
+    /// The place of value `i`.
+    ///
+    /// # Safety
+    /// The matrix must have more than `i` values.
+    unsafe fn at(self, i: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+}
+
 impl PackedMatrix {
     /// Packs `n_out` rows of `n_in` weights.
     ///
@@ -145,10 +156,9 @@ impl PackedMatrix {
         let run = |(matrix, panel, column): &(&Self, usize, usize)| {
             let width = PANEL.min(matrix.n_out - panel * PANEL);
             matrix.apply_panel(*panel, x, n_rows, |row, values: &[f32; PANEL]| {
-                let out = out; // capture the wrapper, not the bare pointer in it
                 // SAFETY: row < n_rows, and columns `column..column + width` belong to this panel alone.
                 unsafe {
-                    let target = out.0.add(row * n_out + column);
+                    let target = out.at(row * n_out + column);
                     std::ptr::copy_nonoverlapping(values.as_ptr(), target, width);
                 }
             });

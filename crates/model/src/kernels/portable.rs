@@ -3,7 +3,12 @@
 use super::{BLOCK, PANEL, Tile};
 
 /// acc\[r\]\[c\] = Σ_k x\[r\]\[k\]·panel\[k\]\[c\], k in order, fused. `x` holds `MR` rows of `k` values, `stride` apart.
-pub(crate) fn tile<const MR: usize, W: Copy>(x: &[f32], stride: usize, panel: &[W], load: impl Fn(W) -> f32) -> Tile<MR> {
+pub(crate) fn tile<const MR: usize, W: Copy>(
+    x: &[f32],
+    stride: usize,
+    panel: &[W],
+    load: impl Fn(W) -> f32,
+) -> Tile<MR> {
     let mut acc = [[0.0; PANEL]; MR];
     for (k, row) in panel.chunks_exact(PANEL).enumerate() {
         for (r, acc) in acc.iter_mut().enumerate() {

@@ -125,7 +125,10 @@ impl HfConfig {
                 factor: field(parameters.factor, "factor")?,
                 low_freq_factor: field(parameters.low_freq_factor, "low_freq_factor")?,
                 high_freq_factor: field(parameters.high_freq_factor, "high_freq_factor")?,
-                original_context: field(parameters.original_max_position_embeddings, "original_max_position_embeddings")?,
+                original_context: field(
+                    parameters.original_max_position_embeddings,
+                    "original_max_position_embeddings",
+                )?,
             },
             Some(other) => return Err(format!("rope scaling of type '{other}'")),
         };

@@ -142,7 +142,8 @@ impl CpuLlama {
         let mut gate_up = vec![0.0; n_rows * 2 * self.shape.ffn_dim];
         PackedMatrix::apply_all(&[&layer.gate, &layer.up], h, &mut gate_up);
         let mut hidden = vec![0.0; n_rows * self.shape.ffn_dim];
-        let rows = hidden.par_chunks_exact_mut(self.shape.ffn_dim).zip(gate_up.par_chunks_exact(2 * self.shape.ffn_dim));
+        let rows =
+            hidden.par_chunks_exact_mut(self.shape.ffn_dim).zip(gate_up.par_chunks_exact(2 * self.shape.ffn_dim));
         rows.with_min_len(4).for_each(|(out, gate_up)| silu_multiply(gate_up, out));
         let mut out = vec![0.0; x.len()];
         layer.down.apply(&hidden, &mut out);
@@ -228,7 +229,14 @@ impl Wanted {
     }
 
     /// Hands the computed rows to their sequences.
-    fn distribute(&self, n_sequences: usize, keys: &[f32], dim: usize, logits: &[f32], vocab: usize) -> Vec<StepOutput> {
+    fn distribute(
+        &self,
+        n_sequences: usize,
+        keys: &[f32],
+        dim: usize,
+        logits: &[f32],
+        vocab: usize,
+    ) -> Vec<StepOutput> {
         let empty = |n_cols| Matrix { n_cols, data: Vec::new() };
         let mut out: Vec<StepOutput> =
             (0..n_sequences).map(|_| StepOutput { logits: empty(vocab), keys: empty(dim) }).collect();

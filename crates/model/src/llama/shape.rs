@@ -38,7 +38,8 @@ pub struct LlamaShape {
 impl LlamaShape {
     /// Whether the numbers fit together; the error says which do not.
     pub fn check(&self) -> Result<(), String> {
-        let sizes = [self.dim, self.ffn_dim, self.n_layers, self.n_heads, self.n_kv_heads, self.head_dim, self.vocab_size];
+        let sizes =
+            [self.dim, self.ffn_dim, self.n_layers, self.n_heads, self.n_kv_heads, self.head_dim, self.vocab_size];
         if sizes.contains(&0) || self.context_tokens == 0 {
             return Err("a size of the model is 0".into());
         }
@@ -69,7 +70,13 @@ impl LlamaShape {
         (self.n_layers * layer + heads * self.vocab_size * self.dim + self.dim) as u64
     }
 
-    pub(crate) fn card(&self, name: String, hash: ContentHash, key_site: KeySite, tiers: Option<Vec<Tier>>) -> ModelCard {
+    pub(crate) fn card(
+        &self,
+        name: String,
+        hash: ContentHash,
+        key_site: KeySite,
+        tiers: Option<Vec<Tier>>,
+    ) -> ModelCard {
         ModelCard {
             name,
             hash,

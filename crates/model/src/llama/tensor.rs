@@ -89,7 +89,12 @@ fn device_error(error: candle_core::Error) -> ModelError {
 
 impl TensorLlama {
     /// Puts a loaded model on a device.
-    pub fn new(model: &LoadedModel, key_site: KeySite, device: Device, precision: Precision) -> Result<Self, LoadError> {
+    pub fn new(
+        model: &LoadedModel,
+        key_site: KeySite,
+        device: Device,
+        precision: Precision,
+    ) -> Result<Self, LoadError> {
         let mut shape = model.shape.clone();
         if model.weights.has(Part::RopeFactors) {
             shape.rope.factors = Some(model.vector(Part::RopeFactors, shape.head_dim / 2)?);
@@ -160,7 +165,13 @@ impl TensorLlama {
     }
 
     /// Attention of one sequence: `q` is `[n, n_heads, head_dim]`, `k` and `v` the new `[n, n_kv_heads, head_dim]`.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, past: Option<&(Tensor, Tensor)>) -> CandleResult<(Tensor, (Tensor, Tensor))> {
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        past: Option<&(Tensor, Tensor)>,
+    ) -> CandleResult<(Tensor, (Tensor, Tensor))> {
         let (n, n_heads, head_dim) = q.dims3()?;
         let (k, v) = (k.transpose(0, 1)?.contiguous()?, v.transpose(0, 1)?.contiguous()?);
         let (k, v) = match past {

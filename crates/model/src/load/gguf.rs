@@ -104,10 +104,9 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
     let dim = m.required("llama.embedding_length")?;
     let n_heads = m.required("llama.attention.head_count")?;
     let embedding = m.content.tensor_infos.get("token_embd.weight");
-    let vocab_size = embedding.and_then(|t| t.shape.dims().first().copied()).ok_or_else(|| LoadError::MissingTensor {
-        path: m.path.to_owned(),
-        name: "token_embd.weight".into(),
-    })?;
+    let vocab_size = embedding
+        .and_then(|t| t.shape.dims().first().copied())
+        .ok_or_else(|| LoadError::MissingTensor { path: m.path.to_owned(), name: "token_embd.weight".into() })?;
     let shape = LlamaShape {
         dim,
         ffn_dim: m.required("llama.feed_forward_length")?,

@@ -10,9 +10,12 @@ use crate::kernels::QuantizedBlocks;
 
 const WEIGHTS: usize = 32;
 
+/// Adds a block's codes; gives its scale and offset.
+type Unpack = fn(&[u8], &mut Vec<u8>) -> (f32, f32);
+
 /// Unpacks the blocks, or `None` for types of another form.
 pub(super) fn unpack(dtype: GgmlDType, bytes: &[u8]) -> Option<QuantizedBlocks> {
-    let (bits, block): (u8, fn(&[u8], &mut Vec<u8>) -> (f32, f32)) = match dtype {
+    let (bits, block): (u8, Unpack) = match dtype {
         GgmlDType::Q4_0 => (4, q4_0),
         GgmlDType::Q4_1 => (4, q4_1),
         GgmlDType::Q5_0 => (8, q5_0),

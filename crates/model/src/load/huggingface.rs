@@ -52,7 +52,8 @@ pub(super) fn open(directory: &Path) -> Result<LoadedModel, LoadError> {
     for (_, map) in &weights.files {
         digest.update(ContentHash::of(map).0);
     }
-    let name = provenance.as_ref().map(|p| p.name.clone()).or_else(|| Some(directory.file_name()?.to_str()?.to_owned()));
+    let name =
+        provenance.as_ref().map(|p| p.name.clone()).or_else(|| Some(directory.file_name()?.to_str()?.to_owned()));
     Ok(LoadedModel {
         name: name.unwrap_or_else(|| "unnamed".into()),
         hash: ContentHash(digest.finalize().into()),

@@ -29,7 +29,8 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl GgufVocabulary {
     /// Builds the tokenizer; the error says what of it is not supported.
@@ -62,7 +63,9 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, String> {
     let gpt2 = ByteLevel::new(false, false, true);
     match name {
         "gpt-2" | "gpt2" | "default" => Ok(gpt2.into()),
-        "smollm" | "starcoder" | "refact" | "command-r" => Ok(Sequence::new(vec![Digits::new(true).into(), gpt2.into()]).into()),
+        "smollm" | "starcoder" | "refact" | "command-r" => {
+            Ok(Sequence::new(vec![Digits::new(true).into(), gpt2.into()]).into())
+        }
         "llama-bpe" | "llama3" | "llama-v3" => split(LLAMA3),
         "qwen2" => split(QWEN2),
         other => Err(format!("the pre-tokenizer '{other}'")),

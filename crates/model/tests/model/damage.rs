@@ -46,7 +46,10 @@ fn a_directory_says_what_is_wrong_with_it() {
     contains(changed(|d| fs::remove_file(d.join("model.safetensors")).unwrap()), "no *.safetensors");
     contains(changed(|d| edit_config(d, "\"llama\"", "\"gpt_neox\"")), "the architecture 'gpt_neox' is not supported");
     contains(changed(|d| edit_config(d, "\"hidden_size\": 32", "\"hidden_size\": 64")), "shape");
-    contains(changed(|d| edit_config(d, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")), "no tensor 'model.layers.2");
+    contains(
+        changed(|d| edit_config(d, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")),
+        "no tensor 'model.layers.2",
+    );
     contains(changed(|d| edit_config(d, "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3")), "do not divide");
     contains(changed(|d| edit_config(d, "\"default\"", "\"yarn\"")), "rope scaling of type 'yarn'");
     contains(changed(|d| edit_config(d, "\"attention_bias\": false", "\"attention_bias\": true")), "biases");

@@ -35,7 +35,9 @@ fn check(model: &dyn LanguageModel, name: &str, site: KeySite, tolerance: f32) {
     let all = Positions::From(0);
     let mut batch = [SequenceStep { cache: cache.as_mut(), tokens: &expected.tokens, logits: all, keys: all }];
     let output = model.step(&mut batch, &AtomicBool::new(false)).unwrap().remove(0);
-    for (what, ours, theirs) in [("logit", &output.logits.data, &expected.logits), ("key", &output.keys.data, &expected.key)] {
+    for (what, ours, theirs) in
+        [("logit", &output.logits.data, &expected.logits), ("key", &output.keys.data, &expected.key)]
+    {
         assert_eq!(ours.len(), theirs.len(), "{name} {site} {what}");
         let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         println!("{name} {site}: greatest difference of a {what} {worst:e}");

@@ -128,15 +128,28 @@ fn print_end(f: &v1::Finished, attribute: bool) {
     let usage = f.usage.unwrap_or_default();
     let provenance = f.provenance.clone().unwrap_or_default();
     let root = provenance.root.get(..12).unwrap_or_default();
-    eprintln!("[{} tokens, ended by {}, seed {}, epoch {}, root {root}]", usage.new_tokens, reason(f), f.seed, provenance.epoch);
+    eprintln!(
+        "[{} tokens, ended by {}, seed {}, epoch {}, root {root}]",
+        usage.new_tokens,
+        reason(f),
+        f.seed,
+        provenance.epoch
+    );
     if !attribute {
         return;
     }
     let tokens = usage.new_tokens.max(1) as f64;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share / tokens);
-    let mut rows = vec![vec![percent(f.parametric_total), "(model)".into(), String::new(), String::new(), String::new()]];
+    let mut rows =
+        vec![vec![percent(f.parametric_total), "(model)".into(), String::new(), String::new(), String::new()]];
     for s in &f.sources {
-        rows.push(vec![percent(s.total), s.source.clone(), tier_name(s.tier).into(), s.licence.clone(), s.owner.clone()]);
+        rows.push(vec![
+            percent(s.total),
+            s.source.clone(),
+            tier_name(s.tier).into(),
+            s.licence.clone(),
+            s.owner.clone(),
+        ]);
     }
     output::table(&["share", "source", "tier", "licence", "owner"], &rows);
 }

@@ -36,7 +36,9 @@ impl Text {
                 Ok(text)
             }
             (Some(text), _) => Ok(text.clone()),
-            (None, Some(path)) => std::fs::read_to_string(path).with_context(|| format!("cannot read {} as UTF-8 text", path.display())),
+            (None, Some(path)) => {
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {} as UTF-8 text", path.display()))
+            }
             (None, None) => bail!("no text was given"),
         }
     }

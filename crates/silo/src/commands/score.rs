@@ -49,7 +49,10 @@ impl Score {
                 "epoch": provenance.epoch, "root": provenance.root, "model_hash": provenance.model_hash,
             }))?;
         } else {
-            println!("{bits_per_byte:.4} bits per byte, perplexity {perplexity:.3} ({n_tokens} tokens, {} bytes)", response.n_bytes);
+            println!(
+                "{bits_per_byte:.4} bits per byte, perplexity {perplexity:.3} ({n_tokens} tokens, {} bytes)",
+                response.n_bytes
+            );
         }
         connection.close().await
     }

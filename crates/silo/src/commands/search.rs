@@ -33,8 +33,10 @@ pub struct Search {
 impl Search {
     /// Runs the command.
     pub async fn run(self, as_json: bool) -> Result<()> {
-        let filter = v1::Filter { allow_sources: self.allow_source, deny_sources: self.deny_source, ..v1::Filter::default() };
-        let request = v1::SearchRequest { text: self.text.read()?, filter: Some(filter), k: self.k, passages: self.passages };
+        let filter =
+            v1::Filter { allow_sources: self.allow_source, deny_sources: self.deny_source, ..v1::Filter::default() };
+        let request =
+            v1::SearchRequest { text: self.text.read()?, filter: Some(filter), k: self.k, passages: self.passages };
         let connection = self.target.connect().await?;
         let response = connection.datastore().search(request).await.map_err(refused)?.into_inner();
         if as_json {
@@ -70,7 +72,13 @@ fn print(r: &v1::SearchResponse) {
         .iter()
         .map(|n| {
             let context = output::one_line(&n.context, 60);
-            vec![format!("{:.2}", n.distance), n.source.clone(), context, format!("{:?}", n.continuation), n.title.clone()]
+            vec![
+                format!("{:.2}", n.distance),
+                n.source.clone(),
+                context,
+                format!("{:?}", n.continuation),
+                n.title.clone(),
+            ]
         })
         .collect();
     output::table(&["distance", "source", "… context", "next", "title"], &rows);

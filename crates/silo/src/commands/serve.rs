@@ -24,7 +24,8 @@ pub struct Serve {
 impl Serve {
     /// Runs until told to stop.
     pub async fn run(self) -> Result<()> {
-        let filter = EnvFilter::try_new(&self.log).with_context(|| format!("'{}' is no filter of log messages", self.log))?;
+        let filter =
+            EnvFilter::try_new(&self.log).with_context(|| format!("'{}' is no filter of log messages", self.log))?;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
         let started = std::time::Instant::now();
         let (config, parts) = tokio::task::spawn_blocking(move || wiring::start_from(&self.config)).await??;

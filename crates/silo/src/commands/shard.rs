@@ -81,16 +81,21 @@ struct Line {
 fn read(path: &Path) -> Result<Vec<v1::Document>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let text = String::from_utf8(bytes).map_err(|e| {
-        anyhow::anyhow!("{} is not UTF-8: byte {} does not fit; convert it first", path.display(), e.utf8_error().valid_up_to())
+        anyhow::anyhow!(
+            "{} is not UTF-8: byte {} does not fit; convert it first",
+            path.display(),
+            e.utf8_error().valid_up_to()
+        )
     })?;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    if !path.extension().is_some_and(|e| e == "jsonl") {
+    if path.extension().is_none_or(|e| e != "jsonl") {
         let (uri, title) = (format!("file:{name}"), name.to_owned());
         return Ok(vec![v1::Document { uri, title, licence: String::new(), text }]);
     }
     let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
     let document = |(i, line): (usize, &str)| {
-        let parsed: Line = serde_json::from_str(line).with_context(|| format!("{}, line {}: not a document", path.display(), i + 1))?;
+        let parsed: Line = serde_json::from_str(line)
+            .with_context(|| format!("{}, line {}: not a document", path.display(), i + 1))?;
         let uri = if parsed.uri.is_empty() { format!("file:{name}#{}", i + 1) } else { parsed.uri };
         Ok(v1::Document { uri, title: parsed.title, licence: parsed.licence, text: parsed.text })
     };
@@ -120,7 +125,9 @@ async fn wait(connection: &Connection, mut operation: lro::Operation) -> Result<
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} documents, {per_sec}, {eta} left")?;
     bar.set_style(style);
     while !operation.done {
-        if let Some(progress) = operation.metadata.as_ref().and_then(|m| v1::AddShardProgress::decode(&m.value[..]).ok()) {
+        if let Some(progress) =
+            operation.metadata.as_ref().and_then(|m| v1::AddShardProgress::decode(&m.value[..]).ok())
+        {
             bar.set_length(progress.documents_total);
             bar.set_position(progress.documents_done);
         }
@@ -180,7 +187,11 @@ impl Shard {
                 let connection = c.target.connect().await?;
                 let request = v1::GetShardRequest { id: c.id };
                 let shard = connection.datastore().get_shard(request).await.map_err(refused)?.into_inner();
-                if as_json { output::json(&describe(&shard))? } else { print(&[shard]) }
+                if as_json {
+                    output::json(&describe(&shard))?
+                } else {
+                    print(&[shard])
+                }
                 connection.close().await
             }
             Self::Remove(c) => c.remove(as_json).await,
@@ -224,7 +235,11 @@ impl List {
             }
             page_token = page.next_page_token;
         }
-        if as_json { output::json(&shards.iter().map(describe).collect::<Vec<_>>())? } else { print(&shards) }
+        if as_json {
+            output::json(&shards.iter().map(describe).collect::<Vec<_>>())?
+        } else {
+            print(&shards)
+        }
         connection.close().await
     }
 }

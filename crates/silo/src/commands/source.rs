@@ -54,7 +54,8 @@ fn describe(s: &v1::Source) -> Value {
 
 fn permitted(s: &v1::Source) -> String {
     let p = s.permissions.unwrap_or_default();
-    let all = [(p.train, "train"), (p.knn, "knn"), (p.context, "context"), (p.verbatim, "verbatim"), (p.display, "display")];
+    let all =
+        [(p.train, "train"), (p.knn, "knn"), (p.context, "context"), (p.verbatim, "verbatim"), (p.display, "display")];
     all.iter().filter(|(yes, _)| *yes).map(|(_, name)| *name).collect::<Vec<_>>().join(" ")
 }
 
@@ -86,8 +87,13 @@ impl Source {
                 if as_json {
                     output::json(&sources.iter().map(describe).collect::<Vec<_>>())?;
                 } else {
-                    let row = |s: &v1::Source| vec![s.name.clone(), tier_name(s.tier).into(), s.licence.clone(), permitted(s), s.owner.clone()];
-                    output::table(&["name", "tier", "licence", "permitted", "owner"], &sources.iter().map(row).collect::<Vec<_>>());
+                    let row = |s: &v1::Source| {
+                        vec![s.name.clone(), tier_name(s.tier).into(), s.licence.clone(), permitted(s), s.owner.clone()]
+                    };
+                    output::table(
+                        &["name", "tier", "licence", "permitted", "owner"],
+                        &sources.iter().map(row).collect::<Vec<_>>(),
+                    );
                 }
                 connection.close().await
             }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use silo_core::{
-    Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
-    PassageQuery, PassageSearch, Permissions, Purpose, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
+    Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
+    PassageSearch, Permissions, Purpose, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
 };
 use silo_store::{AddedShard, Bm25, KeyType, NewShard, Recipe, Store, StoreError};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -195,7 +195,8 @@ fn a_batch_gives_each_query_what_it_gets_alone() {
     let all = snapshot.mask(&Filter::default(), Purpose::Knn).unwrap();
     let one = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
     let one = snapshot.mask(&one, Purpose::Knn).unwrap();
-    let keys: Vec<Vec<f32>> = [(b't', b'o'), (b' ', b'b'), (b'q', b'u')].iter().map(|&(a, b)| key_after(a, b)).collect();
+    let keys: Vec<Vec<f32>> =
+        [(b't', b'o'), (b' ', b'b'), (b'q', b'u')].iter().map(|&(a, b)| key_after(a, b)).collect();
     let queries: Vec<NeighborQuery<'_>> = (keys.iter().zip([&all, &one, &all]).zip([3, 5, 0]))
         .map(|((key, mask), k)| NeighborQuery { snapshot: &snapshot, mask, key, k })
         .collect();

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{LanguageModel, Matrix, ModelError, Positions, SequenceCache, SequenceStep, StepOutput, TokenId};
 
-const GO_ON: AtomicBool = AtomicBool::new(false);
+static GO_ON: AtomicBool = AtomicBool::new(false);
 
 /// Checks the contract. `tolerance` is 0 for implementations that promise the same bits in any batch, else the greatest
 /// difference of a logit that they state.
@@ -89,7 +89,11 @@ impl Suite<'_> {
     fn positions_are_those_asked_for(&self) {
         let tokens = self.random_tokens(6, 9);
         let whole = self.alone(&tokens);
-        let cases = [(Positions::Last, Positions::None, 5, 6), (Positions::From(4), Positions::From(2), 4, 2), (Positions::None, Positions::Last, 6, 5)];
+        let cases = [
+            (Positions::Last, Positions::None, 5, 6),
+            (Positions::From(4), Positions::From(2), 4, 2),
+            (Positions::None, Positions::Last, 6, 5),
+        ];
         for (logits, keys, first_logits, first_keys) in cases {
             let mut cache = self.model.new_cache();
             let mut batch = [SequenceStep { cache: cache.as_mut(), tokens: &tokens, logits, keys }];

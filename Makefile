@@ -1,0 +1,23 @@
+# `make test` is what CI runs. One profile (release) for tests and for use, so that dependencies are built once.
+
+CARGO ?= cargo
+
+.PHONY: setup build test fmt clippy
+
+setup:
+	./scripts/setup.sh
+
+build: setup
+	$(CARGO) build --release
+
+test: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
+	$(CARGO) test --release --workspace --quiet
+	./scripts/readme_commands.sh
+
+fmt:
+	$(CARGO) fmt --all
+
+clippy:
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs the README's "Try it" commands as they stand there, with the tests' small random model in place of a real one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+trap 'kill "${server:-0}" 2>/dev/null || true; rm -rf "$work" work/test' EXIT
+rm -rf work/test
+sed -n '/<!-- try-it -->/,/<!-- end -->/p' README.md | sed -n '/^```sh$/,/^```$/p' | grep -v '^```' >"$work/commands.sh"
+[ -s "$work/commands.sh" ] || { echo "README.md has no commands between its try-it marks" >&2; exit 1; }
+
+export PATH="$PWD/target/release:$PATH"
+cargo build --release --quiet
+silo serve --config configs/test.toml >"$work/server.log" 2>&1 &
+server=$!
+until grep -q "ready at" "$work/server.log"; do
+  kill -0 "$server" || { cat "$work/server.log" >&2; exit 1; }
+  read -r -t 0.1 <> <(:) || true
+done
+SILO_SERVER=127.0.0.1:50071 bash -euo pipefail "$work/commands.sh" >"$work/out.txt" 2>&1 || { cat "$work/out.txt" >&2; exit 1; }
+grep -q "withdrawn at epoch" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
+echo "README commands: ok"

@@ -1,0 +1,10 @@
+//! Whole-system tests. This root is their table of contents.
+
+/// Which crate may know which.
+mod arrows;
+/// Licences of all dependencies.
+mod licences;
+/// The service over gRPC: generation, shards that come and go, wrong input.
+mod service;
+/// Module docs, file and function length, words that must not occur.
+mod tidy;

@@ -1,0 +1,350 @@
+//! The service as its users see it: a server with the smallest real model, and gRPC.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use silo_core::LanguageModel;
+use silo_engine::{Engine, EngineConfig};
+use silo_govern::{GovernConfig, Governor};
+use silo_model::{CpuLlama, LoadedModel};
+use silo_proto::longrunning::operations_client::OperationsClient;
+use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
+use silo_proto::v1::generation_service_client::GenerationServiceClient;
+use silo_proto::{longrunning as lro, v1};
+use silo_server::{Server, ServerConfig};
+use silo_store::{Recipe, Store};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+struct Service {
+    generation: GenerationServiceClient<Channel>,
+    datastore: DatastoreServiceClient<Channel>,
+    operations: OperationsClient<Channel>,
+    stop: Option<oneshot::Sender<()>>,
+    _root: TempDir,
+}
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Starts a service over an empty store.
+async fn start() -> Service {
+    let root = tempfile::tempdir().unwrap();
+    let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
+    let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
+    let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 2).unwrap());
+    let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
+    let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), 2).unwrap());
+    let governor = Governor::new(GovernConfig::default(), store.clone(), model.clone(), tokenizer.clone());
+    let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store).unwrap();
+    let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), drain_seconds: 1, ..ServerConfig::default() };
+    let server = Server::bind(config, Arc::new(engine), Arc::new(governor)).await.unwrap();
+    let address = format!("http://{}", server.address().unwrap());
+    let (stop, stopped) = oneshot::channel::<()>();
+    tokio::spawn(server.serve(async { drop(stopped.await) }));
+    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+    Service {
+        generation: GenerationServiceClient::new(channel.clone()),
+        datastore: DatastoreServiceClient::new(channel.clone()),
+        operations: OperationsClient::new(channel),
+        stop: Some(stop),
+        _root: root,
+    }
+}
+
+fn source(name: &str, licence: &str) -> v1::CreateSourceRequest {
+    let source =
+        v1::Source { name: name.into(), owner: "somebody".into(), licence: licence.into(), ..Default::default() };
+    v1::CreateSourceRequest { source: Some(source), validate_only: false }
+}
+
+fn addition(source: &str, texts: &[&str]) -> Vec<v1::AddShardRequest> {
+    use v1::add_shard_request::Message;
+    let document = |(i, text): (usize, &&str)| v1::Document {
+        uri: format!("test:{i}"),
+        text: (*text).into(),
+        ..Default::default()
+    };
+    let documents = texts.iter().enumerate().map(document).collect();
+    [Message::Header(v1::AddShardHeader { source: source.into() }), Message::Documents(v1::DocumentChunk { documents })]
+        .map(|m| v1::AddShardRequest { message: Some(m) })
+        .to_vec()
+}
+
+impl Service {
+    async fn add(&mut self, name: &str, texts: &[&str]) -> v1::Shard {
+        let _ = self.datastore.create_source(source(name, "LicenseRef-test")).await; // it may be there already
+        let stream = tokio_stream::iter(addition(name, texts));
+        let operation = self.datastore.add_shard(stream).await.unwrap().into_inner();
+        let wait = lro::WaitOperationRequest { name: operation.name, timeout: None };
+        let operation = self.operations.wait_operation(wait).await.unwrap().into_inner();
+        match operation.result.unwrap() {
+            lro::operation::Result::Response(any) => v1::Shard::decode(&any.value[..]).unwrap(),
+            lro::operation::Result::Error(status) => panic!("{}", status.message),
+        }
+    }
+
+    async fn score(&mut self, text: &str, mode: v1::RetrievalMode) -> Vec<u64> {
+        let response = self.generation.score(score(text, mode)).await.unwrap().into_inner();
+        response.tokens.iter().map(|t| t.log_probability.to_bits()).collect()
+    }
+
+    async fn remove(&mut self, id: u64) -> v1::RemoveShardResponse {
+        let request = v1::RemoveShardRequest { id, validate_only: false };
+        self.datastore.remove_shard(request).await.unwrap().into_inner()
+    }
+
+    async fn root(&mut self) -> String {
+        self.datastore.get_store(v1::GetStoreRequest {}).await.unwrap().into_inner().root
+    }
+}
+
+fn retrieval(mode: v1::RetrievalMode) -> v1::Retrieval {
+    v1::Retrieval {
+        mode: mode.into(),
+        k: Some(16),
+        knn_weight: Some(0.5),
+        knn_temperature: Some(1.0),
+        ..Default::default()
+    }
+}
+
+fn score(text: &str, mode: v1::RetrievalMode) -> v1::ScoreRequest {
+    v1::ScoreRequest {
+        input: Some(v1::score_request::Input::Text(text.into())),
+        retrieval: Some(retrieval(mode)),
+        ..Default::default()
+    }
+}
+
+fn generate(prompt: &str, n: u32, mode: v1::RetrievalMode) -> v1::GenerateRequest {
+    v1::GenerateRequest {
+        prompt: Some(v1::generate_request::Prompt::Text(prompt.into())),
+        max_new_tokens: Some(n),
+        sampling: Some(v1::Sampling { seed: Some(7), ..Default::default() }),
+        retrieval: Some(retrieval(mode)),
+        attribution: v1::AttributionDetail::PerToken.into(),
+        ..Default::default()
+    }
+}
+
+const MODES: [v1::RetrievalMode; 4] = [
+    v1::RetrievalMode::Parametric,
+    v1::RetrievalMode::Knn,
+    v1::RetrievalMode::Context,
+    v1::RetrievalMode::KnnAndContext,
+];
+
+const TEXT: &str = "the thing about the other thing is that the thing is nothing without the other thing";
+
+#[tokio::test]
+async fn a_removed_shard_is_as_if_it_had_never_been_there_while_streams_run() {
+    let mut s = start().await;
+    s.add("one", &["the other thing and the thing", "something else in the house"]).await;
+    let (mut before, root) = (Vec::new(), s.root().await);
+    for mode in MODES {
+        before.push(s.score(TEXT, mode).await);
+    }
+    let added = s.add("two", &["the thing is nothing without the other thing", "the thing about the thing"]).await;
+    assert_ne!(s.score(TEXT, v1::RetrievalMode::Knn).await, before[1], "the shard weighs in");
+    assert_ne!(s.score(TEXT, v1::RetrievalMode::Context).await, before[2], "its passages are put before the text");
+
+    let mut streams = Vec::new();
+    for mode in MODES {
+        let mut stream = s.generation.generate_stream(generate("the", 40, mode)).await.unwrap().into_inner();
+        stream.message().await.unwrap();
+        streams.push(stream);
+    }
+    let removal = s.remove(added.id).await;
+    assert!(removal.purged);
+    assert_eq!((&removal.root_after, &s.root().await), (&root, &root));
+    for (mode, before) in MODES.into_iter().zip(&before) {
+        assert_eq!(&s.score(TEXT, mode).await, before, "{mode:?}");
+    }
+    for mut stream in streams {
+        while stream.message().await.unwrap().is_some() {}
+    }
+}
+
+#[tokio::test]
+async fn without_its_only_shard_the_store_is_the_model_alone() {
+    let mut s = start().await;
+    let parametric = s.score(TEXT, v1::RetrievalMode::Parametric).await;
+    let added = s.add("one", &["the other thing and the thing"]).await;
+    assert_ne!(s.score(TEXT, v1::RetrievalMode::Knn).await, parametric);
+    s.remove(added.id).await;
+    for mode in MODES {
+        assert_eq!(s.score(TEXT, mode).await, parametric, "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn streaming_and_unary_give_the_same_and_shares_sum_to_one() {
+    let mut s = start().await;
+    s.add("one", &["the other thing and the thing", "the thing is nothing without the other thing"]).await;
+    for mode in MODES {
+        let whole = s.generation.generate(generate("the thing", 24, mode)).await.unwrap().into_inner();
+        let mut stream = s.generation.generate_stream(generate("the thing", 24, mode)).await.unwrap().into_inner();
+        let (mut tokens, mut finished) = (Vec::new(), None);
+        while let Some(chunk) = stream.message().await.unwrap() {
+            match chunk.message.unwrap() {
+                v1::generate_chunk::Message::Token(t) => tokens.push(t),
+                v1::generate_chunk::Message::Finished(f) => finished = Some(f),
+            }
+        }
+        assert_eq!(whole.tokens, tokens, "{mode:?}");
+        assert_eq!(whole.finished, finished);
+        let f = finished.unwrap();
+        let usage = f.usage.unwrap();
+        let total = f.parametric_total + f.sources.iter().map(|s| s.total).sum::<f64>();
+        assert!((total - usage.new_tokens as f64).abs() < 1e-9, "{total}");
+        let knn = matches!(mode, v1::RetrievalMode::Knn | v1::RetrievalMode::KnnAndContext);
+        assert_eq!(knn, !f.sources.is_empty(), "{mode:?}");
+        assert_eq!(f.provenance.unwrap().root, s.root().await);
+    }
+}
+
+#[tokio::test]
+async fn requests_of_one_batch_do_not_touch_each_other() {
+    let mut s = start().await;
+    s.add("one", &["the other thing and the thing", "the thing is nothing without the other thing"]).await;
+    let prompts =
+        ["the", "another thing in the", "o", "the thing about", "i", "a the a the", "nothing", "the other the"];
+    let mut alone = Vec::new();
+    for prompt in prompts {
+        alone.push(s.generation.generate(generate(prompt, 20, v1::RetrievalMode::Knn)).await.unwrap().into_inner());
+    }
+    let mut tasks = Vec::new();
+    for prompt in prompts {
+        let mut client = s.generation.clone();
+        tasks.push(tokio::spawn(async move {
+            client.generate(generate(prompt, 20, v1::RetrievalMode::Knn)).await.unwrap().into_inner()
+        }));
+    }
+    for (task, alone) in tasks.into_iter().zip(alone) {
+        assert_eq!(task.await.unwrap().tokens, alone.tokens);
+    }
+}
+
+#[track_caller]
+fn check(status: &Status, code: Code, reason: &str, says: &str) {
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(says), "{:?} should say {says:?}", status.message());
+    let info = status.get_error_details();
+    assert_eq!(info.error_info().map(|i| i.reason.as_str()), Some(reason), "{status:?}");
+}
+
+#[tokio::test]
+async fn wrong_generation_requests_are_answered_with_what_and_why() {
+    let mut s = start().await;
+    let base = || generate("the", 5, v1::RetrievalMode::Knn);
+    let with = |change: fn(&mut v1::Retrieval)| {
+        let mut request = base();
+        change(request.retrieval.as_mut().unwrap());
+        request
+    };
+    let filter = |deny: &str| Some(v1::Filter { deny_sources: vec![deny.into()], ..Default::default() });
+    let cases = [
+        (with(|r| r.k = Some(0)), Code::InvalidArgument, "INVALID_FIELD", "retrieval.k is 0"),
+        (with(|r| r.knn_weight = Some(2.0)), Code::InvalidArgument, "INVALID_FIELD", "from 0 to 1"),
+        (with(|r| r.knn_weight = Some(f64::NAN)), Code::InvalidArgument, "INVALID_FIELD", "from 0 to 1"),
+        (with(|r| r.knn_temperature = Some(0.0)), Code::InvalidArgument, "INVALID_FIELD", "above 0"),
+        (with(|r| r.mode = 77), Code::InvalidArgument, "INVALID_FIELD", "77 is no value"),
+        (v1::GenerateRequest { prompt: None, ..base() }, Code::InvalidArgument, "INVALID_FIELD", "prompt"),
+        (
+            v1::GenerateRequest { max_new_tokens: Some(0), ..base() },
+            Code::InvalidArgument,
+            "INVALID_FIELD",
+            "from 1 to",
+        ),
+        (
+            generate(&"the ".repeat(200), 5, v1::RetrievalMode::Knn),
+            Code::InvalidArgument,
+            "PROMPT_TOO_LONG",
+            "window holds 64",
+        ),
+        (v1::GenerateRequest { stop: vec![String::new()], ..base() }, Code::InvalidArgument, "INVALID_FIELD", "stop"),
+    ];
+    for (request, code, reason, says) in cases {
+        check(&s.generation.generate(request.clone()).await.unwrap_err(), code, reason, says);
+        check(&s.generation.generate_stream(request).await.unwrap_err(), code, reason, says);
+    }
+    let mut unknown = base();
+    unknown.retrieval.as_mut().unwrap().filter = filter("ghost");
+    check(&s.generation.generate(unknown).await.unwrap_err(), Code::NotFound, "UNKNOWN_NAME", "no source 'ghost'");
+    let tokens = v1::GenerateRequest {
+        prompt: Some(v1::generate_request::Prompt::Tokens(v1::TokenIds { ids: vec![9999] })),
+        ..base()
+    };
+    check(&s.generation.generate(tokens).await.unwrap_err(), Code::InvalidArgument, "INVALID_FIELD", "9999");
+}
+
+#[tokio::test]
+async fn wrong_datastore_requests_are_answered_with_what_and_why() {
+    let mut s = start().await;
+    let d = &mut s.datastore;
+    let status = d.create_source(source("free", "free as in beer")).await.unwrap_err();
+    check(&status, Code::InvalidArgument, "NOT_AN_SPDX_EXPRESSION", "no SPDX licence expression");
+    check(
+        &d.create_source(source("Bad Name", "MIT")).await.unwrap_err(),
+        Code::InvalidArgument,
+        "INVALID_FIELD",
+        "no source id",
+    );
+    d.create_source(source("one", "MIT")).await.unwrap();
+    check(
+        &d.create_source(source("one", "MIT")).await.unwrap_err(),
+        Code::AlreadyExists,
+        "SOURCE_EXISTS",
+        "exists already",
+    );
+    let show = d.get_shard(v1::GetShardRequest { id: 5 }).await.unwrap_err();
+    check(&show, Code::NotFound, "UNKNOWN_SHARD", "no shard 5");
+    let remove = d.remove_shard(v1::RemoveShardRequest { id: 5, validate_only: true }).await.unwrap_err();
+    check(&remove, Code::NotFound, "UNKNOWN_SHARD", "no shard 5");
+    let mut add =
+        async |messages: Vec<v1::AddShardRequest>| d.add_shard(tokio_stream::iter(messages)).await.unwrap_err();
+    check(&add(vec![]).await, Code::InvalidArgument, "INVALID_FIELD", "header");
+    check(&add(addition("ghost", &["text"])).await, Code::NotFound, "UNKNOWN_SOURCE", "no source 'ghost'");
+    check(&add(addition("one", &["  "])).await, Code::InvalidArgument, "DOCUMENT_REFUSED", "no text");
+    let mut stricter = addition("one", &["text"]);
+    if let Some(v1::add_shard_request::Message::Documents(chunk)) = &mut stricter[1].message {
+        chunk.documents[0].licence = "GPL-3.0-only".into();
+    }
+    check(&add(stricter).await, Code::InvalidArgument, "DOCUMENT_REFUSED", "source of its own");
+}
+
+#[tokio::test]
+async fn a_deadline_holds_inside_a_stream() {
+    let mut s = start().await;
+    let mut request = tonic::Request::new(generate("the", 40, v1::RetrievalMode::Parametric));
+    request.set_timeout(Duration::ZERO);
+    let result = async { s.generation.generate_stream(request).await?.into_inner().message().await };
+    // The transport or the engine notices first; both say the same.
+    let code = result.await.unwrap_err().code();
+    assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
+}
+
+#[tokio::test]
+async fn a_time_limit_gives_what_there_is() {
+    let mut s = start().await;
+    let request = v1::GenerateRequest { time_limit_ms: Some(0), ..generate("the", 40, v1::RetrievalMode::Parametric) };
+    let finished = s.generation.generate(request).await.unwrap().into_inner().finished.unwrap();
+    assert_eq!(finished.reason(), v1::FinishReason::TimeLimit);
+}
+
+#[tokio::test]
+async fn a_draining_server_refuses_new_work() {
+    let mut s = start().await;
+    let mut health = s.generation.clone();
+    drop(s.stop.take());
+    // Shutting down is asynchronous; new work is refused from some moment on, by the service or by the closed listener.
+    let refused = async { while health.generate(generate("the", 1, v1::RetrievalMode::Parametric)).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), refused).await.expect("new work is refused after the stop");
+}
