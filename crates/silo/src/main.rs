@@ -33,6 +33,9 @@ enum Command {
     Score(commands::score::Score),
     /// What the store would retrieve for a text.
     Search(commands::search::Search),
+    /// Documents with licences and tiers, from declared sources.
+    #[command(subcommand)]
+    Corpus(commands::corpus::Corpus),
     /// Sources: declare and list.
     #[command(subcommand)]
     Source(commands::source::Source),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
             Command::Generate(c) => c.run(json).await,
             Command::Score(c) => c.run(json).await,
             Command::Search(c) => c.run(json).await,
+            Command::Corpus(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,
             Command::Source(c) => c.run(json).await,
             Command::Shard(c) => c.run(json).await,
         }

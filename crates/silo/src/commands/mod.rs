@@ -1,5 +1,6 @@
 //! One module per command.
 
+pub mod corpus;
 pub mod generate;
 pub mod score;
 pub mod search;

@@ -1,0 +1,344 @@
+//! Declared sources → corpus files.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use silo_core::{ContentHash, LicencePolicy, SourceId, Tier};
+
+use crate::dedup::exact_key;
+use crate::files::read_lines;
+use crate::package::{Kind, Unpacked, fetch, matching};
+use crate::resolve::PackageLicence;
+use crate::{
+    CorpusDocument, CorpusError, Exclusion, Format, Importer, NearDuplicates, Overlap, Resolver, Role,
+    SourceDeclaration, Split, write_documents,
+};
+
+/// Texts shorter than this are no documents.
+const MIN_BYTES: usize = 200;
+/// Jaccard similarity of near-duplicates.
+const NEAR_DUPLICATE: f64 = 0.8;
+/// Held-out documents with more of their 13-grams elsewhere are contaminated.
+const MAX_OVERLAP: f64 = 0.2;
+/// Bytes of a file in which its licence header is looked for.
+const HEAD_BYTES: usize = 4096;
+
+/// Builds corpus files.
+pub struct CorpusBuilder<'a> {
+    /// Licences → tiers.
+    pub policy: LicencePolicy,
+    /// Where packages are kept.
+    pub cache: &'a Path,
+    /// Where the corpus goes: `<source>.jsonl.zst` and `report.json`.
+    pub output: &'a Path,
+    /// Told what is being done.
+    pub progress: &'a dyn Fn(&str),
+}
+
+/// What was built.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildReport {
+    /// One per source, sorted by name.
+    pub sources: Vec<SourceReport>,
+}
+
+/// What was built of a source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// Its name.
+    pub name: SourceId,
+    /// Its subject.
+    pub domain: String,
+    /// Its packages with their versions.
+    pub packages: Vec<String>,
+    /// Documents.
+    pub n_documents: u64,
+    /// Bytes of text.
+    pub n_bytes: u64,
+    /// Documents per tier.
+    pub tiers: BTreeMap<String, u64>,
+    /// Documents per split, without those that are excluded.
+    pub splits: BTreeMap<String, u64>,
+    /// Documents left out of training and testing, per reason.
+    pub excluded: BTreeMap<String, u64>,
+    /// SHA-256 over the hashes of its documents, in order.
+    pub sha256: ContentHash,
+}
+
+/// A line of a JSON Lines source.
+#[derive(Deserialize)]
+struct Line {
+    text: String,
+    #[serde(default)]
+    uri: String,
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    licence: Option<String>,
+}
+
+struct Imported {
+    packages: Vec<String>,
+    documents: Vec<CorpusDocument>,
+}
+
+impl CorpusBuilder<'_> {
+    /// Builds all declared sources. Files are written when everything is known, one by one, each whole or not at all.
+    pub fn build(&self, declarations: &[SourceDeclaration]) -> Result<BuildReport, CorpusError> {
+        std::fs::create_dir_all(self.output).map_err(CorpusError::io(self.output))?;
+        let mut all = Vec::new();
+        for declaration in declarations {
+            (self.progress)(&format!("importing {}", declaration.name));
+            all.push(self.import(declaration)?);
+        }
+        (self.progress)("looking for repeated text");
+        self.exclude(declarations, &mut all);
+        let mut sources = Vec::new();
+        for (declaration, imported) in declarations.iter().zip(&all) {
+            let path = self.output.join(format!("{}.jsonl.zst", declaration.name));
+            write_documents(&path, &imported.documents)?;
+            sources.push(report(declaration, imported));
+        }
+        let report = BuildReport { sources };
+        let path = self.output.join("report.json");
+        let text = serde_json::to_string_pretty(&report).map_err(|e| CorpusError::Line {
+            path: path.clone(),
+            line: 0,
+            reason: e.to_string(),
+        })?;
+        std::fs::write(&path, text).map_err(CorpusError::io(&path))?;
+        Ok(report)
+    }
+
+    fn import(&self, declaration: &SourceDeclaration) -> Result<Imported, CorpusError> {
+        let resolver = Resolver::new(declaration, self.policy)
+            .map_err(|reason| CorpusError::Declaration { path: PathBuf::from(declaration.name.as_str()), reason })?;
+        let mut documents = match &declaration.importer {
+            Importer::Jsonl { path } => self.lines(declaration, &resolver, Path::new(path))?,
+            other => self.files(declaration, &resolver, other)?,
+        };
+        cap(&mut documents.documents, declaration.max_bytes);
+        if documents.documents.is_empty() {
+            let patterns = patterns(&declaration.importer);
+            return Err(CorpusError::NoDocument { name: declaration.name.to_string(), patterns });
+        }
+        documents.documents.sort_by(|a, b| a.uri.cmp(&b.uri));
+        Ok(documents)
+    }
+
+    fn packages(&self, importer: &Importer) -> Result<Vec<Unpacked>, CorpusError> {
+        let one = |kind, package: &str, version: Option<&str>| Ok(vec![fetch(kind, package, version, self.cache)?]);
+        match importer {
+            Importer::Debian { packages, .. } => {
+                let mut all =
+                    packages.iter().map(|p| fetch(Kind::Debian, p, None, self.cache)).collect::<Result<Vec<_>, _>>()?;
+                // A package may link to the copyright file of another one that is named beside it.
+                let shared = all.iter().filter_map(|u| u.licence.copyright.clone()).rfind(|c| !c.is_empty());
+                for unpacked in all.iter_mut().filter(|u| u.licence.copyright.as_deref() == Some("")) {
+                    unpacked.licence.copyright = shared.clone().or(Some(String::new()));
+                }
+                Ok(all)
+            }
+            Importer::Pypi { package, version, .. } => one(Kind::Pypi, package, version.as_deref()),
+            Importer::Npm { package, version, .. } => one(Kind::Npm, package, version.as_deref()),
+            Importer::Cargo { package, version, .. } => one(Kind::Cargo, package, Some(version)),
+            Importer::Directory { path, .. } => {
+                let root = PathBuf::from(path);
+                // A directory has no package around it; what its owner declared is all there is.
+                Ok(vec![Unpacked { root, purl: String::new(), licence: PackageLicence::default() }])
+            }
+            Importer::Jsonl { .. } => Ok(Vec::new()),
+        }
+    }
+
+    fn files(
+        &self,
+        declaration: &SourceDeclaration,
+        resolver: &Resolver,
+        importer: &Importer,
+    ) -> Result<Imported, CorpusError> {
+        let (files, exclude, format) = match importer {
+            Importer::Debian { files, exclude, format, .. }
+            | Importer::Pypi { files, exclude, format, .. }
+            | Importer::Npm { files, exclude, format, .. }
+            | Importer::Cargo { files, exclude, format, .. }
+            | Importer::Directory { files, exclude, format, .. } => (files, exclude, *format),
+            Importer::Jsonl { .. } => return Ok(Imported { packages: Vec::new(), documents: Vec::new() }),
+        };
+        let directory = matches!(importer, Importer::Directory { .. });
+        let mut out = Imported { packages: Vec::new(), documents: Vec::new() };
+        for mut unpacked in self.packages(importer)? {
+            if directory {
+                unpacked.purl = format!("dir:{}", declaration.name);
+                unpacked.licence.expression = Some(declaration.licence.clone());
+            }
+            for path in matching(&unpacked.root, files, exclude)? {
+                out.documents.extend(self.document(declaration, resolver, &unpacked, &path, format)?);
+            }
+            out.packages.push(unpacked.purl);
+        }
+        Ok(out)
+    }
+
+    fn document(
+        &self,
+        declaration: &SourceDeclaration,
+        resolver: &Resolver,
+        unpacked: &Unpacked,
+        path: &Path,
+        format: Format,
+    ) -> Result<Option<CorpusDocument>, CorpusError> {
+        let full = unpacked.root.join(path);
+        let mut bytes = std::fs::read(&full).map_err(CorpusError::io(&full))?;
+        if path.extension().is_some_and(|e| e == "gz") {
+            let mut plain = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&bytes[..]), &mut plain)
+                .map_err(CorpusError::io(&full))?;
+            bytes = plain;
+        }
+        let cleaned = format.clean(&bytes);
+        if cleaned.text.len() < MIN_BYTES {
+            return Ok(None);
+        }
+        let head = String::from_utf8_lossy(&bytes[..bytes.len().min(HEAD_BYTES)]);
+        let evidence = resolver.decide(path, &head, &unpacked.licence);
+        let uri = format!("{}#{}", unpacked.purl, path.display());
+        Ok(Some(self.make(declaration, uri, cleaned.title, cleaned.text, evidence)))
+    }
+
+    fn make(
+        &self,
+        declaration: &SourceDeclaration,
+        uri: String,
+        title: String,
+        text: String,
+        evidence: crate::Evidence,
+    ) -> CorpusDocument {
+        let source = declaration.source(&self.policy);
+        CorpusDocument {
+            source: source.id,
+            title,
+            licence: evidence.licence,
+            tier: evidence.tier,
+            evidence: evidence.ground,
+            train: source.permissions.train && evidence.tier.is_open(),
+            hash: ContentHash::of(text.as_bytes()),
+            split: Split::of(&uri, declaration.role),
+            excluded: None,
+            overlap: None,
+            uri,
+            text,
+        }
+    }
+
+    fn lines(
+        &self,
+        declaration: &SourceDeclaration,
+        resolver: &Resolver,
+        path: &Path,
+    ) -> Result<Imported, CorpusError> {
+        let lines: Vec<Line> = read_lines(path)?;
+        let document = |(i, line): (usize, Line)| {
+            let cleaned = Format::Text.clean(line.text.as_bytes());
+            let package = PackageLicence {
+                copyright: None,
+                expression: Some(line.licence.unwrap_or(declaration.licence.clone())),
+            };
+            let evidence = resolver.decide(path, "", &package);
+            let uri = if line.uri.is_empty() { format!("jsonl:{}#{}", declaration.name, i + 1) } else { line.uri };
+            self.make(declaration, uri, line.title, cleaned.text, evidence)
+        };
+        let documents: Vec<_> =
+            lines.into_iter().enumerate().map(document).filter(|d| !d.text.trim().is_empty()).collect();
+        Ok(Imported { packages: vec![format!("jsonl:{}", declaration.name)], documents })
+    }
+
+    /// Marks what is not trained or tested on. Held-out text is compared with all training text and with what goes to the store.
+    fn exclude(&self, declarations: &[SourceDeclaration], all: &mut [Imported]) {
+        let mut exact: HashSet<[u8; 32]> = HashSet::new();
+        let mut near = NearDuplicates::new(NEAR_DUPLICATE);
+        let mut overlap = Overlap::default();
+        // Training sources first, so that a held-out copy gives way to the one that is trained on.
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by_key(|&i| (declarations[i].role == Role::Domain, i));
+        for split in [Split::Train, Split::Validation, Split::Test] {
+            for &i in &order {
+                for d in all[i].documents.iter_mut().filter(|d| d.split == split) {
+                    if !exact.insert(exact_key(&d.text)) {
+                        d.excluded = Some(Exclusion::ExactDuplicate);
+                    } else if near.seen(&d.text) {
+                        d.excluded = Some(Exclusion::NearDuplicate);
+                    } else if split != Split::Train {
+                        overlap.hold_out(&d.text);
+                    }
+                }
+            }
+        }
+        for imported in all.iter() {
+            imported.documents.iter().filter(|d| d.split == Split::Train).for_each(|d| overlap.look_at(&d.text));
+        }
+        for imported in all {
+            for d in imported.documents.iter_mut().filter(|d| d.split != Split::Train && d.excluded.is_none()) {
+                let share = overlap.share(&d.text);
+                d.overlap = Some(share);
+                if share > MAX_OVERLAP {
+                    d.excluded = Some(Exclusion::Contaminated);
+                }
+            }
+        }
+    }
+}
+
+fn patterns(importer: &Importer) -> Vec<String> {
+    match importer {
+        Importer::Debian { files, .. }
+        | Importer::Pypi { files, .. }
+        | Importer::Npm { files, .. }
+        | Importer::Cargo { files, .. }
+        | Importer::Directory { files, .. } => files.clone(),
+        Importer::Jsonl { path } => vec![path.clone()],
+    }
+}
+
+/// Keeps documents in the order of their hashes until the cap is reached: a sample that depends on the texts alone.
+fn cap(documents: &mut Vec<CorpusDocument>, max_bytes: Option<u64>) {
+    let Some(max) = max_bytes else { return };
+    documents.sort_by_key(|d| d.hash);
+    let mut total = 0;
+    documents.retain(|d| {
+        total += d.text.len() as u64;
+        total <= max
+    });
+}
+
+fn report(declaration: &SourceDeclaration, imported: &Imported) -> SourceReport {
+    let count = |key: &dyn Fn(&CorpusDocument) -> Option<String>| {
+        let mut out = BTreeMap::new();
+        for name in imported.documents.iter().filter_map(key) {
+            *out.entry(name).or_insert(0) += 1;
+        }
+        out
+    };
+    let mut digest = Sha256::new();
+    imported.documents.iter().for_each(|d| digest.update(d.hash.0));
+    SourceReport {
+        name: declaration.name.clone(),
+        domain: declaration.domain.clone(),
+        packages: imported.packages.clone(),
+        n_documents: imported.documents.len() as u64,
+        n_bytes: imported.documents.iter().map(|d| d.text.len() as u64).sum(),
+        tiers: count(&|d| Some(d.tier.name().to_owned())),
+        splits: count(&|d| d.excluded.is_none().then(|| d.split.name().to_owned())),
+        excluded: count(&|d| d.excluded.map(|e| e.name().to_owned())),
+        sha256: ContentHash(digest.finalize().into()),
+    }
+}
+
+impl SourceReport {
+    /// Whether every document is of an open tier.
+    pub fn is_open(&self) -> bool {
+        !self.tiers.contains_key(Tier::Restricted.name())
+    }
+}

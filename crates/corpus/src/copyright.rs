@@ -1,0 +1,89 @@
+//! Debian copyright files (DEP-5) → SPDX expressions.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use debian_copyright::lossless::Copyright;
+
+/// Debian's short names and SPDX's. Names that are equal in both are left out.
+const NAMES: &[(&str, &str)] = &[
+    ("Expat", "MIT"),
+    ("Apache-2", "Apache-2.0"),
+    ("APACHE-2-LLVM-EXCEPTIONS", "Apache-2.0 WITH LLVM-exception"),
+    ("BSD-2", "BSD-2-Clause"),
+    ("BSD-2-clause", "BSD-2-Clause"),
+    ("BSD-3", "BSD-3-Clause"),
+    ("BSD-3-clause", "BSD-3-Clause"),
+    ("BSD-4-clause", "BSD-4-Clause"),
+    ("Go", "BSD-3-Clause"),
+    ("ISC", "ISC"),
+    ("public-domain", "LicenseRef-public-domain"),
+    ("PD", "LicenseRef-public-domain"),
+    ("GPL-2", "GPL-2.0-only"),
+    ("GPL-2+", "GPL-2.0-or-later"),
+    ("GPL-3", "GPL-3.0-only"),
+    ("GPL-3+", "GPL-3.0-or-later"),
+    ("LGPL-2.1", "LGPL-2.1-only"),
+    ("LGPL-2.1+", "LGPL-2.1-or-later"),
+    ("LGPL-3+", "LGPL-3.0-or-later"),
+    ("GFDL-1.1+", "GFDL-1.1-or-later"),
+    ("GFDL-1.2+", "GFDL-1.2-or-later"),
+    ("GFDL-1.3", "GFDL-1.3-only"),
+    ("GFDL-1.3+", "GFDL-1.3-or-later"),
+    ("GFDL-NIV-1.3", "GFDL-1.3-no-invariants-only"),
+    ("OPL-1+", "OPUBL-1.0"),
+    ("CC-BY-3", "CC-BY-3.0"),
+    ("CC-BY-4", "CC-BY-4.0"),
+    ("CC-BY-SA-3", "CC-BY-SA-3.0"),
+    ("CC-BY-SA-4", "CC-BY-SA-4.0"),
+    ("Boost-1.0", "BSL-1.0"),
+    ("BSL-1", "BSL-1.0"),
+    ("PSF-2", "PSF-2.0"),
+    ("Artistic", "Artistic-1.0-Perl"),
+    ("ZLIB", "Zlib"),
+];
+
+/// What a copyright file says of a path; `None` where it is no DEP-5 file or says nothing that can be read.
+///
+/// Its globs name paths in the source package, while we hold paths of installed files, so besides `*` only globs that happen to
+/// match are found. That errs on one side only: whoever calls compares the answer with the declaration and takes the more
+/// restrictive of both.
+pub(crate) fn licence_of(copyright: &str, path: &Path) -> Option<String> {
+    let parsed = Copyright::from_str(copyright).ok()?;
+    let name = parsed.find_files(path)?.license()?.name()?.to_owned();
+    Some(spdx(&name))
+}
+
+/// Debian's expression (`A or B`, `A and B`, commas) as an SPDX one.
+pub(crate) fn spdx(expression: &str) -> String {
+    let spaced = expression.replace(',', " ").replace('(', " ( ").replace(')', " ) ");
+    let words = spaced.split_whitespace().map(|word| match word {
+        "or" | "and" | "with" => word.to_uppercase(),
+        "|" => "OR".to_owned(),
+        word => NAMES.iter().find(|(debian, _)| debian.eq_ignore_ascii_case(word)).map_or(word, |(_, s)| s).to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEP5: &str = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\n\
+        Files: *\nCopyright: A\nLicense: Expat\n\n\
+        Files: doc/*\nCopyright: B\nLicense: CC-BY-SA-3 or GFDL-1.3+\n\n\
+        License: Expat\n text\n";
+
+    #[test]
+    fn the_last_matching_paragraph_decides() {
+        let of = |path: &str| licence_of(DEP5, Path::new(path));
+        assert_eq!(of("src/a.c").as_deref(), Some("MIT"));
+        assert_eq!(of("doc/a.html").as_deref(), Some("CC-BY-SA-3.0 OR GFDL-1.3-or-later"));
+    }
+
+    #[test]
+    fn a_misspelt_field_and_free_text_say_nothing() {
+        assert_eq!(licence_of(&DEP5.replace("License:", "Licence:"), Path::new("a")), None);
+        assert_eq!(licence_of("This package is in the public domain.", Path::new("a")), None);
+    }
+}

@@ -1,0 +1,32 @@
+//! What can go wrong while a corpus is built.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong while a corpus is built.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages document the variants and their fields")]
+pub enum CorpusError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("the declaration {} is refused: {reason}", path.display())]
+    Declaration { path: PathBuf, reason: String },
+    #[error("the package '{package}' could not be fetched: `{command}` said: {reason}")]
+    Fetch { package: String, command: String, reason: String },
+    #[error("the package file {} cannot be unpacked: {reason}", path.display())]
+    Unpack { path: PathBuf, reason: String },
+    #[error("{}, line {line}: {reason}", path.display())]
+    Line { path: PathBuf, line: usize, reason: String },
+    #[error("the source '{name}' gave no document: no file matched {patterns:?}")]
+    NoDocument { name: String, patterns: Vec<String> },
+    #[error(
+        "the licence gate is shut: {n} documents may not be trained on. The first are:\n{list}\nLeave them out, or correct their \
+             source's declaration if it is wrong"
+    )]
+    Gate { n: usize, list: String },
+}
+
+impl CorpusError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}

@@ -1,0 +1,63 @@
+//! File contents → clean paragraphs.
+
+mod code;
+mod html;
+mod man;
+mod markup;
+mod plain;
+mod xml;
+
+use serde::Deserialize;
+
+/// Format of a source's files. Names that end in `.gz` are decompressed first, whatever the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Plain text.
+    Text,
+    /// HTML; navigation, headers and footers are left out.
+    Html,
+    /// man and mdoc pages.
+    Man,
+    /// reStructuredText.
+    Rst,
+    /// Markdown.
+    Markdown,
+    /// DocBook and Mallard.
+    Docbook,
+    /// Source code.
+    Code,
+}
+
+/// A cleaned text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cleaned {
+    /// A title, if the file has one.
+    pub title: String,
+    /// Paragraphs, separated by an empty line; code keeps its lines.
+    pub text: String,
+}
+
+impl Format {
+    /// Cleans a file's content. It never fails: what cannot be decoded as the file says is decoded as its encoding allows, and bytes
+    /// that mean nothing become U+FFFD.
+    pub fn clean(self, bytes: &[u8]) -> Cleaned {
+        let mut cleaned = match self {
+            Self::Html => html::clean(bytes),
+            other => {
+                let text = plain::decode(bytes);
+                match other {
+                    Self::Man => man::clean(&text),
+                    Self::Rst => markup::clean_rst(&text),
+                    Self::Markdown => markup::clean_markdown(&text),
+                    Self::Docbook => xml::clean(&text),
+                    Self::Code => code::clean(&text),
+                    Self::Text | Self::Html => plain::clean(&text),
+                }
+            }
+        };
+        cleaned.text = plain::tidy(&cleaned.text);
+        cleaned.title = cleaned.title.split_whitespace().collect::<Vec<_>>().join(" ");
+        cleaned
+    }
+}

@@ -1,0 +1,29 @@
+//! Documents in: from declared sources to clean text with a licence and a tier each.
+//!
+//! What it is: declarations ([`SourceDeclaration`], `datastore/*.toml`), importers for packages, JSON Lines and directories, clean
+//! paragraphs out of HTML, man pages, DocBook, reStructuredText, Markdown and source code, a licence decision per file with its
+//! evidence, splits by document, removal of repeated text for training, decontamination, and the licence gate.
+//!
+//! What it is not: it deduplicates nothing in what goes to the store, where every source keeps its own copy.
+
+mod build;
+mod copyright;
+mod declaration;
+mod dedup;
+mod error;
+mod files;
+mod format;
+mod gate;
+mod package;
+mod resolve;
+mod split;
+
+pub use build::{BuildReport, CorpusBuilder, SourceReport};
+pub use declaration::{Importer, Override, Role, SourceDeclaration, read_declarations};
+pub use dedup::{NearDuplicates, Overlap};
+pub use error::CorpusError;
+pub use files::{CorpusDocument, Exclusion, read_documents, write_documents};
+pub use format::Format;
+pub use gate::{LicenceGate, Violation};
+pub use resolve::{Evidence, Resolver};
+pub use split::Split;

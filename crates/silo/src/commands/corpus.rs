@@ -1,0 +1,161 @@
+//! `silo corpus`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use silo_core::{LicencePolicy, Tier};
+use silo_corpus::{
+    BuildReport, CorpusBuilder, CorpusDocument, LicenceGate, SourceReport, Split, read_declarations, read_documents,
+};
+
+use crate::output;
+
+/// Documents with licences and tiers, from declared sources.
+#[derive(Debug, Subcommand)]
+pub enum Corpus {
+    /// Fetch, clean, decide licences, split; writes one file per source.
+    Build(Build),
+    /// What a built corpus holds.
+    Stats(Stats),
+    /// Whether its training text may be trained on.
+    Check(Check),
+}
+
+/// Where a corpus lies.
+#[derive(Debug, Clone, Args)]
+struct Place {
+    /// Directory of the built corpus.
+    #[arg(long, default_value = "work/corpus", value_name = "PATH")]
+    corpus: PathBuf,
+}
+
+/// Builds a corpus.
+#[derive(Debug, Args)]
+pub struct Build {
+    #[command(flatten)]
+    place: Place,
+    /// Directory of the declarations.
+    #[arg(long, default_value = "datastore", value_name = "PATH")]
+    declarations: PathBuf,
+    /// Directory where packages are kept.
+    #[arg(long, default_value = "work/packages", value_name = "PATH")]
+    cache: PathBuf,
+    /// Only these sources; all by default.
+    sources: Vec<String>,
+}
+
+/// Shows a corpus.
+#[derive(Debug, Args)]
+pub struct Stats {
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Checks the training text.
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    place: Place,
+    /// Tiers to train on.
+    #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
+    tiers: Vec<Tier>,
+    /// Sources to train on; those of open tiers by default.
+    sources: Vec<String>,
+}
+
+impl Corpus {
+    /// Runs the command.
+    pub fn run(self, as_json: bool) -> Result<()> {
+        match self {
+            Self::Build(c) => c.run(as_json),
+            Self::Stats(c) => show(&read_report(&c.place.corpus)?, as_json),
+            Self::Check(c) => c.run(as_json),
+        }
+    }
+}
+
+fn read_report(corpus: &Path) -> Result<BuildReport> {
+    let path = corpus.join("report.json");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("there is no corpus at {}; build one with `silo corpus build`", corpus.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is damaged; build the corpus again", path.display()))
+}
+
+impl Build {
+    fn run(self, as_json: bool) -> Result<()> {
+        let mut declarations = read_declarations(&self.declarations)?;
+        if !self.sources.is_empty() {
+            if let Some(unknown) = self.sources.iter().find(|s| !declarations.iter().any(|d| d.name.as_str() == **s)) {
+                bail!("there is no declaration of '{unknown}' in {}", self.declarations.display());
+            }
+            declarations.retain(|d| self.sources.iter().any(|s| s == d.name.as_str()));
+        }
+        std::fs::create_dir_all(&self.cache).with_context(|| format!("cannot make {}", self.cache.display()))?;
+        let cache = self.cache.canonicalize().with_context(|| format!("cannot use {}", self.cache.display()))?;
+        let progress = |what: &str| eprintln!("{what}");
+        let builder = CorpusBuilder {
+            policy: LicencePolicy::default(),
+            cache: &cache,
+            output: &self.place.corpus,
+            progress: &progress,
+        };
+        show(&builder.build(&declarations)?, as_json)
+    }
+}
+
+fn show(report: &BuildReport, as_json: bool) -> Result<()> {
+    if as_json {
+        return output::json(report);
+    }
+    let counts = |map: &std::collections::BTreeMap<String, u64>| {
+        map.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")
+    };
+    let row = |s: &SourceReport| {
+        let mb = format!("{:.2}", s.n_bytes as f64 / 1e6);
+        vec![
+            s.name.to_string(),
+            s.domain.clone(),
+            mb,
+            s.n_documents.to_string(),
+            counts(&s.tiers),
+            counts(&s.splits),
+            counts(&s.excluded),
+        ]
+    };
+    let rows: Vec<Vec<String>> = report.sources.iter().map(row).collect();
+    output::table(&["source", "domain", "MB", "documents", "tiers", "splits", "left out"], &rows);
+    Ok(())
+}
+
+impl Check {
+    fn run(self, as_json: bool) -> Result<()> {
+        let report = read_report(&self.place.corpus)?;
+        let named = |s: &SourceReport| self.sources.iter().any(|n| n == s.name.as_str());
+        if let Some(unknown) = self.sources.iter().find(|n| !report.sources.iter().any(|s| s.name.as_str() == **n)) {
+            bail!("the corpus holds no source '{unknown}'");
+        }
+        let wanted = report.sources.iter().filter(|s| if self.sources.is_empty() { s.is_open() } else { named(s) });
+        let gate = LicenceGate::new(&self.tiers);
+        let (mut n_documents, mut n_bytes, mut n_sources) = (0, 0, 0);
+        for source in wanted {
+            let path = self.place.corpus.join(format!("{}.jsonl.zst", source.name));
+            let documents: Vec<CorpusDocument> = read_documents(&path)?;
+            let training: Vec<&CorpusDocument> =
+                documents.iter().filter(|d| d.split == Split::Train && d.excluded.is_none()).collect();
+            gate.check(training.iter().copied())?;
+            n_sources += 1;
+            n_documents += training.len();
+            n_bytes += training.iter().map(|d| d.text.len()).sum::<usize>();
+        }
+        if as_json {
+            output::json(&serde_json::json!({"n_sources": n_sources, "n_documents": n_documents, "n_bytes": n_bytes}))
+        } else {
+            println!(
+                "{n_documents} documents of {n_sources} sources may be trained on: {:.2} MB",
+                n_bytes as f64 / 1e6
+            );
+            Ok(())
+        }
+    }
+}
