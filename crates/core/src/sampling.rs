@@ -40,8 +40,10 @@ pub fn sample(log_p: &mut [f64], parameters: &SamplingParameters, history: &[Tok
     if parameters.temperature == 0.0 {
         return argmax(log_p);
     }
-    let mut kept: Vec<(TokenId, f64)> =
-        log_p.iter().enumerate().map(|(i, &lp)| (i as TokenId, lp / parameters.temperature)).collect();
+    // Relative to the greatest one, so that a tiny temperature drives all others to −∞, and not all of them.
+    let max = log_p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let scaled = |lp: f64| if lp == max { 0.0 } else { (lp - max) / parameters.temperature };
+    let mut kept: Vec<(TokenId, f64)> = log_p.iter().enumerate().map(|(i, &lp)| (i as TokenId, scaled(lp))).collect();
     let unfiltered = parameters.top_k == 0 && parameters.top_p >= 1.0 && parameters.min_p == 0.0;
     if !unfiltered {
         kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -138,6 +140,12 @@ mod tests {
         let p = log(&[0.1, 0.6, 0.3]);
         let at = |u| sample(&mut p.clone(), &SamplingParameters::default(), &[], u);
         assert_eq!([at(0.0), at(0.09), at(0.11), at(0.69), at(0.71), at(0.999_999)], [0, 0, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn the_smallest_temperature_is_greedy() {
+        let parameters = SamplingParameters { temperature: 5e-324, ..Default::default() };
+        assert_eq!(sample(&mut log(&[0.3, 0.6, 0.1]), &parameters, &[], 0.99), 1);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub sources: Vec<Arc<Source>>,
     /// Live shards.
     pub shards: Vec<ShardView>,
+    /// The greatest shard id that was ever given out: ids up to it are known, if only as removed.
+    pub last_shard: ShardId,
 }
 
 /// What a request allows and denies. Empty allow lists allow everything; a denial always wins.
@@ -59,7 +61,7 @@ pub struct UnknownName {
 }
 
 /// Which shards of a snapshot a query may see: decided before the search, never by throwing answers away.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardMask {
     visible: Vec<bool>,
 }
@@ -68,6 +70,12 @@ impl ShardMask {
     /// Whether shard number `index` of the snapshot is visible.
     pub fn sees(&self, index: usize) -> bool {
         self.visible.get(index).copied().unwrap_or(false)
+    }
+
+    /// What this or the other mask shows; both must be of one snapshot. The default mask shows nothing.
+    pub fn or(&self, other: &Self) -> Self {
+        let n = self.visible.len().max(other.visible.len());
+        Self { visible: (0..n).map(|i| self.sees(i) || other.sees(i)).collect() }
     }
 
     /// Whether nothing is visible.
@@ -79,13 +87,12 @@ impl ShardMask {
 impl Snapshot {
     /// A store that never held anything.
     pub fn empty() -> Self {
-        Self { epoch: Epoch(0), root: crate::merkle::store_root([]), sources: Vec::new(), shards: Vec::new() }
+        let root = crate::merkle::store_root([]);
+        Self { epoch: Epoch(0), root, sources: Vec::new(), shards: Vec::new(), last_shard: ShardId(0) }
     }
 
-    /// What `filter` leaves visible for `purpose`. A name that the store does not know is an error: a typing mistake in a
-    /// deny list must not let a source in.
-    pub fn mask(&self, filter: &Filter, purpose: Purpose) -> Result<ShardMask, UnknownName> {
-        self.check_names(filter)?;
+    /// What `filter` leaves visible for `purpose`. Names are not checked here: see [`Self::check_names`].
+    pub fn mask(&self, filter: &Filter, purpose: Purpose) -> ShardMask {
         let passes = |shard: &ShardView| {
             let source = &shard.source;
             let allowed = (filter.allow_sources.is_empty() || filter.allow_sources.contains(&source.id))
@@ -96,10 +103,12 @@ impl Snapshot {
                 || filter.deny_shards.contains(&shard.id);
             allowed && !denied && source.permissions.allows(purpose)
         };
-        Ok(ShardMask { visible: self.shards.iter().map(passes).collect() })
+        ShardMask { visible: self.shards.iter().map(passes).collect() }
     }
 
-    fn check_names(&self, filter: &Filter) -> Result<(), UnknownName> {
+    /// Refuses names that the store never knew: a typing mistake in a deny list must not let a source in. Shards that were
+    /// removed are known, so a list that names one stays good.
+    pub fn check_names(&self, filter: &Filter) -> Result<(), UnknownName> {
         let unknown = |kind, name: String| UnknownName { kind, name, epoch: self.epoch };
         for id in filter.allow_sources.iter().chain(&filter.deny_sources) {
             if !self.sources.iter().any(|s| s.id == *id) {
@@ -107,7 +116,7 @@ impl Snapshot {
             }
         }
         for id in filter.allow_shards.iter().chain(&filter.deny_shards) {
-            if !self.shards.iter().any(|s| s.id == *id) {
+            if *id > self.last_shard || id.0 == 0 {
                 return Err(unknown("shard", id.to_string()));
             }
         }
@@ -142,11 +151,12 @@ mod tests {
             n_passages: 1,
         };
         let shards = vec![view(0, 0), view(1, 1), view(2, 1)];
-        Snapshot { sources, shards, ..Snapshot::empty() }
+        Snapshot { sources, shards, last_shard: ShardId(12), ..Snapshot::empty() }
     }
 
     fn check(filter: Filter, purpose: Purpose, expected: [bool; 3]) {
-        let mask = snapshot().mask(&filter, purpose).unwrap();
+        snapshot().check_names(&filter).unwrap();
+        let mask = snapshot().mask(&filter, purpose);
         assert_eq!([mask.sees(0), mask.sees(1), mask.sees(2)], expected, "{filter:?} for {purpose}");
         assert!(!mask.sees(3));
     }
@@ -172,9 +182,10 @@ mod tests {
             Filter { allow_sources: vec![ghost.clone()], ..Filter::default() },
             Filter { deny_sources: vec![ghost], ..Filter::default() },
         ] {
-            assert_eq!(snapshot().mask(&filter, Purpose::Knn).unwrap_err().name, "ghost");
+            assert_eq!(snapshot().check_names(&filter).unwrap_err().name, "ghost");
         }
-        let filter = Filter { deny_shards: vec![ShardId(99)], ..Filter::default() };
-        assert_eq!(snapshot().mask(&filter, Purpose::Knn).unwrap_err().kind, "shard");
+        let shard = |id| Filter { deny_shards: vec![ShardId(id)], ..Filter::default() };
+        assert_eq!(snapshot().check_names(&shard(99)).unwrap_err().kind, "shard");
+        assert!(snapshot().check_names(&shard(3)).is_ok(), "a shard that was removed is known");
     }
 }

@@ -17,8 +17,10 @@ pub struct EngineConfig {
     pub max_scoring: usize,
     /// Tokens of one prompt that a step works on: the longest that a cancelled or removed text is still worked with.
     pub prefill_chunk_tokens: usize,
-    /// Tokens that wait for a slow reader before its request pauses.
+    /// Tokens that wait for a slow reader before its request pauses. A removal takes back what waits here.
     pub stream_buffer_tokens: usize,
+    /// A request whose reader takes nothing for so long is given up.
+    pub stalled_reader_seconds: u64,
     /// Greatest k of a request.
     pub max_k: usize,
     /// Greatest number of passages of a request.
@@ -36,7 +38,8 @@ impl Default for EngineConfig {
             max_queued: 64,
             max_scoring: 2,
             prefill_chunk_tokens: 64,
-            stream_buffer_tokens: 256,
+            stream_buffer_tokens: 16,
+            stalled_reader_seconds: 60,
             max_k: 8192,
             max_context_passages: 16,
             knn: KnnParameters { k: 1024, knn_weight: 0.25, knn_temperature: 10.0 },

@@ -18,6 +18,8 @@ pub enum EngineError {
     UnknownName(#[from] UnknownName),
     #[error("the deadline passed")]
     DeadlineExceeded,
+    #[error("the reader took nothing for {seconds} seconds (engine.stalled_reader_seconds)")]
+    StalledReader { seconds: u64 },
     #[error("the caller has gone")]
     Cancelled,
     #[error("something that the request may see was removed from the store while it ran")]
@@ -28,6 +30,8 @@ pub enum EngineError {
     Search(#[from] SearchError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    #[error("the engine failed in this step: {0}")]
+    Panicked(String),
     #[error("the engine is shutting down")]
     ShuttingDown,
 }

@@ -2,15 +2,31 @@
 
 use std::sync::Arc;
 
-use silo_core::{KnnParameters, Snapshot, SourceId, TokenId};
+use silo_core::{KnnParameters, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId};
 
 use crate::{ContextParameters, EngineError, Mode};
+
+/// What of the store a request sees: nothing, where it asks the model alone.
+#[derive(Debug)]
+pub struct View {
+    /// The store at the pinned epoch.
+    pub snapshot: Arc<Snapshot>,
+    /// The shards that the request's mode may consult.
+    pub mask: ShardMask,
+}
+
+impl View {
+    /// Whether all of it is still in the store.
+    pub fn is_live(&self, store: &dyn SnapshotProvider) -> bool {
+        self.mask.is_empty() || store.is_live(&self.snapshot, &self.mask)
+    }
+}
 
 /// One message of a stream.
 #[derive(Debug)]
 pub enum Event {
-    /// A token.
-    Token(TokenEvent),
+    /// A token, and what it was made from.
+    Token(TokenEvent, Arc<View>),
     /// The end of a text.
     Finished(Box<Finished>),
     /// The request failed.
@@ -30,6 +46,12 @@ pub struct TokenEvent {
     pub alternatives: Vec<(TokenId, f64)>,
     /// Share of each source in p of the token, if asked for; what is missing to 1 is the model's.
     pub shares: Option<Vec<(SourceId, f64)>>,
+}
+
+impl PartialEq for View {
+    fn eq(&self, other: &Self) -> bool {
+        self.snapshot == other.snapshot && self.mask == other.mask
+    }
 }
 
 /// Why a text ended.
@@ -79,12 +101,14 @@ pub struct Finished {
     pub text: String,
     /// What was used.
     pub usage: Usage,
-    /// The store that it was made from (after a re-pin: the last one).
-    pub snapshot: Arc<Snapshot>,
+    /// What of the store it was made from (after a re-pin: the last one).
+    pub view: Arc<View>,
     /// The parameters in force.
     pub in_force: InForce,
     /// Summed share of each source over all tokens, if asked for.
     pub source_totals: Option<Vec<(SourceId, f64)>>,
     /// Summed share of the model, if asked for.
     pub parametric_total: Option<f64>,
+    /// Sources whose passages stood before the text at some time. Their part in the model's share is not known.
+    pub context_sources: Vec<SourceId>,
 }

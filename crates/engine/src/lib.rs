@@ -11,6 +11,7 @@ mod config;
 mod context;
 mod error;
 mod event;
+mod queue;
 mod request;
 mod scheduler;
 mod score;
@@ -19,7 +20,7 @@ mod stop;
 
 pub use config::EngineConfig;
 pub use error::EngineError;
-pub use event::{Event, FinishReason, Finished, InForce, TokenEvent, Usage};
+pub use event::{Event, FinishReason, Finished, InForce, TokenEvent, Usage, View};
 pub use request::{
     Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
 };

@@ -1,42 +1,33 @@
 //! The loop: admission, steps, and the thread that they run on.
 
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use silo_core::{
-    Calibration, Datastore, KnnParameters, LanguageModel, Neighbor, NeighborQuery, Positions, SequenceStep, Snapshot,
-    StepOutput, Tokenizer,
+    Calibration, Datastore, KnnParameters, LanguageModel, ModelError, Neighbor, NeighborQuery, Positions, SearchError,
+    SequenceStep, Snapshot, StepOutput, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
+use crate::queue::Queue;
 use crate::sequence::{Liveness, Pinned, Progress, Sequence, Shared};
-use crate::{ContextParameters, EngineConfig, EngineError, Event, GenerateRequest, Retrieval};
+use crate::{ContextParameters, EngineConfig, EngineError, Event, FinishReason, GenerateRequest, Retrieval};
+
+/// How long the thread waits before it looks again at readers who have no room.
+const SLOW_READERS: Duration = Duration::from_millis(2);
 
 /// The engine. Dropping it ends its thread; requests under way fail.
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) config: EngineConfig,
     calibration: Option<Calibration>,
-    jobs: Mutex<Option<SyncSender<Job>>>,
-    interest: Arc<Interest>,
+    queue: Arc<Queue>,
+    active: Arc<AtomicUsize>,
     pub(crate) scoring: AtomicUsize,
     thread: Option<JoinHandle<()>>,
-}
-
-struct Job {
-    sequence: Box<Sequence>,
-}
-
-/// How many requests somebody waits for; a step for nobody is given up between layers.
-#[derive(Default)]
-struct Interest {
-    wanted: AtomicUsize,
-    interrupt: AtomicBool,
-    active: AtomicUsize,
-    queued: AtomicUsize,
 }
 
 /// How busy the engine is.
@@ -51,27 +42,63 @@ pub struct EngineStatus {
 /// A request under way. Dropping it cancels the request.
 pub struct Generation {
     events: mpsc::Receiver<Event>,
-    interest: Arc<Interest>,
+    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    /// Whether tokens were held back because of a removal.
+    cut: bool,
+    ended: bool,
 }
 
 impl Generation {
-    /// The next message; `None` after the last one, or when the engine has gone.
+    /// The next message; `None` after the last one, or when the engine has gone. Tokens that were made from something that has
+    /// been removed since are not handed out: the text ends before them, with [`FinishReason::SourceRemoved`].
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        while !self.ended {
+            let event = self.events.recv().await;
+            if let Some(event) = self.check(event) {
+                return Some(event);
+            }
+        }
+        None
     }
 
     /// The same for callers without a runtime.
     pub fn blocking_next(&mut self) -> Option<Event> {
-        self.events.blocking_recv()
+        while !self.ended {
+            let event = self.events.blocking_recv();
+            if let Some(event) = self.check(event) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    /// What may be handed out of an event.
+    fn check(&mut self, event: Option<Event>) -> Option<Event> {
+        let store = &*self.shared.store;
+        let event = match event {
+            Some(Event::Token(_, view)) if !view.is_live(store) => {
+                self.cut = true;
+                return None;
+            }
+            // The text goes on with the store as it is now, but a piece of it is missing: it cannot be made whole.
+            Some(Event::Token(..)) if self.cut => Some(Event::Failed(EngineError::SourceRemoved)),
+            Some(Event::Finished(mut finished)) if self.cut || !finished.view.is_live(store) => {
+                finished.reason = FinishReason::SourceRemoved;
+                finished.text.clear();
+                Some(Event::Finished(finished))
+            }
+            event => event,
+        };
+        self.ended = !matches!(event, Some(Event::Token(..)));
+        event
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
         self.events.close();
-        if self.interest.wanted.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.interest.interrupt.store(true, Ordering::Release);
-        }
+        self.queue.caller_gone();
     }
 }
 
@@ -85,26 +112,26 @@ impl Engine {
         store: Arc<dyn Datastore>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { model, tokenizer, store });
-        let interest = Arc::new(Interest::default());
-        let (jobs, receiver) = sync_channel(config.max_queued);
+        let queue = Arc::new(Queue::new(config.max_queued));
+        let n_active = Arc::new(AtomicUsize::new(0));
         let worker = Worker {
             shared: shared.clone(),
-            interest: interest.clone(),
+            queue: queue.clone(),
             config: config.clone(),
             calibration: calibration.clone(),
-            receiver,
             active: Vec::new(),
+            n_active: n_active.clone(),
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
-        let jobs = Mutex::new(Some(jobs));
-        Ok(Self { shared, config, calibration, jobs, interest, scoring: AtomicUsize::new(0), thread: Some(thread) })
+        let (active, scoring) = (n_active, AtomicUsize::new(0));
+        Ok(Self { shared, config, calibration, queue, active, scoring, thread: Some(thread) })
     }
 
     /// How busy it is.
     pub fn status(&self) -> EngineStatus {
         EngineStatus {
-            active: self.interest.active.load(Ordering::Relaxed),
-            queued: self.interest.queued.load(Ordering::Relaxed),
+            active: self.active.load(Ordering::Relaxed),
+            queued: self.queue.len(),
             scoring: self.scoring.load(Ordering::Relaxed),
         }
     }
@@ -129,14 +156,25 @@ impl Engine {
         knn_parameters(self.calibration.as_ref(), &self.config, snapshot)
     }
 
+    /// Pins the store for a request, and refuses names that the store never knew.
     pub(crate) fn pin(&self, retrieval: &Retrieval) -> Result<Pinned, EngineError> {
-        Pinned::new(&*self.shared.store, retrieval, |s| self.knn_parameters(s))
+        let pinned = Pinned::new(&*self.shared.store, retrieval, |s| self.knn_parameters(s));
+        pinned.snapshot.check_names(&retrieval.filter)?;
+        Ok(pinned)
+    }
+
+    /// Whether another request would be taken now: worth asking before work is put into one.
+    pub fn has_place(&self) -> Result<(), EngineError> {
+        self.queue.has_place()
     }
 
     /// Admits a request, or refuses it at once.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
         self.check_retrieval(&request.retrieval)?;
         check_generate(&request)?;
+        self.check_tokens(&request.prompt)?;
+        let biased: Vec<TokenId> = request.sampling.bias.iter().map(|(t, _)| *t).collect();
+        self.check_tokens(&biased)?;
         let limit = self.shared.model.card().context_tokens;
         let got = request.prompt.len() + usize::from(self.shared.tokenizer.beginning_of_text().is_some());
         if got >= limit {
@@ -146,26 +184,21 @@ impl Engine {
             let rule = "the model has no beginning-of-text token, so a prompt needs at least one token".into();
             return Err(EngineError::Invalid { field: "prompt", value: "empty".into(), rule });
         }
+        self.queue.has_place()?;
         let pinned = self.pin(&request.retrieval)?;
         let context = self.context_parameters(&request.retrieval);
         let (sender, events) = mpsc::channel(self.config.stream_buffer_tokens.max(2));
-        let sequence = Box::new(Sequence::new(&self.shared, request, pinned, context, sender)?);
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let jobs = jobs.as_ref().ok_or(EngineError::ShuttingDown)?;
-        self.interest.queued.fetch_add(1, Ordering::Relaxed);
-        match jobs.try_send(Job { sequence }) {
-            Ok(()) => {}
-            Err(refused) => {
-                self.interest.queued.fetch_sub(1, Ordering::Relaxed);
-                return Err(match refused {
-                    TrySendError::Full(_) => EngineError::Overloaded { limit: self.config.max_active },
-                    TrySendError::Disconnected(_) => EngineError::ShuttingDown,
-                });
-            }
+        self.queue.push(Sequence::new(&self.shared, request, pinned, context, sender))?;
+        Ok(Generation { events, shared: self.shared.clone(), queue: self.queue.clone(), cut: false, ended: false })
+    }
+
+    /// Refuses tokens that the model does not know.
+    pub(crate) fn check_tokens(&self, tokens: &[TokenId]) -> Result<(), EngineError> {
+        let vocab_size = self.shared.model.card().vocab_size;
+        match tokens.iter().find(|&&t| t as usize >= vocab_size) {
+            Some(&token) => Err(ModelError::UnknownToken { token, vocab_size }.into()),
+            None => Ok(()),
         }
-        self.interest.wanted.fetch_add(1, Ordering::AcqRel);
-        self.interest.interrupt.store(false, Ordering::Release);
-        Ok(Generation { events, interest: self.interest.clone() })
     }
 
     pub(crate) fn context_parameters(&self, retrieval: &Retrieval) -> ContextParameters {
@@ -222,6 +255,9 @@ fn check_generate(request: &GenerateRequest) -> Result<(), EngineError> {
     if !(s.repetition_penalty > 0.0 && s.repetition_penalty.is_finite()) {
         return invalid("sampling.repetition_penalty", s.repetition_penalty, "it must be above 0; 1 changes nothing");
     }
+    if let Some((_, b)) = s.bias.iter().find(|(_, b)| b.is_nan() || *b == f64::INFINITY) {
+        return invalid("sampling.bias", *b, "it must be a number, or minus infinity to forbid a token");
+    }
     if request.max_new_tokens == 0 {
         return invalid("max_new_tokens", 0.0, "it must be 1 or more");
     }
@@ -230,8 +266,7 @@ fn check_generate(request: &GenerateRequest) -> Result<(), EngineError> {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.interest.interrupt.store(true, Ordering::Release);
+        self.queue.close();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join(); // a panic there was reported when it happened
         }
@@ -244,56 +279,68 @@ fn knn_parameters(calibration: Option<&Calibration>, config: &EngineConfig, snap
 
 struct Worker {
     shared: Arc<Shared>,
-    interest: Arc<Interest>,
+    queue: Arc<Queue>,
     config: EngineConfig,
     calibration: Option<Calibration>,
-    receiver: Receiver<Job>,
     active: Vec<Sequence>,
+    n_active: Arc<AtomicUsize>,
 }
 
 impl Worker {
     fn run(mut self) {
-        while self.admit() {
-            self.clean_up();
-            self.step();
-            self.interest.active.store(self.active.len(), Ordering::Relaxed);
-        }
-        for sequence in &mut self.active {
-            sequence.fail(EngineError::ShuttingDown);
-        }
-    }
-
-    /// Takes waiting requests; waits for one if there is nothing to do. False when the engine has gone.
-    fn admit(&mut self) -> bool {
-        while self.active.len() < self.config.max_active {
-            let idle = !self.active.iter().any(|s| s.has_room());
-            let job = if self.active.is_empty() {
-                self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else if idle {
-                // All readers are slow: look again soon.
-                self.receiver.recv_timeout(Duration::from_millis(2))
-            } else {
-                self.receiver.try_recv().map_err(|e| match e {
-                    TryRecvError::Empty => RecvTimeoutError::Timeout,
-                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-                })
-            };
-            match job {
-                Ok(job) => {
-                    self.interest.queued.fetch_sub(1, Ordering::Relaxed);
-                    self.active.push(*job.sequence);
+        while self.wait() {
+            // A fault in one step must not end the service: the requests of that step fail, and the next ones go on.
+            let step = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                self.clean_up();
+                self.admit();
+                self.step();
+            }));
+            if let Err(panic) = step {
+                let what = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+                let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                for mut sequence in std::mem::take(&mut self.active) {
+                    sequence.fail(EngineError::Panicked(what.clone()));
                 }
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => return false,
             }
+            self.n_active.store(self.active.len(), Ordering::Relaxed);
         }
-        true
+        let mut shut_down = |sequence: &mut Sequence| {
+            sequence.fail(EngineError::ShuttingDown);
+            false
+        };
+        self.queue.retain(&mut shut_down);
+        self.active.retain_mut(shut_down);
     }
 
-    /// Lets go of what nobody waits for and of what is out of time.
+    /// Waits for work. False when the engine has gone.
+    fn wait(&self) -> bool {
+        if self.active.is_empty() {
+            self.queue.wait(None)
+        } else if self.active.iter().any(Sequence::has_room) {
+            !self.queue.is_closed()
+        } else {
+            self.queue.wait(Some(SLOW_READERS))
+        }
+    }
+
+    /// Lets go of what nobody waits for and of what is out of time, waiting or active.
     fn clean_up(&mut self) {
         let now = Instant::now();
-        self.active.retain_mut(|s| !s.abandoned() && s.check_time(now) == Progress::GoesOn);
+        let stalled = Duration::from_secs(self.config.stalled_reader_seconds);
+        let keep = |s: &mut Sequence| !s.abandoned() && s.check_time(now, stalled) == Progress::GoesOn;
+        self.queue.retain(keep);
+        self.active.retain_mut(keep);
+    }
+
+    /// Takes waiting requests while there are places.
+    fn admit(&mut self) {
+        while self.active.len() < self.config.max_active {
+            let Some(mut sequence) = self.queue.pop() else { break };
+            match sequence.lay_out(&self.shared) {
+                Ok(()) => self.active.push(sequence),
+                Err(error) => drop(sequence.fail(error)),
+            }
+        }
     }
 
     /// One step of the model over all requests whose readers keep up.
@@ -304,21 +351,16 @@ impl Worker {
             return;
         }
         let chunk = self.config.prefill_chunk_tokens.max(1);
-        let mut sequences: Vec<&mut Sequence> = self
-            .active
-            .iter_mut()
-            .enumerate()
-            .filter(|(i, _)| running.binary_search(i).is_ok())
-            .map(|(_, s)| s)
-            .collect();
-        match outputs(&self.shared, &mut sequences, chunk, &self.interest.interrupt) {
+        let chosen = self.active.iter_mut().enumerate().filter(|(i, _)| running.binary_search(i).is_ok());
+        let mut sequences: Vec<&mut Sequence> = chosen.map(|(_, s)| s).collect();
+        match outputs(&self.shared, &mut sequences, chunk, &self.queue.interrupt) {
             Ok(outputs) => self.advance(&running, outputs),
-            Err(silo_core::ModelError::Interrupted) => {} // whoever has gone is let go of before the next step
+            Err(ModelError::Interrupted) => {} // whoever has gone is let go of before the next step
             Err(error) => {
-                // The model does not say which request it failed for; none of them can be trusted to go on.
+                // Requests were checked at admission, so this is the device: none of them can go on.
                 let message = error.to_string();
                 for &i in &running {
-                    self.active[i].fail(EngineError::Model(silo_core::ModelError::Device(message.clone())));
+                    self.active[i].fail(EngineError::Model(ModelError::Device(message.clone())));
                 }
                 self.keep(|i| running.binary_search(&i).is_err());
             }
@@ -337,10 +379,9 @@ impl Worker {
         let mut drawing: Vec<(usize, StepOutput)> = Vec::new();
         for (&i, output) in running.iter().zip(outputs) {
             let sequence = &mut self.active[i];
-            let retrieval = sequence.request.retrieval.clone();
-            let pin = || Pinned::new(&*shared.store, &retrieval, |s| knn_parameters(calibration, config, s));
-            let context = retrieval.mode.context();
-            match sequence.check_liveness(shared, pin) {
+            let context = sequence.request.retrieval.mode.context();
+            let parameters = |s: &Snapshot| knn_parameters(calibration, config, s);
+            match sequence.check_liveness(shared, parameters) {
                 Liveness::Ended => done[i] = true,
                 // Its passages have changed: the model has to read again.
                 Liveness::Repinned if context => {}
@@ -353,28 +394,19 @@ impl Worker {
             let sequence = &mut self.active[i];
             let progress = match &neighbors {
                 // Looked at again: the search may have run across a removal.
-                Ok(found) if sequence_is_live(shared, sequence) => {
-                    sequence.advance(shared, output.logits.row(0), &found[n])
-                }
+                Ok(found) if sequence.is_live(shared) => sequence.advance(shared, output.logits.row(0), &found[n]),
                 Ok(_) => {
                     // The last token is read again in the next step, whose check ends or re-pins the request.
                     let len = sequence.cache.len();
                     sequence.cache.truncate(len - 1);
                     Progress::GoesOn
                 }
-                Err(reason) => {
-                    sequence.fail(EngineError::Search(silo_core::SearchError::Passages { reason: reason.clone() }))
-                }
+                Err(error) => sequence.fail(EngineError::Search(error.clone())),
             };
             done[i] = progress == Progress::Done;
         }
         self.keep(|i| !done[i]);
     }
-}
-
-fn sequence_is_live(shared: &Shared, sequence: &Sequence) -> bool {
-    let mode = sequence.request.retrieval.mode;
-    !(mode.knn() || mode.context()) || shared.store.is_live(&sequence.pinned.snapshot)
 }
 
 /// What a step gave one request.
@@ -389,7 +421,7 @@ fn outputs(
     running: &mut [&mut Sequence],
     chunk: usize,
     interrupt: &AtomicBool,
-) -> Result<Vec<Output>, silo_core::ModelError> {
+) -> Result<Vec<Output>, ModelError> {
     let tokens: Vec<Vec<u32>> = running.iter().map(|s| s.pending(chunk).to_vec()).collect();
     let draws: Vec<bool> = running.iter().zip(&tokens).map(|(s, t)| s.will_draw(t.len())).collect();
     let mut steps: Vec<SequenceStep<'_>> = (running.iter_mut().zip(&tokens).zip(&draws))
@@ -405,7 +437,11 @@ fn outputs(
 }
 
 /// Searches the neighbours of all requests that draw and ask for them, in one call. A list per request that draws.
-fn search(shared: &Shared, active: &[Sequence], drawing: &[(usize, StepOutput)]) -> Result<Vec<Vec<Neighbor>>, String> {
+fn search(
+    shared: &Shared,
+    active: &[Sequence],
+    drawing: &[(usize, StepOutput)],
+) -> Result<Vec<Vec<Neighbor>>, SearchError> {
     let asks: Vec<bool> = drawing.iter().map(|(i, _)| active[*i].request.retrieval.mode.knn()).collect();
     let queries: Vec<NeighborQuery<'_>> = (drawing.iter().zip(&asks).filter(|(_, asks)| **asks))
         .map(|((i, output), _)| {
@@ -420,7 +456,7 @@ fn search(shared: &Shared, active: &[Sequence], drawing: &[(usize, StepOutput)])
         .collect();
     let mut found = match queries.is_empty() {
         true => Vec::new(),
-        false => shared.store.neighbors(&queries).map_err(|e| e.to_string())?,
+        false => shared.store.neighbors(&queries)?,
     }
     .into_iter();
     Ok(asks.into_iter().map(|asks| if asks { found.next().unwrap_or_default() } else { Vec::new() }).collect())

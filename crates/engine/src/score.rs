@@ -76,10 +76,7 @@ impl Engine {
     /// that the request may see is removed.
     pub fn score(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Score, EngineError> {
         self.check_retrieval(&request.retrieval)?;
-        let vocab_size = self.shared.model.card().vocab_size;
-        if let Some(&token) = request.tokens.iter().find(|&&t| t as usize >= vocab_size) {
-            return Err(silo_core::ModelError::UnknownToken { token, vocab_size }.into());
-        }
+        self.check_tokens(&request.tokens)?;
         let _place = Place::take(self)?;
         let pinned = self.pin(&request.retrieval)?;
         let mut tokens = Vec::with_capacity(request.tokens.len());
@@ -192,11 +189,7 @@ impl Engine {
         if request.deadline.is_some_and(|d| Instant::now() >= d) {
             return Err(EngineError::DeadlineExceeded);
         }
-        let mode = request.retrieval.mode;
-        if (mode.knn() || mode.context()) && !self.shared.store.is_live(&pinned.snapshot) {
-            return Err(EngineError::SourceRemoved);
-        }
-        Ok(())
+        if pinned.view.is_live(&*self.shared.store) { Ok(()) } else { Err(EngineError::SourceRemoved) }
     }
 }
 

@@ -1,22 +1,23 @@
 //! One request on its way through the loop.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::mixture::{self, NeighborDistribution, Shares};
 use silo_core::sampling::sample;
 use silo_core::{
-    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, Purpose, SequenceCache, ShardMask, Snapshot,
-    SourceId, TokenId, Tokenizer,
+    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, Passage, Purpose, SequenceCache, ShardMask,
+    Snapshot, SourceId, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
 use crate::stop::StopMatcher;
 use crate::{
     Attribution, ContextParameters, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, OnRemoval,
-    TokenEvent, Usage, context,
+    TokenEvent, Usage, View, context,
 };
 
 /// What all requests share.
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
 /// The store as a request sees it.
 pub(crate) struct Pinned {
     pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) view: Arc<View>,
     pub(crate) knn_mask: ShardMask,
     pub(crate) context_mask: ShardMask,
     pub(crate) knn: KnnParameters,
@@ -50,6 +52,9 @@ pub(crate) struct Sequence {
     stop: StopMatcher,
     totals: Vec<(SourceId, f64)>,
     parametric_total: f64,
+    context_sources: BTreeSet<SourceId>,
+    /// Since when its reader has had no room.
+    stalled: Option<Instant>,
     sender: mpsc::Sender<Event>,
 }
 
@@ -69,9 +74,9 @@ impl Sequence {
         pinned: Pinned,
         context: ContextParameters,
         sender: mpsc::Sender<Event>,
-    ) -> Result<Self, EngineError> {
+    ) -> Self {
         let usage = Usage { prompt_tokens: request.prompt.len() as u64, ..Usage::default() };
-        let mut sequence = Self {
+        Self {
             cache: shared.model.new_cache(),
             input: Vec::new(),
             text: request.prompt.clone(),
@@ -81,23 +86,25 @@ impl Sequence {
             stop: StopMatcher::new(&request.stop),
             totals: Vec::new(),
             parametric_total: 0.0,
+            context_sources: BTreeSet::new(),
+            stalled: None,
             request,
             pinned,
             context,
             sender,
-        };
-        sequence.lay_out(shared)?;
-        Ok(sequence)
+        }
     }
 
     /// Retrieves passages, if asked for, and lays out what the model reads. The cache keeps what stays the same.
-    fn lay_out(&mut self, shared: &Shared) -> Result<(), EngineError> {
+    pub(crate) fn lay_out(&mut self, shared: &Shared) -> Result<(), EngineError> {
         let mut passages = Vec::new();
         if self.request.retrieval.mode.context() {
             let (snapshot, mask) = (&self.pinned.snapshot, &self.pinned.context_mask);
             passages =
                 context::retrieve(&*shared.store, &*shared.tokenizer, snapshot, mask, &self.text, &self.context)?;
             self.usage.passage_searches += 1;
+            let source = |p: &Passage| self.pinned.snapshot.shards[p.shard.0 as usize].source.id.clone();
+            self.context_sources.extend(passages.iter().map(source));
         }
         let window = shared.model.card().context_tokens;
         // Room for the tokens until the next search.
@@ -121,8 +128,16 @@ impl Sequence {
         self.sender.capacity() >= 2
     }
 
-    /// Ends it if its time is over.
-    pub(crate) fn check_time(&mut self, now: Instant) -> Progress {
+    /// Ends it if its time is over, or its reader's.
+    pub(crate) fn check_time(&mut self, now: Instant, stalled_reader: Duration) -> Progress {
+        match (self.has_room(), self.stalled) {
+            (true, _) => self.stalled = None,
+            (false, None) => self.stalled = Some(now),
+            (false, Some(since)) if now.duration_since(since) >= stalled_reader => {
+                return self.fail(EngineError::StalledReader { seconds: stalled_reader.as_secs() });
+            }
+            (false, Some(_)) => {}
+        }
         if self.request.deadline.is_some_and(|d| now >= d) {
             return self.fail(EngineError::DeadlineExceeded);
         }
@@ -147,20 +162,18 @@ impl Sequence {
     pub(crate) fn check_liveness(
         &mut self,
         shared: &Shared,
-        pin: impl Fn() -> Result<Pinned, EngineError>,
+        parameters: impl Fn(&Snapshot) -> KnnParameters,
     ) -> Liveness {
         let mode = self.request.retrieval.mode;
-        if !(mode.knn() || mode.context()) || shared.store.is_live(&self.pinned.snapshot) {
+        if self.is_live(shared) {
             return Liveness::Unchanged;
         }
         if self.request.on_removal == OnRemoval::End {
             self.finish(FinishReason::SourceRemoved);
             return Liveness::Ended;
         }
-        let renewed = pin().and_then(|pinned| {
-            self.pinned = pinned;
-            if mode.context() { self.lay_out(shared) } else { Ok(()) }
-        });
+        self.pinned = Pinned::new(&*shared.store, &self.request.retrieval, parameters);
+        let renewed = if mode.context() { self.lay_out(shared) } else { Ok(()) };
         match renewed {
             Ok(()) => Liveness::Repinned,
             Err(error) => {
@@ -168,6 +181,11 @@ impl Sequence {
                 Liveness::Ended
             }
         }
+    }
+
+    /// Whether all that it may see is still in the store.
+    pub(crate) fn is_live(&self, shared: &Shared) -> bool {
+        self.pinned.view.is_live(&*shared.store)
     }
 
     /// Draws the next token from what the model and the neighbours say, and sends it.
@@ -196,7 +214,8 @@ impl Sequence {
         let piece = self.detokenizer.push(shared.tokenizer.bytes(token));
         let (text, stopped) = self.stop.push(&piece);
         let shares = shares.filter(|_| self.request.attribution == Attribution::PerToken);
-        self.send(Event::Token(TokenEvent { token, text, log_probability, alternatives, shares }));
+        let event = TokenEvent { token, text, log_probability, alternatives, shares };
+        self.send(Event::Token(event, self.pinned.view.clone()));
         if stopped {
             return self.finish(FinishReason::Stop);
         }
@@ -252,10 +271,11 @@ impl Sequence {
             reason,
             text,
             usage: self.usage,
-            snapshot: self.pinned.snapshot.clone(),
+            view: self.pinned.view.clone(),
             in_force: InForce { mode: self.request.retrieval.mode, knn: self.pinned.knn, context: self.context },
             source_totals: credited.then(|| std::mem::take(&mut self.totals)),
             parametric_total: credited.then_some(self.parametric_total),
+            context_sources: std::mem::take(&mut self.context_sources).into_iter().collect(),
         };
         self.send(Event::Finished(Box::new(finished)));
         Progress::Done
@@ -313,16 +333,21 @@ impl Pinned {
         store: &dyn Datastore,
         retrieval: &crate::Retrieval,
         parameters: impl Fn(&Snapshot) -> KnnParameters,
-    ) -> Result<Self, EngineError> {
+    ) -> Self {
         let snapshot = store.snapshot();
-        let knn_mask = snapshot.mask(&retrieval.filter, Purpose::Knn)?;
-        let context_mask = snapshot.mask(&retrieval.filter, Purpose::Context)?;
+        let mask = |wanted: bool, purpose| match wanted {
+            true => snapshot.mask(&retrieval.filter, purpose),
+            false => ShardMask::default(),
+        };
+        let knn_mask = mask(retrieval.mode.knn(), Purpose::Knn);
+        let context_mask = mask(retrieval.mode.context(), Purpose::Context);
+        let view = Arc::new(View { snapshot: snapshot.clone(), mask: knn_mask.or(&context_mask) });
         let calibrated = parameters(&snapshot);
         let knn = KnnParameters {
             k: retrieval.knn.k.unwrap_or(calibrated.k),
             knn_weight: retrieval.knn.knn_weight.unwrap_or(calibrated.knn_weight),
             knn_temperature: retrieval.knn.knn_temperature.unwrap_or(calibrated.knn_temperature),
         };
-        Ok(Self { snapshot, knn_mask, context_mask, knn })
+        Self { snapshot, view, knn_mask, context_mask, knn }
     }
 }

@@ -13,6 +13,16 @@ use crate::{GovernError, Governor};
 /// Tokens of an entry's context that are shown.
 const CONTEXT_TOKENS: usize = 24;
 
+/// Bytes of text that are looked at for each token of the window; few tokens are longer.
+const BYTES_PER_TOKEN: usize = 16;
+
+/// The last `n` bytes of a text, from a character's start on.
+fn last_bytes(text: &str, n: usize) -> &str {
+    let from = text.len().saturating_sub(n);
+    let from = (from..=text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
+    &text[from..]
+}
+
 /// A question.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Look<'a> {
@@ -63,9 +73,11 @@ impl Governor {
     /// What the store would retrieve for a text, both ways. Sources without `display` are shown without their text.
     pub fn look(&self, look: &Look<'_>) -> Result<Found, GovernError> {
         let snapshot = self.store().snapshot();
+        snapshot.check_names(look.filter)?;
         let neighbors = self.neighbors(look, &snapshot)?;
-        let mask = snapshot.mask(look.filter, Purpose::Context)?;
-        let query = PassageQuery { snapshot: &snapshot, mask: &mask, text: look.text, k: look.passages };
+        let mask = snapshot.mask(look.filter, Purpose::Context);
+        let text = last_bytes(look.text, self.store().recipe().window_tokens * BYTES_PER_TOKEN);
+        let query = PassageQuery { snapshot: &snapshot, mask: &mask, text, k: look.passages };
         let shown = |mut passage: Passage| {
             let source = snapshot.shards[passage.shard.0 as usize].source.clone();
             let text = source.permissions.display.then(|| self.tokenizer.decode(&passage.tokens));
@@ -79,9 +91,10 @@ impl Governor {
     }
 
     fn neighbors(&self, look: &Look<'_>, snapshot: &Snapshot) -> Result<Vec<FoundNeighbor>, GovernError> {
-        let mask = snapshot.mask(look.filter, Purpose::Knn)?;
-        let window = self.model.card().context_tokens;
-        let tokens = self.tokenizer.encode(look.text)?;
+        let mask = snapshot.mask(look.filter, Purpose::Knn);
+        // The store's keys saw windows of this length, so more of the text would not make the key more alike.
+        let window = self.store().recipe().window_tokens;
+        let tokens = self.tokenizer.encode(last_bytes(look.text, window * BYTES_PER_TOKEN))?;
         let beginning = self.tokenizer.beginning_of_text();
         let room = window - usize::from(beginning.is_some());
         let end = &tokens[tokens.len().saturating_sub(room)..];

@@ -148,25 +148,27 @@ impl PassageIndex {
         self.lengths.iter().map(|&n| u64::from(n)).sum()
     }
 
-    /// Calls `each` with (passage, occurrences) of every passage that holds `word`; returns their number.
-    pub(crate) fn postings(&self, word: &str, mut each: impl FnMut(u32, u32)) -> Result<u32, LexicalError> {
+    /// Calls `each` with (passage, occurrences) of every passage that holds `word`.
+    pub(crate) fn postings(&self, word: &str, mut each: impl FnMut(u32, u32)) -> Result<(), LexicalError> {
         use tantivy::postings::Postings;
         use tantivy::{DocSet, TERMINATED, Term};
         let failed = |source| LexicalError::Io { path: self.path.clone(), source };
-        let Some(segment) = &self.segment else { return Ok(0) };
+        let Some(segment) = &self.segment else { return Ok(()) };
         let lists = segment
             .inverted_index(self.field)
             .map_err(|source| LexicalError::Index { path: self.path.clone(), source })?;
         let term = Term::from_field_text(self.field, word);
         let Some(mut list) = lists.read_postings(&term, IndexRecordOption::WithFreqs).map_err(failed)? else {
-            return Ok(0);
+            return Ok(());
         };
-        let mut n = 0;
         while list.doc() != TERMINATED {
+            if list.doc() as usize >= self.lengths.len() {
+                let reason = "it lists a passage that is not there";
+                return Err(LexicalError::Damaged { path: self.path.clone(), reason });
+            }
             each(list.doc(), list.term_freq());
-            n += 1;
             list.advance();
         }
-        Ok(n)
+        Ok(())
     }
 }

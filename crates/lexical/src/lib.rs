@@ -8,7 +8,7 @@
 //! What it is not: tantivy's own ranking, which prunes, rounds lengths to a byte and counts per index.
 //!
 //! ```
-//! use silo_lexical::{search, Bm25, PassageIndex, PassageIndexBuilder};
+//! use silo_lexical::{search, Bm25, Part, PassageIndex, PassageIndexBuilder};
 //!
 //! let directory = tempfile::tempdir()?;
 //! let mut builder = PassageIndexBuilder::create(directory.path())?;
@@ -17,7 +17,8 @@
 //! builder.add("nothing else")?;
 //! builder.finish()?;
 //! let index = PassageIndex::open(directory.path())?;
-//! let hits = search(&[&index], "Cat!", 10, Bm25::default(), &|a, b| a.cmp(&b))?;
+//! let parts = [Part { index: &index, hidden: vec![] }];
+//! let hits = search(&parts, "Cat!", 10, Bm25::default(), &|a, b| a.cmp(&b))?;
 //! assert_eq!(hits.iter().map(|h| h.passage).collect::<Vec<_>>(), [1, 0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -26,4 +27,4 @@ mod index;
 mod score;
 
 pub use index::{LexicalError, PassageIndex, PassageIndexBuilder};
-pub use score::{Bm25, Hit, PassageOrder, search};
+pub use score::{Bm25, Hit, Part, PassageOrder, search};

@@ -39,10 +39,33 @@ pub struct Hit {
 /// The order of passages of equal score, given as (part, passage). It must be total.
 pub type PassageOrder<'a> = dyn Fn((u32, u32), (u32, u32)) -> Ordering + 'a;
 
+/// An index, and the passages of it that may not be seen.
+#[derive(Debug, Clone)]
+pub struct Part<'a> {
+    /// The index.
+    pub index: &'a PassageIndex,
+    /// Sorted ranges that do not overlap.
+    pub hidden: Vec<std::ops::Range<u32>>,
+}
+
+impl Part<'_> {
+    fn shows(&self, passage: u32) -> bool {
+        let after = self.hidden.partition_point(|r| r.start <= passage);
+        after == 0 || self.hidden[after - 1].end <= passage
+    }
+
+    /// Passages that may be seen, and their words.
+    fn visible(&self) -> (u64, u64) {
+        let hidden = || self.hidden.iter().cloned().flatten();
+        let words: u64 = hidden().map(|p| u64::from(self.index.length(p))).sum();
+        (self.index.n_passages() as u64 - hidden().count() as u64, self.index.n_words() - words)
+    }
+}
+
 /// The at most k best passages of `parts` for the words of `query`, best first. A word that stands twice in the query counts
 /// twice.
 pub fn search(
-    parts: &[&PassageIndex],
+    parts: &[Part<'_>],
     query: &str,
     k: usize,
     bm25: Bm25,
@@ -52,22 +75,26 @@ pub fn search(
     for word in words(&mut analyser(), query) {
         *counts.entry(word).or_default() += 1;
     }
-    let n_passages: usize = parts.iter().map(|p| p.n_passages()).sum();
-    let n_words: u64 = parts.iter().map(|p| p.n_words()).sum();
+    let visible = parts.iter().map(Part::visible);
+    let (n_passages, n_words) = visible.fold((0, 0), |(p, w), (passages, words)| (p + passages, w + words));
     let average = n_words as f64 / n_passages.max(1) as f64;
-    let mut scores: Vec<Vec<f64>> = parts.iter().map(|p| vec![0.0; p.n_passages()]).collect();
+    let mut scores: Vec<Vec<f64>> = parts.iter().map(|p| vec![0.0; p.index.n_passages()]).collect();
     let mut touched: Vec<(u32, u32)> = Vec::new();
     // In the order of the words, so that every sum has one order.
     for (word, count) in &counts {
         let mut postings: Vec<(u32, u32, u32)> = Vec::new();
-        for (part, index) in parts.iter().enumerate() {
-            index.postings(word, |passage, occurrences| postings.push((part as u32, passage, occurrences)))?;
+        for (number, part) in parts.iter().enumerate() {
+            part.index.postings(word, |passage, occurrences| {
+                if part.shows(passage) {
+                    postings.push((number as u32, passage, occurrences));
+                }
+            })?;
         }
         let df = postings.len() as f64;
         let idf = (1.0 + (n_passages as f64 - df + 0.5) / (df + 0.5)).ln();
         for (part, passage, occurrences) in postings {
             let tf = f64::from(occurrences);
-            let length = f64::from(parts[part as usize].length(passage));
+            let length = f64::from(parts[part as usize].index.length(passage));
             let norm = bm25.k1 * (1.0 - bm25.b + bm25.b * length / average);
             let score = &mut scores[part as usize][passage as usize];
             if *score == 0.0 {
@@ -141,10 +168,16 @@ mod tests {
             let ((_b, left), (_c, right)) = (build(left), build(right));
             let split = left.n_passages() as u32;
             let number = |(part, passage): (u32, u32)| if part == 0 { passage } else { split + passage };
-            let one = search(&[&whole], &query, k, bm25, &|a, b| a.cmp(&b)).unwrap();
-            let two = search(&[&left, &right], &query, k, bm25, &|a, b| number(a).cmp(&number(b))).unwrap();
+            let all = |index| Part { index, hidden: Vec::new() };
+            let one = search(&[all(&whole)], &query, k, bm25, &|a, b| a.cmp(&b)).unwrap();
+            let two = search(&[all(&left), all(&right)], &query, k, bm25, &|a, b| number(a).cmp(&number(b))).unwrap();
             let bits = |hits: &[Hit]| hits.iter().map(|h| (number((h.part, h.passage)), h.score.to_bits())).collect::<Vec<_>>();
             prop_assert_eq!(one.iter().map(|h| (h.passage, h.score.to_bits())).collect::<Vec<_>>(), bits(&two));
+            // What is hidden is as if it were not there.
+            let behind = left.n_passages() as u32..passages.len() as u32;
+            let hidden = Part { index: &whole, hidden: std::iter::once(behind).collect() };
+            let rest = search(&[hidden], &query, k, bm25, &|a, b| a.cmp(&b)).unwrap();
+            prop_assert_eq!(rest, search(&[all(&left)], &query, k, bm25, &|a, b| a.cmp(&b)).unwrap());
             let expected = oracle(&passages, &query, bm25);
             let mut ranked: Vec<usize> = (0..passages.len()).filter(|&i| expected[i] > 0.0).collect();
             ranked.sort_by(|&a, &b| expected[b].total_cmp(&expected[a]));

@@ -24,9 +24,11 @@ pub struct ServerConfig {
     pub default_search_neighbors: usize,
     /// Passages of a Search that does not say.
     pub default_search_passages: usize,
+    /// Searches (the call, not those of generation) at the same time; one more is refused.
+    pub max_concurrent_searches: usize,
     /// Running streams get this long to end when the server is told to stop.
     pub drain_seconds: u64,
-    /// Additions that wait for their turn; one more is refused.
+    /// Uploads at the same time, and additions that wait for their turn; one more is refused.
     pub max_queued_additions: usize,
     /// Finished operations that are remembered.
     pub max_finished_operations: usize,
@@ -36,13 +38,14 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50061)),
-            max_message_bytes: 4 << 20,
+            max_message_bytes: 32 << 20,
             max_new_tokens: 4096,
             default_new_tokens: 128,
             max_alternatives: 20,
             max_stop_strings: 16,
             default_search_neighbors: 8,
             default_search_passages: 3,
+            max_concurrent_searches: 4,
             drain_seconds: 30,
             max_queued_additions: 16,
             max_finished_operations: 1000,

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use silo_core::{ShardId, SourceId};
-use silo_govern::{GovernError, Governor, Look, ShardRecord, ShardState};
+use silo_govern::{GovernConfig, GovernError, Governor, Look, ShardRecord, ShardState};
 use silo_proto::v1::datastore_service_server::DatastoreService;
 use silo_proto::{longrunning as lro, v1};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::operations::Registry;
@@ -19,6 +21,10 @@ pub(crate) struct Datastore {
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) draining: Draining,
     pub(crate) card: silo_core::ModelCard,
+    /// Places for searches.
+    pub(crate) searches: Arc<Semaphore>,
+    /// Places for uploads.
+    pub(crate) uploads: Arc<Semaphore>,
 }
 
 fn bad(field: &'static str, problem: impl Into<String>) -> Status {
@@ -50,7 +56,7 @@ fn describe(governor: &Governor, record: &ShardRecord) -> v1::Shard {
 /// Reads the header and all documents of an addition.
 async fn read_documents(
     mut stream: Streaming<v1::AddShardRequest>,
-    limit: usize,
+    limits: &GovernConfig,
 ) -> Result<(SourceId, Vec<silo_core::Document>), Status> {
     use v1::add_shard_request::Message;
     let first = stream.message().await?.and_then(|m| m.message);
@@ -64,8 +70,16 @@ async fn read_documents(
             return Err(bad("documents", "after the header every message must hold documents"));
         };
         for document in chunk.documents {
-            bytes += document.text.len();
-            if bytes > limit {
+            bytes += document.encoded_len();
+            if documents.len() >= limits.max_shard_documents {
+                let limit = limits.max_shard_documents;
+                return Err(bad(
+                    "documents",
+                    format!("there are more than {limit} (max_shard_documents); add several shards"),
+                ));
+            }
+            if bytes > limits.max_shard_bytes {
+                let limit = limits.max_shard_bytes;
                 return Err(bad(
                     "documents",
                     format!("the texts have more than {limit} bytes (max_shard_bytes); add several shards"),
@@ -107,8 +121,12 @@ impl DatastoreService for Datastore {
         request: Request<Streaming<v1::AddShardRequest>>,
     ) -> Result<Response<lro::Operation>, Status> {
         self.draining.check()?;
-        let limit = self.governor.config().max_shard_bytes;
-        let (source, mut documents) = read_documents(request.into_inner(), limit).await?;
+        let limit = self.config.max_queued_additions;
+        let _place = self.uploads.try_acquire().map_err(|_| status::overloaded("uploads", limit))?;
+        let (source, mut documents) = tokio::select! {
+            read = read_documents(request.into_inner(), self.governor.config()) => read?,
+            () = self.draining.cut() => return Err(status::draining()),
+        };
         if documents.is_empty() {
             return Err(bad("documents", "there is none"));
         }
@@ -205,6 +223,9 @@ impl DatastoreService for Datastore {
         if m.text.is_empty() {
             return Err(bad("text", "it is empty"));
         }
+        self.draining.check()?;
+        let limit = self.config.max_concurrent_searches;
+        let place = self.searches.clone().try_acquire_owned().map_err(|_| status::overloaded("searches", limit))?;
         let k = m.k.map_or(self.config.default_search_neighbors, |k| k as usize);
         let passages = m.passages.map_or(self.config.default_search_passages, |k| k as usize);
         if k > 1000 || passages > 1000 {
@@ -212,6 +233,7 @@ impl DatastoreService for Datastore {
         }
         let card = self.card.clone();
         self.blocking(move |g| {
+            let _place = place;
             let look = Look { text: &m.text, filter: &filter, k, passages };
             g.look(&look).map(|found| to_proto::found(found, &card)).map_err(|e| status::govern(&e))
         })

@@ -9,14 +9,10 @@ use silo_engine::{Engine, Event, Generation};
 use silo_proto::v1;
 use silo_proto::v1::generation_service_server::GenerationService;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::serve::Draining;
 use crate::{ServerConfig, from_proto, status, to_proto};
-
-/// Messages that wait in the transport for a slow reader.
-const STREAM_MESSAGES: usize = 16;
 
 #[derive(Clone)]
 pub(crate) struct Generations {
@@ -48,38 +44,38 @@ impl Generations {
         from_proto::Surroundings { config: &self.config, tokenizer, context, deadline }
     }
 
-    fn start(&self, request: Request<v1::GenerateRequest>) -> Result<(Generation, u64), Status> {
+    async fn start(&self, request: Request<v1::GenerateRequest>) -> Result<(Generation, u64), Status> {
         self.draining.check()?;
+        self.engine.has_place().map_err(|e| status::engine(&e))?;
         let deadline = deadline(&request);
         let message = request.into_inner();
         let seed = message.sampling.as_ref().and_then(|s| s.seed).unwrap_or_else(rand::random);
-        let request =
-            from_proto::generate(message, &self.surroundings(deadline), seed).map_err(|e| status::bad_field(&e))?;
-        let generation = self.engine.generate(request).map_err(|e| status::engine(&e))?;
+        let service = self.clone();
+        let admit = move || {
+            let request = from_proto::generate(message, &service.surroundings(deadline), seed);
+            service.engine.generate(request.map_err(|e| status::bad_field(&e))?).map_err(|e| status::engine(&e))
+        };
+        let generation = tokio::task::spawn_blocking(admit).await.map_err(status::internal)??;
         Ok((generation, seed))
     }
 
-    /// The next message; `None` when the stream is over.
-    async fn next(
-        &self,
-        generation: &mut Generation,
-        seed: u64,
-    ) -> Result<Option<v1::generate_chunk::Message>, Status> {
+    /// The next message. The last one is `Finished`.
+    async fn next(&self, generation: &mut Generation, seed: u64) -> Result<v1::generate_chunk::Message, Status> {
         let event = tokio::select! {
             event = generation.next() => event,
             () = self.draining.cut() => return Err(status::draining()),
         };
         match event {
-            Some(Event::Token(token)) => {
+            Some(Event::Token(token, _)) => {
                 let token = to_proto::token(token, self.engine.tokenizer().as_ref());
-                Ok(Some(v1::generate_chunk::Message::Token(token)))
+                Ok(v1::generate_chunk::Message::Token(token))
             }
             Some(Event::Finished(finished)) => {
                 let finished = to_proto::finished(*finished, self.engine.model().card(), seed);
-                Ok(Some(v1::generate_chunk::Message::Finished(finished)))
+                Ok(v1::generate_chunk::Message::Finished(finished))
             }
             Some(Event::Failed(error)) => Err(status::engine(&error)),
-            None => Ok(None),
+            None => Err(status::internal("the text ended without a reason")),
         }
     }
 }
@@ -87,10 +83,10 @@ impl Generations {
 #[tonic::async_trait]
 impl GenerationService for Generations {
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
-        let (mut generation, seed) = self.start(request)?;
+        let (mut generation, seed) = self.start(request).await?;
         let mut response = v1::GenerateResponse::default();
-        while let Some(message) = self.next(&mut generation, seed).await? {
-            match message {
+        loop {
+            match self.next(&mut generation, seed).await? {
                 v1::generate_chunk::Message::Token(token) => {
                     response.text += &token.text;
                     response.tokens.push(token);
@@ -102,7 +98,6 @@ impl GenerationService for Generations {
                 }
             }
         }
-        Err(status::internal("the text ended without a reason"))
     }
 
     type GenerateStreamStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateChunk, Status>> + Send>>;
@@ -111,36 +106,28 @@ impl GenerationService for Generations {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let (mut generation, seed) = self.start(request)?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(STREAM_MESSAGES);
-        let service = self.clone();
-        tokio::spawn(async move {
-            loop {
-                let next = tokio::select! {
-                    next = service.next(&mut generation, seed) => next,
-                    () = sender.closed() => return, // the caller has gone; dropping the generation frees its place
-                };
-                let message = match next {
-                    Ok(Some(message)) => Ok(v1::GenerateChunk { message: Some(message) }),
-                    Ok(None) => return,
-                    Err(status) => Err(status),
-                };
-                if sender.send(message).await.is_err() {
-                    return;
-                }
-            }
+        let (generation, seed) = self.start(request).await?;
+        // Messages are made when the transport asks for them, so that nothing waits between the check of liveness and it.
+        let state = Some((self.clone(), generation));
+        let stream = futures_util::stream::unfold(state, move |state| async move {
+            let (service, mut generation) = state?;
+            let next = service.next(&mut generation, seed).await;
+            let last = !matches!(next, Ok(v1::generate_chunk::Message::Token(_)));
+            let chunk = next.map(|message| v1::GenerateChunk { message: Some(message) });
+            Some((chunk, (!last).then_some((service, generation))))
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn score(&self, request: Request<v1::ScoreRequest>) -> Result<Response<v1::ScoreResponse>, Status> {
         self.draining.check()?;
         let deadline = deadline(&request);
-        let request =
-            from_proto::score(request.into_inner(), &self.surroundings(deadline)).map_err(|e| status::bad_field(&e))?;
+        let (message, service) = (request.into_inner(), self.clone());
         let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
         let (flag, engine) = (cancel.0.clone(), self.engine.clone());
         let work = tokio::task::spawn_blocking(move || {
+            let request =
+                from_proto::score(message, &service.surroundings(deadline)).map_err(|e| status::bad_field(&e))?;
             let score = engine.score(&request, &flag).map_err(|e| status::engine(&e))?;
             Ok(to_proto::score(score, &request.tokens, engine.tokenizer().as_ref(), engine.model().card()))
         });
@@ -153,7 +140,9 @@ impl GenerationService for Generations {
     }
 
     async fn tokenize(&self, request: Request<v1::TokenizeRequest>) -> Result<Response<v1::TokenizeResponse>, Status> {
-        let ids = self.engine.tokenizer().encode(&request.into_inner().text).map_err(|e| status::engine(&e.into()))?;
+        let (tokenizer, text) = (self.engine.tokenizer().clone(), request.into_inner().text);
+        let encode = move || tokenizer.encode(&text).map_err(|e| status::engine(&e.into()));
+        let ids = tokio::task::spawn_blocking(encode).await.map_err(status::internal)??;
         Ok(Response::new(v1::TokenizeResponse { ids }))
     }
 

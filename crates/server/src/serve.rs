@@ -11,7 +11,7 @@ use silo_proto::longrunning::operations_server::OperationsServer;
 use silo_proto::v1::datastore_service_server::DatastoreServiceServer;
 use silo_proto::v1::generation_service_server::GenerationServiceServer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 use tonic_health::ServingStatus;
@@ -94,11 +94,20 @@ impl Server {
         let (phase, watched) = watch::channel(Phase::Serving);
         let draining = Draining(watched);
         let registry = Registry::new(governor.clone(), config.clone());
-        let operations = registry.clone();
+        let (operations, cut_off) = (registry.clone(), draining.clone());
         let limit = config.max_message_bytes;
         let card = engine.model().card().clone();
         let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
-        let datastore = Datastore { governor, registry: registry.clone(), config: config.clone(), draining, card };
+        let places = |n: usize| Arc::new(Semaphore::new(n));
+        let datastore = Datastore {
+            governor,
+            registry: registry.clone(),
+            searches: places(config.max_concurrent_searches),
+            uploads: places(config.max_queued_additions),
+            config: config.clone(),
+            draining,
+            card,
+        };
 
         let (health, health_service) = tonic_health::server::health_reporter();
         for service in SERVICES {
@@ -128,7 +137,7 @@ impl Server {
             .max_decoding_message_size(limit)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        tonic::transport::Server::builder()
+        let served = tonic::transport::Server::builder()
             .tcp_nodelay(true)
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
@@ -136,11 +145,21 @@ impl Server {
             .add_service(generation)
             .add_service(datastore)
             .add_service(OperationsServer::new(OperationsService(operations)))
-            .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), shutdown)
-            .await?;
-        Ok(())
+            .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), shutdown);
+        let after_the_cut = async move {
+            cut_off.cut().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        // Calls that others keep open (a watch, an upload, a stream that nobody reads) must not keep the process.
+        tokio::select! {
+            result = served => Ok(result?),
+            () = after_the_cut => Ok(()),
+        }
     }
 }
+
+/// How long statuses of calls that were cut off have to reach their callers.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The whole server ("") and its services, as health knows them.
 const SERVICES: [&str; 4] =

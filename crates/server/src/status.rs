@@ -103,6 +103,8 @@ pub(crate) fn engine(error: &EngineError) -> Status {
         }
         E::DeadlineExceeded => Shape::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         E::Cancelled => Shape::new(Code::Cancelled, "CANCELLED"),
+        E::StalledReader { .. } => Shape::new(Code::DeadlineExceeded, "STALLED_READER"),
+        E::Panicked(_) => Shape::new(Code::Internal, "ENGINE_FAILED"),
         E::SourceRemoved => Shape { retry: true, ..Shape::new(Code::Aborted, "SOURCE_REMOVED") },
         E::Model(e) => model(e),
         E::Search(e) => search(e),
@@ -175,7 +177,7 @@ fn store(error: &silo_govern::StoreError) -> Shape<'static> {
         E::SourceExists(id) => {
             Shape { resource: Some(("source", id.to_string())), ..Shape::new(Code::AlreadyExists, "SOURCE_EXISTS") }
         }
-        E::Empty(_) => Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "NO_DOCUMENT") },
+        E::Empty => Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "NO_DOCUMENT") },
         E::Incompatible { .. } => Shape::new(Code::FailedPrecondition, "INCOMPATIBLE_SHARD"),
         E::Locked { .. } => Shape::new(Code::FailedPrecondition, "STORE_LOCKED"),
         E::Version { .. } => Shape::new(Code::FailedPrecondition, "FORMAT_VERSION"),

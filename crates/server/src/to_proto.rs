@@ -75,7 +75,7 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v
     let mut totals = f.source_totals.unwrap_or_default();
     totals.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let total = |(id, total): (SourceId, f64)| {
-        let source = f.snapshot.sources.iter().find(|s| s.id == id);
+        let source = f.view.snapshot.sources.iter().find(|s| s.id == id);
         v1::SourceTotal {
             source: id.into(),
             total,
@@ -93,10 +93,11 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v
             neighbor_searches: f.usage.neighbor_searches,
             passage_searches: f.usage.passage_searches,
         }),
-        provenance: Some(provenance(&f.snapshot, card)),
+        provenance: Some(provenance(&f.view.snapshot, card)),
         in_force: Some(in_force(&f.in_force)),
         sources: totals.into_iter().map(total).collect(),
         parametric_total: f.parametric_total.unwrap_or_default(),
+        context_sources: f.context_sources.into_iter().map(String::from).collect(),
         seed,
     }
 }

@@ -25,9 +25,9 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 #[derive(Debug, Clone, Args)]
 pub struct Target {
     /// Address of a running server.
-    #[arg(long, env = "SILO_SERVER", default_value = "127.0.0.1:50061", conflicts_with = "local")]
+    #[arg(long, env = "SILO_SERVER", default_value = "127.0.0.1:50061")]
     server: String,
-    /// Run in this process, with the model and store of a configuration file.
+    /// Run in this process, with the model and store of a configuration file, instead of asking a server.
     #[arg(long, value_name = "CONFIG")]
     local: Option<PathBuf>,
 }

@@ -114,7 +114,10 @@ impl ServeConfig {
             e.context.stride_tokens == 0 || e.context.query_tokens == 0 || e.context.max_passage_tokens == 0,
             "engine.context: stride_tokens, query_tokens and max_passage_tokens must be above 0",
         );
-        fault(self.server.max_message_bytes < 1024, "server.max_message_bytes must be 1024 or more");
+        fault(
+            self.server.max_message_bytes <= self.govern.max_document_bytes,
+            "server.max_message_bytes must be more than govern.max_document_bytes, so that every document fits a message",
+        );
         fault(
             self.server.default_new_tokens == 0 || self.server.default_new_tokens > self.server.max_new_tokens,
             "server.default_new_tokens must be from 1 to server.max_new_tokens",

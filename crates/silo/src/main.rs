@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("silo: {error:#}");
+            eprintln!("silo: {}", output::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -3,6 +3,19 @@
 use anyhow::Result;
 use serde::Serialize;
 
+/// An error and its causes on one line, without those that the text before them already holds.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut out = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if out.is_empty() {
+            out = cause;
+        } else if !out.contains(&cause) {
+            out = format!("{out}: {cause}");
+        }
+    }
+    out
+}
+
 /// Prints a value as JSON, one line.
 pub fn json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(value)?);

@@ -32,8 +32,8 @@ pub enum StoreError {
         "the shard was built with the {what} {got}, the store uses {expected}; rebuild it with `silo shard rebuild`"
     )]
     Incompatible { what: &'static str, got: String, expected: String },
-    #[error("there is no document to add: {0}")]
-    Empty(&'static str),
+    #[error("there is no document to add")]
+    Empty,
     #[error("the recipe {} is not usable: {reason}", path.display())]
     Recipe { path: PathBuf, reason: String },
     #[error("the recipe '{recipe}' does not fit the model: {reason}")]

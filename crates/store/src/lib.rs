@@ -24,6 +24,7 @@ mod catalog;
 mod encode;
 mod error;
 mod format;
+mod live;
 mod lock;
 mod recipe;
 mod search;

@@ -1,47 +1,68 @@
 //! Search over the live shards of a snapshot: the one place where liveness is decided for every read.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 use std::sync::Arc;
 
 use silo_core::{
     Detokenizer, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError,
-    ShardIndex, ShardView, Snapshot, Tokenizer,
+    ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
-use silo_lexical::{Hit, PassageIndex, search};
-use silo_vector::{Part, Query, exact_search};
+use silo_lexical::{self as lexical, Hit};
+use silo_vector::{Candidate, Part, Query, exact_search};
 
-use crate::store::Live;
+use crate::live::Live;
 use crate::{Shard, Store, StoreError};
 
-/// A shard that some query of a batch may see: its place among the parts is its place in the list.
+/// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
 struct Visible {
+    id: ShardId,
+    index: ShardIndex,
     shard: Arc<Shard>,
-    queries: Vec<usize>,
+    copies: Vec<u32>,
 }
 
-/// Where a shard stands in a snapshot.
-fn place(live: &Live, snapshot: &Snapshot, shard: &Arc<Shard>) -> Option<ShardIndex> {
-    let ours = |id| live.shards.get(id).is_some_and(|s| Arc::ptr_eq(s, shard));
-    snapshot.shards.iter().position(|view| ours(&view.id)).map(|i| ShardIndex(i as u32))
-}
-
-/// The shards that the queries may see and that are live now. A snapshot may list shards that were removed since; they are
-/// not looked up anywhere but here, so they give nothing.
-fn visible(live: &Live, queries: &[NeighborQuery<'_>]) -> Vec<Visible> {
-    let mut out: Vec<Visible> = Vec::new();
-    for (number, query) in queries.iter().enumerate() {
-        for (index, view) in query.snapshot.shards.iter().enumerate() {
-            if !query.mask.sees(index) {
-                continue;
-            }
-            let Some(shard) = live.shards.get(&view.id) else { continue };
-            match out.iter_mut().find(|v| Arc::ptr_eq(&v.shard, shard)) {
-                Some(v) => v.queries.push(number),
-                None => out.push(Visible { shard: shard.clone(), queries: vec![number] }),
+/// The shards that a mask shows and that are live now. A snapshot may list shards that were removed since; they are not looked up
+/// anywhere but here, so they give nothing. A text that several visible shards of a source hold counts once.
+fn visible(live: &Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Visible> {
+    let shown = snapshot.shards.iter().enumerate().filter(|(i, _)| mask.sees(*i));
+    let mut out: Vec<Visible> = shown
+        .filter_map(|(i, view)| {
+            let shard = live.shards.get(&view.id)?.clone();
+            Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, copies: Vec::new() })
+        })
+        .collect();
+    for places in live.sources.values().flat_map(|s| &s.copies) {
+        let mut seen = false;
+        for (shard, document) in places {
+            if let Some(v) = out.iter_mut().find(|v| v.id == *shard) {
+                if seen {
+                    v.copies.push(*document);
+                }
+                seen = true;
             }
         }
     }
+    out.iter_mut().for_each(|v| v.copies.sort_unstable());
     out
+}
+
+impl Visible {
+    /// Its keys, for the first `n` queries.
+    fn part(&self, id: u32, n: usize) -> Part<'_> {
+        Part { id, keys: self.shard.keys(), queries: (0..n).collect(), hidden: self.hidden(Shard::entries_of) }
+    }
+
+    /// Its passages.
+    fn passages(&self) -> lexical::Part<'_> {
+        lexical::Part { index: self.shard.lexical(), hidden: self.hidden(Shard::passages_of) }
+    }
+
+    /// What is hidden of it, as ranges of entries or passages.
+    fn hidden(&self, range: impl Fn(&Shard, usize) -> Range<u32>) -> Vec<Range<u32>> {
+        let ranges = self.copies.iter().map(|&d| range(&self.shard, d as usize));
+        ranges.filter(|r| !r.is_empty()).collect()
+    }
 }
 
 fn check_dimensions(live: &Live, queries: &[NeighborQuery<'_>]) -> Result<(), SearchError> {
@@ -53,35 +74,44 @@ fn check_dimensions(live: &Live, queries: &[NeighborQuery<'_>]) -> Result<(), Se
     Ok(())
 }
 
-impl NeighborSearch for Store {
-    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
-        let live = self.live();
-        check_dimensions(&live, queries)?;
-        let visible = visible(&live, queries);
-        let parts: Vec<Part<'_>> = visible
-            .iter()
-            .enumerate()
-            .map(|(id, v)| Part { id: id as u32, keys: v.shard.keys(), queries: v.queries.clone() })
-            .collect();
-        let vectors: Vec<Query<'_>> = queries.iter().map(|q| Query { key: q.key, k: q.k }).collect();
+impl Store {
+    /// Answers queries that see the same shards, in one pass over their keys.
+    fn scan(&self, key_dim: usize, visible: &[Visible], queries: &[Query<'_>]) -> Vec<Vec<Neighbor>> {
+        let parts: Vec<Part<'_>> = visible.iter().enumerate().map(|(id, v)| v.part(id as u32, queries.len())).collect();
         // Ties by logical id: source, document, position.
         let order = |a: (u32, u32), b: (u32, u32)| -> Ordering {
             let (sa, sb) = (&visible[a.0 as usize].shard, &visible[b.0 as usize].shard);
             let sources = sa.manifest().source.cmp(&sb.manifest().source);
             sources.then_with(|| sa.logical(a.1).cmp(&sb.logical(b.1)))
         };
-        let found = self.threads().install(|| exact_search(live.key_dim, &parts, &vectors, &order));
-        let neighbors = queries.iter().zip(found).map(|(query, candidates)| {
-            let mut places: Vec<Option<Option<ShardIndex>>> = vec![None; visible.len()];
-            let neighbor = |c: silo_vector::Candidate| {
-                let shard = (*places[c.part as usize]
-                    .get_or_insert_with(|| place(&live, query.snapshot, &visible[c.part as usize].shard)))?;
-                let value = visible[c.part as usize].shard.value(c.row);
-                Some(Neighbor { distance: c.distance, value, shard, row: c.row })
-            };
-            candidates.into_iter().filter_map(neighbor).collect()
-        });
-        Ok(neighbors.collect())
+        let neighbor = |c: &Candidate| {
+            let v = &visible[c.part as usize];
+            Neighbor { distance: c.distance, value: v.shard.value(c.row), shard: v.index, row: c.row }
+        };
+        let found = self.threads().install(|| exact_search(key_dim, &parts, queries, &order));
+        found.iter().map(|candidates| candidates.iter().map(neighbor).collect()).collect()
+    }
+}
+
+impl NeighborSearch for Store {
+    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+        let live = self.live();
+        check_dimensions(&live, queries)?;
+        let mut out = vec![Vec::new(); queries.len()];
+        let mut left: Vec<usize> = (0..queries.len()).collect();
+        while let Some(&first) = left.first() {
+            let (snapshot, mask) = (queries[first].snapshot, queries[first].mask);
+            let alike = |&i: &usize| std::ptr::eq(queries[i].snapshot, snapshot) && queries[i].mask == mask;
+            let (group, rest): (Vec<usize>, Vec<usize>) = left.into_iter().partition(alike);
+            left = rest;
+            let vectors: Vec<Query<'_>> =
+                group.iter().map(|&i| Query { key: queries[i].key, k: queries[i].k }).collect();
+            let found = self.scan(live.key_dim, &visible(&live, snapshot, mask), &vectors);
+            for (i, neighbors) in group.into_iter().zip(found) {
+                out[i] = neighbors;
+            }
+        }
+        Ok(out)
     }
 
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {
@@ -107,22 +137,19 @@ impl NeighborSearch for Store {
 impl PassageSearch for Store {
     fn passages(&self, query: &PassageQuery<'_>) -> Result<Vec<Passage>, SearchError> {
         let live = self.live();
-        let shown = |(i, _): &(usize, &ShardView)| query.mask.sees(*i);
-        let visible: Vec<(ShardIndex, Arc<Shard>)> = (query.snapshot.shards.iter().enumerate().filter(shown))
-            .filter_map(|(i, view)| Some((ShardIndex(i as u32), live.shards.get(&view.id)?.clone())))
-            .collect();
+        let visible = visible(&live, query.snapshot, query.mask);
         // Ties by logical id: source, document, start.
         let logical = |(part, passage): (u32, u32)| {
-            let shard = &visible[part as usize].1;
+            let shard = &visible[part as usize].shard;
             let (document, start, _) = shard.passage(passage);
             (&shard.manifest().source, shard.hash_of(document), start)
         };
-        let parts: Vec<&PassageIndex> = visible.iter().map(|(_, shard)| shard.lexical()).collect();
+        let parts: Vec<lexical::Part<'_>> = visible.iter().map(Visible::passages).collect();
         let order = |a, b| logical(a).cmp(&logical(b));
-        let hits = search(&parts, query.text, query.k, self.recipe().bm25, &order)
+        let hits = lexical::search(&parts, query.text, query.k, self.recipe().bm25, &order)
             .map_err(|e| SearchError::Passages { reason: e.to_string() })?;
         let passage = |hit: &Hit| {
-            let (index, shard) = &visible[hit.part as usize];
+            let Visible { index, shard, .. } = &visible[hit.part as usize];
             let (document, start, tokens) = shard.passage(hit.passage);
             let failed = |e: StoreError| SearchError::Passages { reason: e.to_string() };
             let stored = shard.document(document).map_err(failed)?;

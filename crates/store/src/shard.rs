@@ -1,6 +1,7 @@
 //! A shard on disk, mapped into memory.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytemuck::PodCastError;
@@ -84,10 +85,13 @@ impl Mapped {
 }
 
 impl Shard {
-    /// Opens a shard. Sizes and the relations between the files are checked here; the hashes of gigabytes are checked by
-    /// [`Shard::verify`].
+    /// Opens a shard. Every file but the keys is checked against its hash, and the relations between them; the keys, which are most
+    /// of the bytes, are checked by [`Shard::verify`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let manifest = read_manifest(path)?.0;
+        for name in manifest.files.keys().filter(|n| *n != format::KEYS) {
+            check_file(path, &manifest, name)?;
+        }
         let open = |name| Mapped::open(path, name, &manifest);
         let shard = Self {
             path: path.to_owned(),
@@ -212,6 +216,19 @@ impl Shard {
         (document, p.start, &self.tokens_of(document)[start..start + p.n_tokens as usize])
     }
 
+    /// Entries of document number `i`.
+    pub(crate) fn entries_of(&self, i: usize) -> Range<u32> {
+        let r = &self.records()[i];
+        r.first_entry as u32..(r.first_entry + r.n_entries) as u32
+    }
+
+    /// Passages of document number `i`.
+    pub(crate) fn passages_of(&self, i: usize) -> Range<u32> {
+        let all = self.passages.slice::<PassageRecord>();
+        let at = |document: usize| all.partition_point(|p| (p.document as usize) < document) as u32;
+        at(i)..at(i + 1)
+    }
+
     /// Hash of document number `i`.
     pub(crate) fn hash_of(&self, i: usize) -> ContentHash {
         ContentHash(self.records()[i].hash)
@@ -238,23 +255,35 @@ impl Shard {
 
     /// Checks every file against its hash.
     pub fn verify(&self) -> Result<(), StoreError> {
-        for (name, expected) in &self.manifest.files {
-            let path = self.path.join(name);
-            let mut file = File::open(&path).map_err(StoreError::io(&path))?;
-            let mut digest = Sha256::new();
-            std::io::copy(&mut file, &mut HashWriter(&mut digest)).map_err(StoreError::io(&path))?;
-            let found = ContentHash(digest.finalize().into());
-            if expected.sha256 != found {
-                return Err(StoreError::damaged(&path, format!("its SHA-256 is {found}, which is not the manifest's")));
-            }
-        }
-        Ok(())
+        self.manifest.files.keys().try_for_each(|name| check_file(&self.path, &self.manifest, name))
     }
 
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Checks the size and hash of a file.
+fn check_file(directory: &Path, manifest: &Manifest, name: &str) -> Result<(), StoreError> {
+    let path = directory.join(name);
+    let expected =
+        manifest.files.get(name).ok_or_else(|| StoreError::damaged(&path, "the manifest does not list it"))?;
+    let mut file = File::open(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => StoreError::damaged(&path, "the file is missing"),
+        _ => StoreError::Io { path: path.clone(), source: e },
+    })?;
+    let len = file.metadata().map_err(StoreError::io(&path))?.len();
+    if len != expected.bytes {
+        return Err(StoreError::damaged(&path, format!("it has {len} bytes, the manifest says {}", expected.bytes)));
+    }
+    let mut digest = Sha256::new();
+    std::io::copy(&mut file, &mut HashWriter(&mut digest)).map_err(StoreError::io(&path))?;
+    let found = ContentHash(digest.finalize().into());
+    if expected.sha256 != found {
+        return Err(StoreError::damaged(&path, format!("its SHA-256 is {found}, which is not the manifest's")));
+    }
+    Ok(())
 }
 
 /// Feeds what is written to it into a digest.

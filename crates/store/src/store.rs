@@ -8,24 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use silo_core::{
-    ContentHash, Document, Epoch, LanguageModel, ModelCard, RootHash, ShardId, ShardView, Snapshot, SnapshotProvider,
-    Source, SourceId, Tokenizer, merkle,
+    ContentHash, Document, Epoch, LanguageModel, ModelCard, RootHash, ShardId, ShardMask, ShardView, Snapshot,
+    SnapshotProvider, Source, SourceId, Tokenizer,
 };
 
 use crate::build::{create_directory, sync_directory};
 use crate::catalog::Catalog;
+use crate::live::Live;
 use crate::lock::Lock;
 use crate::shard::read_manifest;
 use crate::{Manifest, Recipe, Shard, ShardBuilder, ShardRecord, ShardState, StoreError};
-
-/// What is live at one epoch.
-pub(crate) struct Live {
-    pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) shards: HashMap<ShardId, Arc<Shard>>,
-    pub(crate) key_dim: usize,
-    /// Live by the catalog, but not retrieved from: why.
-    unavailable: BTreeMap<ShardId, String>,
-}
 
 /// An open store, bound to one model and recipe.
 pub struct Store {
@@ -60,7 +52,7 @@ pub struct AddedShard {
     pub root: RootHash,
     /// What it is.
     pub manifest: Manifest,
-    /// Documents that were left out because the source holds their text already.
+    /// Documents whose text the source holds elsewhere, or that stood twice among them: each text counts once.
     pub n_duplicates: u64,
 }
 
@@ -119,7 +111,10 @@ impl Store {
                 Err(error) => drop(unavailable.insert(record.id, error.to_string())),
             }
         }
-        let live = assemble(&catalog, shards, unavailable, card.key_dim)?;
+        let sources: Vec<Arc<Source>> = catalog.sources()?.into_iter().map(Arc::new).collect();
+        let last_shard = records.last().map_or(ShardId(0), |r| r.id);
+        let snapshot = Snapshot { epoch: catalog.epoch()?, sources, last_shard, ..Snapshot::empty() };
+        let live = Live::new(snapshot, shards, unavailable, card.key_dim);
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|i| format!("search-{i}"))
@@ -166,20 +161,13 @@ impl Store {
         if !self.catalog.add_source(source)? {
             return Err(StoreError::SourceExists(source.id.clone()));
         }
-        let live = self.live.load();
-        self.publish(live.shards.clone(), live.unavailable.clone())?;
-        Ok(())
-    }
-
-    fn publish(
-        &self,
-        shards: HashMap<ShardId, Arc<Shard>>,
-        unavailable: BTreeMap<ShardId, String>,
-    ) -> Result<Arc<Snapshot>, StoreError> {
-        let live = assemble(&self.catalog, shards, unavailable, self.card.key_dim)?;
-        let snapshot = live.snapshot.clone();
+        let mut live = (**self.live.load()).clone();
+        let mut snapshot = (*live.snapshot).clone();
+        snapshot.sources.push(Arc::new(source.clone()));
+        snapshot.sources.sort_by(|a, b| a.id.cmp(&b.id));
+        live.snapshot = Arc::new(snapshot);
         self.live.store(Arc::new(live));
-        Ok(snapshot)
+        Ok(())
     }
 
     /// Encodes documents and adds them as a shard, which new requests see as soon as this returns. Nothing is left behind if it
@@ -192,45 +180,44 @@ impl Store {
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, StoreError> {
         let source = self.source(new.source)?;
-        let held = self.held_documents(&source.id);
-        let fresh: Vec<Document> = new.documents.iter().filter(|d| !held.contains(&d.hash())).cloned().collect();
-        let n_duplicates = (new.documents.len() - fresh.len()) as u64;
-        if fresh.is_empty() {
-            let reason = if n_duplicates > 0 { "the source holds all of them already" } else { "none was given" };
-            return Err(StoreError::Empty(reason));
+        if new.documents.is_empty() {
+            return Err(StoreError::Empty);
         }
         let staging = Staging::create(&self.root)?;
         let builder =
             ShardBuilder { model, tokenizer: self.tokenizer.as_ref(), recipe: &self.recipe, cancel, progress };
-        let manifest = builder.build(&staging.path, &source.id, &fresh)?;
+        let manifest = builder.build(&staging.path, &source.id, new.documents)?;
         self.check_compatible(&manifest)?;
-        let (id, snapshot) = self.enter(&staging, &manifest)?;
-        Ok(AddedShard { id, epoch: snapshot.epoch, root: snapshot.root, manifest, n_duplicates })
+        let (id, live) = self.enter(&staging, &manifest)?;
+        let copies = live.sources.get(&source.id).map_or(0, |s| s.n_copies(id));
+        let n_duplicates = copies + new.documents.len() as u64 - manifest.n_documents;
+        Ok(AddedShard { id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
     }
 
     /// Publishes staged files: one rename, one transaction.
-    fn enter(&self, staging: &Staging, manifest: &Manifest) -> Result<(ShardId, Arc<Snapshot>), StoreError> {
+    fn enter(&self, staging: &Staging, manifest: &Manifest) -> Result<(ShardId, Arc<Live>), StoreError> {
         let _change = self.change();
         let (_, sha256) = read_manifest(&staging.path)?;
         let target = self.root.join("shards").join(&staging.name);
         fs::rename(&staging.path, &target).map_err(StoreError::io(&target))?;
         sync_directory(&self.root.join("shards"))?;
         let entered = Shard::open(&target).and_then(|shard| {
-            let (id, _) = self.catalog.add_shard(&staging.name, manifest, &sha256)?;
-            Ok((id, shard))
+            let (id, epoch) = self.catalog.add_shard(&staging.name, manifest, &sha256)?;
+            Ok((id, epoch, shard))
         });
-        let (id, shard) = match entered {
+        let (id, epoch, shard) = match entered {
             Ok(entered) => entered,
             Err(error) => {
                 let _ = fs::remove_dir_all(&target); // swept at the next start otherwise
                 return Err(error);
             }
         };
-        let live = self.live.load();
-        let mut shards = live.shards.clone();
-        shards.insert(id, Arc::new(shard));
-        let snapshot = self.publish(shards, live.unavailable.clone())?;
-        Ok((id, snapshot))
+        // From here on nothing can fail: what the catalog holds is what is live.
+        let mut live = (**self.live.load()).clone();
+        live.insert(id, Arc::new(shard), epoch);
+        let live = Arc::new(live);
+        self.live.store(live.clone());
+        Ok((id, live))
     }
 
     /// Withdraws a shard. When this returns it is durable, no new search can find the shard in any snapshot, and its files are
@@ -238,17 +225,35 @@ impl Store {
     pub fn remove_shard(&self, id: ShardId) -> Result<Removal, StoreError> {
         let _change = self.change();
         let record = self.shard(id)?;
-        let live = self.live.load();
         let epoch = self.catalog.remove_shard(id)?.ok_or(StoreError::ShardRemoved(id))?;
-        let mut shards = live.shards.clone();
-        shards.remove(&id);
-        let mut unavailable = live.unavailable.clone();
-        unavailable.remove(&id);
+        // From here on nothing can fail: what the catalog calls removed is gone for every search.
+        let mut live = (**self.live.load()).clone();
         let root_before = live.snapshot.root;
-        let snapshot = self.publish(shards, unavailable)?;
+        live.remove(id, &record.source, epoch);
+        let root_after = live.snapshot.root;
+        self.live.store(Arc::new(live));
         let directory = self.root.join("shards").join(&record.directory);
-        let purged = fs::remove_dir_all(&directory).is_ok() && sync_directory(&self.root.join("shards")).is_ok();
-        Ok(Removal { shard: id, source: record.source, epoch, root_before, root_after: snapshot.root, purged })
+        let gone = fs::remove_dir_all(&directory).is_ok() || !directory.exists();
+        let purged = gone && sync_directory(&self.root.join("shards")).is_ok();
+        Ok(Removal { shard: id, source: record.source, epoch, root_before, root_after, purged })
+    }
+
+    /// Checks the keys of all live shards, which opening does not, and takes damaged shards out of what is retrieved. Returns their
+    /// reasons. Meant for a thread of its own while the store serves.
+    pub fn scrub(&self) -> BTreeMap<ShardId, String> {
+        let shards: Vec<(ShardId, Arc<Shard>)> = self.live.load().shards.iter().map(|(i, s)| (*i, s.clone())).collect();
+        let mut damaged = BTreeMap::new();
+        for (id, shard) in shards {
+            let Err(error) = shard.verify() else { continue };
+            let _change = self.change();
+            let mut live = (**self.live.load()).clone();
+            // It may have been removed meanwhile, and its files with it.
+            if live.quarantine(id, error.to_string()) {
+                self.live.store(Arc::new(live));
+                damaged.insert(id, error.to_string());
+            }
+        }
+        damaged
     }
 
     /// A declared source.
@@ -284,12 +289,6 @@ impl Store {
         self.live.load().shards.get(&id).cloned()
     }
 
-    fn held_documents(&self, source: &SourceId) -> BTreeSet<ContentHash> {
-        let live = self.live.load();
-        let ours = live.shards.values().filter(|s| s.manifest().source == *source);
-        ours.flat_map(|s| s.document_hashes().collect::<Vec<_>>()).collect()
-    }
-
     fn check_compatible(&self, manifest: &Manifest) -> Result<(), StoreError> {
         compatible(manifest, &self.card, &self.recipe)
     }
@@ -300,9 +299,11 @@ impl SnapshotProvider for Store {
         self.live.load().snapshot.clone()
     }
 
-    fn is_live(&self, snapshot: &Snapshot) -> bool {
+    fn is_live(&self, snapshot: &Snapshot, mask: &ShardMask) -> bool {
         let live = self.live.load();
-        live.snapshot.epoch == snapshot.epoch || snapshot.shards.iter().all(|s| live.shards.contains_key(&s.id))
+        let is_live = |(i, view): (usize, &ShardView)| !mask.sees(i) || live.shards.contains_key(&view.id);
+        live.snapshot.epoch == snapshot.epoch && live.snapshot.shards.len() == snapshot.shards.len()
+            || snapshot.shards.iter().enumerate().all(is_live)
     }
 }
 
@@ -368,40 +369,4 @@ fn compatible(manifest: &Manifest, card: &ModelCard, recipe: &Recipe) -> Result<
         return differ("recipe", name(&manifest.recipe), name(recipe));
     }
     Ok(())
-}
-
-/// Makes the snapshot of what is live.
-fn assemble(
-    catalog: &Catalog,
-    shards: HashMap<ShardId, Arc<Shard>>,
-    unavailable: BTreeMap<ShardId, String>,
-    key_dim: usize,
-) -> Result<Live, StoreError> {
-    let sources: Vec<Arc<Source>> = catalog.sources()?.into_iter().map(Arc::new).collect();
-    let mut documents: BTreeMap<&SourceId, BTreeSet<ContentHash>> = BTreeMap::new();
-    for shard in shards.values() {
-        documents.entry(&shard.manifest().source).or_default().extend(shard.document_hashes());
-    }
-    let roots = documents.iter().map(|(id, hashes)| {
-        let hashes: Vec<ContentHash> = hashes.iter().copied().collect();
-        (*id, merkle::documents_root(&hashes))
-    });
-    let root = merkle::store_root(roots);
-    let mut views = Vec::with_capacity(shards.len());
-    for (id, shard) in &shards {
-        let manifest = shard.manifest();
-        // The catalog's foreign key says that the source is there.
-        let Some(source) = sources.iter().find(|s| s.id == manifest.source) else { continue };
-        views.push(ShardView {
-            id: *id,
-            source: source.clone(),
-            model: manifest.model_hash,
-            n_documents: manifest.n_documents,
-            n_entries: manifest.n_entries,
-            n_passages: manifest.n_passages,
-        });
-    }
-    views.sort_by_key(|v| v.id);
-    let snapshot = Arc::new(Snapshot { epoch: catalog.epoch()?, root, sources, shards: views });
-    Ok(Live { snapshot, shards, key_dim, unavailable })
 }

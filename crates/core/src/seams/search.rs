@@ -31,7 +31,7 @@ pub struct NeighborQuery<'a> {
 }
 
 /// Why a search failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SearchError {
     /// The query's key has another length than the store's.
     #[error("the query has {got} dimensions, the store's keys have {expected}")]
@@ -134,6 +134,6 @@ pub trait SnapshotProvider: Send + Sync {
     /// The store now.
     fn snapshot(&self) -> Arc<Snapshot>;
 
-    /// Whether everything that `snapshot` lists is still live; decided anew at the emission of each token.
-    fn is_live(&self, snapshot: &Snapshot) -> bool;
+    /// Whether everything of `snapshot` that `mask` shows is still live; decided anew at the emission of each token.
+    fn is_live(&self, snapshot: &Snapshot, mask: &ShardMask) -> bool;
 }

@@ -51,6 +51,20 @@ impl Rope {
         Self { theta, style, scaling: RopeScaling::None, factors: None }
     }
 
+    /// Whether frequencies can be computed.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let good = |x: f32| x > 0.0 && x.is_finite();
+        let scaling = match self.scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => good(factor),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                [factor, low_freq_factor, high_freq_factor, original_context].into_iter().all(good)
+                    && low_freq_factor < high_freq_factor
+            }
+        };
+        if good(self.theta) && scaling { Ok(()) } else { Err(format!("a rotary embedding of {self:?}")) }
+    }
+
     /// Frequency of each pair.
     pub(crate) fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         let base = (0..head_dim / 2).map(|i| 1.0 / self.theta.powf(2.0 * i as f32 / head_dim as f32));

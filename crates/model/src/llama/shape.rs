@@ -35,6 +35,9 @@ pub struct LlamaShape {
     pub end_of_text: Vec<TokenId>,
 }
 
+/// Greatest width, depth, vocabulary or window: far beyond any model, and small enough that products of two do not overflow.
+const MAX_SIZE: usize = 1 << 24;
+
 impl LlamaShape {
     /// Whether the numbers fit together; the error says which do not.
     pub fn check(&self) -> Result<(), String> {
@@ -43,6 +46,17 @@ impl LlamaShape {
         if sizes.contains(&0) || self.context_tokens == 0 {
             return Err("a size of the model is 0".into());
         }
+        if let Some(size) = sizes.iter().find(|s| **s > MAX_SIZE) {
+            return Err(format!("a size of the model is {size}, more than {MAX_SIZE}"));
+        }
+        if self.context_tokens > MAX_SIZE {
+            return Err(format!("a window of {} tokens, more than {MAX_SIZE}", self.context_tokens));
+        }
+        let special = self.beginning_of_text.iter().chain(&self.end_of_text);
+        if let Some(token) = special.copied().find(|t| *t as usize >= self.vocab_size) {
+            return Err(format!("the special token {token} is outside the vocabulary of {}", self.vocab_size));
+        }
+        self.rope.check()?;
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return Err(format!("{} query heads do not divide into {} key-value heads", self.n_heads, self.n_kv_heads));
         }

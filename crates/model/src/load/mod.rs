@@ -8,7 +8,7 @@ mod names;
 
 use std::path::Path;
 
-use silo_core::{ContentHash, Tier};
+use silo_core::{ContentHash, Tier, Tokenizer};
 
 pub use error::LoadError;
 pub(crate) use names::{LayerPart, Part};
@@ -51,7 +51,13 @@ impl LoadedModel {
     /// Opens a Hugging Face directory (`config.json`, `tokenizer.json`, `*.safetensors`) or a GGUF file.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         let metadata = std::fs::metadata(path).map_err(|e| LoadError::io(path, e))?;
-        if metadata.is_dir() { huggingface::open(path) } else { gguf::open(path) }
+        let loaded = if metadata.is_dir() { huggingface::open(path)? } else { gguf::open(path)? };
+        let (tokens, vocab_size) = (loaded.tokenizer.vocab_size(), loaded.shape.vocab_size);
+        if tokens > vocab_size {
+            let reason = format!("the tokenizer has {tokens} tokens, the model {vocab_size}");
+            return Err(LoadError::format(path, reason));
+        }
+        Ok(loaded)
     }
 
     /// A tensor as f32.

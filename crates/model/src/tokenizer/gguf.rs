@@ -41,7 +41,7 @@ impl GgufVocabulary {
         });
         let merges = merges.collect::<Result<Vec<_>, String>>()?;
         let vocab: AHashMap<String, TokenId> = self.tokens.iter().cloned().zip(0..).collect();
-        let model = BPE::new(vocab, merges);
+        let model = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| format!("its merges ({e})"))?;
         let mut tokenizer = Tokenizer::new(model);
         tokenizer.with_pre_tokenizer(Some(pre_tokenizer(&self.pre)?));
         for (token, kind) in self.tokens.iter().zip(&self.kinds) {

@@ -120,7 +120,7 @@ fn describe(text: &str, f: &v1::Finished) -> Value {
         "text": text, "reason": reason(f), "seed": f.seed,
         "prompt_tokens": usage.prompt_tokens, "new_tokens": usage.new_tokens,
         "epoch": provenance.epoch, "root": provenance.root, "model_hash": provenance.model_hash,
-        "parametric_total": f.parametric_total, "sources": sources,
+        "parametric_total": f.parametric_total, "sources": sources, "context_sources": f.context_sources,
     })
 }
 
@@ -137,6 +137,12 @@ fn print_end(f: &v1::Finished, attribute: bool) {
     );
     if !attribute {
         return;
+    }
+    if !f.context_sources.is_empty() {
+        eprintln!(
+            "[passages before the text: {}; their part in the model's share is not known]",
+            f.context_sources.join(", ")
+        );
     }
     let tokens = usage.new_tokens.max(1) as f64;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share / tokens);

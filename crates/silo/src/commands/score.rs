@@ -1,6 +1,6 @@
 //! `silo score`.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 use silo_proto::v1;
@@ -39,6 +39,9 @@ impl Score {
         let connection = self.target.connect().await?;
         let response = connection.generation().score(request).await.map_err(refused)?.into_inner();
         let n_tokens = response.tokens.len();
+        if n_tokens == 0 {
+            bail!("the text has no token that could be scored");
+        }
         let bits_per_byte = -response.log_probability / std::f64::consts::LN_2 / response.n_bytes.max(1) as f64;
         let perplexity = (-response.log_probability / n_tokens.max(1) as f64).exp();
         let provenance = response.provenance.unwrap_or_default();

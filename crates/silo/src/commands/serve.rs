@@ -31,6 +31,12 @@ impl Serve {
         let (config, parts) = tokio::task::spawn_blocking(move || wiring::start_from(&self.config)).await??;
         let card = parts.engine.model().card().clone();
         let snapshot = parts.governor.store().status().snapshot;
+        let governor = parts.governor.clone();
+        tokio::task::spawn_blocking(move || {
+            for (id, reason) in governor.store().scrub() {
+                tracing::error!("shard {id} is damaged and no longer retrieved from: {reason}");
+            }
+        });
         let server = Server::bind(config.server, parts.engine, parts.governor).await?;
         tracing::info!(
             "ready at {} after {} ms: model {} ({}), epoch {}, {} shards",

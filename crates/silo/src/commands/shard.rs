@@ -67,6 +67,7 @@ pub struct One {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Line {
     text: String,
     #[serde(default)]
@@ -106,12 +107,15 @@ fn read(path: &Path) -> Result<Vec<v1::Document>> {
 fn messages(source: String, documents: Vec<v1::Document>) -> Vec<v1::AddShardRequest> {
     use v1::add_shard_request::Message;
     let mut out = vec![v1::AddShardRequest { message: Some(Message::Header(v1::AddShardHeader { source })) }];
-    let mut chunk = v1::DocumentChunk::default();
+    let (mut chunk, mut bytes) = (v1::DocumentChunk::default(), 0);
     for document in documents {
-        chunk.documents.push(document);
-        if chunk.encoded_len() >= CHUNK_BYTES {
+        let full = !chunk.documents.is_empty() && bytes + document.encoded_len() > CHUNK_BYTES;
+        if full {
             out.push(v1::AddShardRequest { message: Some(Message::Documents(std::mem::take(&mut chunk))) });
+            bytes = 0;
         }
+        bytes += document.encoded_len();
+        chunk.documents.push(document);
     }
     if !chunk.documents.is_empty() {
         out.push(v1::AddShardRequest { message: Some(Message::Documents(chunk)) });

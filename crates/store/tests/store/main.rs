@@ -72,7 +72,7 @@ fn add(store: &Store, name: &str, texts: &[&str]) -> Result<AddedShard, StoreErr
 
 fn search(store: &Store, filter: &Filter, key: &[f32], k: usize) -> Vec<Neighbor> {
     let snapshot = store.snapshot();
-    let mask = snapshot.mask(filter, Purpose::Knn).unwrap();
+    let mask = snapshot.mask(filter, Purpose::Knn);
     store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k }]).unwrap().remove(0)
 }
 
@@ -89,7 +89,7 @@ fn logical(store: &Store, neighbors: &[Neighbor]) -> Vec<(u32, u32, SourceId, St
 /// Passages without row numbers: what may be compared between stores.
 fn passages(store: &Store, filter: &Filter, text: &str, k: usize) -> Vec<(u64, SourceId, String, u32, Vec<u32>)> {
     let snapshot = store.snapshot();
-    let mask = snapshot.mask(filter, Purpose::Context).unwrap();
+    let mask = snapshot.mask(filter, Purpose::Context);
     let found = store.passages(&PassageQuery { snapshot: &snapshot, mask: &mask, text, k }).unwrap();
     let source = |p: &Passage| snapshot.shards[p.shard.0 as usize].source.id.clone();
     found.iter().map(|p| (p.score.to_bits(), source(p), p.document.to_string(), p.start, p.tokens.clone())).collect()
@@ -167,8 +167,8 @@ fn equal_texts_of_a_source_are_one_document_and_those_of_two_sources_two() {
     let store = open(root.path());
     add(&store, "one", &["same text", "same text"]).unwrap();
     let again = add(&store, "one", &["same text", "another"]).unwrap();
-    assert_eq!((again.n_duplicates, again.manifest.n_documents), (1, 1));
-    assert!(matches!(add(&store, "one", &["another"]), Err(StoreError::Empty(_))));
+    assert_eq!((again.n_duplicates, again.manifest.n_documents), (1, 2));
+    assert!(matches!(add(&store, "one", &[]), Err(StoreError::Empty)));
     add(&store, "two", &["same text"]).unwrap();
     let found = search(&store, &Filter::default(), &key_after(b's', b'a'), 10);
     assert_eq!(found.iter().filter(|n| n.distance == 0.0).count(), 2);
@@ -192,9 +192,9 @@ fn a_batch_gives_each_query_what_it_gets_alone() {
     add(&store, "one", &["to be or not to be", "that is the question"]).unwrap();
     add(&store, "two", &["to be or not to be"]).unwrap();
     let snapshot = store.snapshot();
-    let all = snapshot.mask(&Filter::default(), Purpose::Knn).unwrap();
+    let all = snapshot.mask(&Filter::default(), Purpose::Knn);
     let one = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
-    let one = snapshot.mask(&one, Purpose::Knn).unwrap();
+    let one = snapshot.mask(&one, Purpose::Knn);
     let keys: Vec<Vec<f32>> =
         [(b't', b'o'), (b' ', b'b'), (b'q', b'u')].iter().map(|&(a, b)| key_after(a, b)).collect();
     let queries: Vec<NeighborQuery<'_>> = (keys.iter().zip([&all, &one, &all]).zip([3, 5, 0]))
