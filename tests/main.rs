@@ -6,5 +6,7 @@ mod arrows;
 mod licences;
 /// The service over gRPC: generation, shards that come and go, wrong input.
 mod service;
+/// What removals, slow readers and a full house do to running streams.
+mod streams;
 /// Module docs, file and function length, words that must not occur.
 mod tidy;

@@ -21,12 +21,29 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-struct Service {
-    generation: GenerationServiceClient<Channel>,
+pub(crate) struct Service {
+    pub(crate) generation: GenerationServiceClient<Channel>,
     datastore: DatastoreServiceClient<Channel>,
     operations: OperationsClient<Channel>,
-    stop: Option<oneshot::Sender<()>>,
+    /// The engine behind the server, for what the transport would hide.
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) stop: Option<oneshot::Sender<()>>,
+    pub(crate) served: Option<tokio::task::JoinHandle<Result<(), silo_server::ServeError>>>,
     _root: TempDir,
+}
+
+/// Limits of the engine that tests change.
+pub(crate) struct Limits {
+    pub(crate) max_active: usize,
+    pub(crate) max_queued: usize,
+    pub(crate) stream_buffer_tokens: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let EngineConfig { max_active, max_queued, stream_buffer_tokens, .. } = EngineConfig::default();
+        Self { max_active, max_queued, stream_buffer_tokens }
+    }
 }
 
 fn project() -> PathBuf {
@@ -34,7 +51,11 @@ fn project() -> PathBuf {
 }
 
 /// Starts a service over an empty store.
-async fn start() -> Service {
+pub(crate) async fn start() -> Service {
+    start_with(Limits::default()).await
+}
+
+pub(crate) async fn start_with(limits: Limits) -> Service {
     let root = tempfile::tempdir().unwrap();
     let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
@@ -42,18 +63,22 @@ async fn start() -> Service {
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
     let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), 2).unwrap());
     let governor = Governor::new(GovernConfig::default(), store.clone(), model.clone(), tokenizer.clone());
-    let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store).unwrap();
+    let Limits { max_active, max_queued, stream_buffer_tokens } = limits;
+    let engine = EngineConfig { max_active, max_queued, stream_buffer_tokens, ..EngineConfig::default() };
+    let engine = Arc::new(Engine::start(engine, None, model, tokenizer, store).unwrap());
     let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), drain_seconds: 1, ..ServerConfig::default() };
-    let server = Server::bind(config, Arc::new(engine), Arc::new(governor)).await.unwrap();
+    let server = Server::bind(config, engine.clone(), Arc::new(governor)).await.unwrap();
     let address = format!("http://{}", server.address().unwrap());
     let (stop, stopped) = oneshot::channel::<()>();
-    tokio::spawn(server.serve(async { drop(stopped.await) }));
+    let served = tokio::spawn(server.serve(async { drop(stopped.await) }));
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
     Service {
         generation: GenerationServiceClient::new(channel.clone()),
         datastore: DatastoreServiceClient::new(channel.clone()),
         operations: OperationsClient::new(channel),
+        engine,
         stop: Some(stop),
+        served: Some(served),
         _root: root,
     }
 }
@@ -78,7 +103,7 @@ fn addition(source: &str, texts: &[&str]) -> Vec<v1::AddShardRequest> {
 }
 
 impl Service {
-    async fn add(&mut self, name: &str, texts: &[&str]) -> v1::Shard {
+    pub(crate) async fn add(&mut self, name: &str, texts: &[&str]) -> v1::Shard {
         let _ = self.datastore.create_source(source(name, "LicenseRef-test")).await; // it may be there already
         let stream = tokio_stream::iter(addition(name, texts));
         let operation = self.datastore.add_shard(stream).await.unwrap().into_inner();
@@ -95,9 +120,27 @@ impl Service {
         response.tokens.iter().map(|t| t.log_probability.to_bits()).collect()
     }
 
-    async fn remove(&mut self, id: u64) -> v1::RemoveShardResponse {
+    pub(crate) async fn remove(&mut self, id: u64) -> v1::RemoveShardResponse {
         let request = v1::RemoveShardRequest { id, validate_only: false };
         self.datastore.remove_shard(request).await.unwrap().into_inner()
+    }
+
+    /// A request as the server would make it, for the engine itself.
+    pub(crate) fn admit(&self, request: &v1::GenerateRequest) -> silo_engine::GenerateRequest {
+        let Some(v1::generate_request::Prompt::Text(text)) = &request.prompt else { panic!("tests prompt with text") };
+        let prompt = self.engine.tokenizer().encode(text).unwrap();
+        let mut out = silo_engine::GenerateRequest::new(prompt, request.max_new_tokens.unwrap() as usize);
+        if request.retrieval.as_ref().unwrap().mode() == v1::RetrievalMode::Knn {
+            out.retrieval.mode = silo_engine::Mode::Knn;
+            let (k, knn_weight, knn_temperature) = (Some(16), Some(0.5), Some(1.0));
+            out.retrieval.knn = silo_engine::KnnOverrides { k, knn_weight, knn_temperature };
+        }
+        if request.on_removal() == v1::OnRemoval::Repin {
+            out.on_removal = silo_engine::OnRemoval::Repin;
+        }
+        out.attribution = silo_engine::Attribution::PerToken;
+        out.seed = 7;
+        out
     }
 
     async fn root(&mut self) -> String {
@@ -123,7 +166,7 @@ fn score(text: &str, mode: v1::RetrievalMode) -> v1::ScoreRequest {
     }
 }
 
-fn generate(prompt: &str, n: u32, mode: v1::RetrievalMode) -> v1::GenerateRequest {
+pub(crate) fn generate(prompt: &str, n: u32, mode: v1::RetrievalMode) -> v1::GenerateRequest {
     v1::GenerateRequest {
         prompt: Some(v1::generate_request::Prompt::Text(prompt.into())),
         max_new_tokens: Some(n),

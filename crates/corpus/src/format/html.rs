@@ -1,16 +1,18 @@
 //! HTML → paragraphs.
 
-use ego_tree::iter::Edge;
+use std::cell::RefCell;
+
 use encoding_rs::Encoding;
+use html5ever::tendril::StrTendril;
+use html5ever::tokenizer::states::RawKind;
+use html5ever::tokenizer::{BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer};
 use regex::bytes::Regex;
-use scraper::node::Element;
-use scraper::{Html, Node, Selector};
 
 use super::{Cleaned, plain};
 
 /// Elements whose content is no text of the page.
 const SKIPPED: &[&str] =
-    &["script", "style", "head", "nav", "header", "footer", "noscript", "svg", "form", "button", "template"];
+    &["script", "style", "nav", "header", "footer", "noscript", "svg", "form", "button", "template"];
 
 /// Classes and ids of navigation in the documentation generators that are common: Sphinx, DocBook, MediaWiki, texinfo, Doxygen.
 const NAVIGATION: &[&str] = &[
@@ -62,6 +64,10 @@ const BLOCKS: &[&str] = &[
     "body",
 ];
 
+/// Elements without content.
+const VOID: &[&str] =
+    &["br", "hr", "img", "input", "link", "meta", "col", "area", "base", "embed", "source", "track", "wbr"];
+
 /// Elements that begin a line.
 const LINES: &[&str] = &["br", "li", "dt", "dd", "tr", "caption"];
 
@@ -77,34 +83,105 @@ fn decode(bytes: &[u8]) -> String {
     }
 }
 
-fn is_navigation(element: &Element) -> bool {
-    let named = |name: &str| NAVIGATION.contains(&name);
-    element.attr("role") == Some("navigation") || element.id().is_some_and(named) || element.classes().any(named)
+fn is_navigation(tag: &Tag) -> bool {
+    tag.attrs.iter().any(|a| match &*a.name.local {
+        "role" => &*a.value == "navigation",
+        "id" => NAVIGATION.contains(&&*a.value),
+        "class" => a.value.split_whitespace().any(|c| NAVIGATION.contains(&c)),
+        _ => false,
+    })
+}
+
+/// The tokenizer of the HTML standard feeds it. No tree is built: nesting matters only inside what is left out, where tags of the
+/// same name are counted.
+#[derive(Default)]
+struct Page(RefCell<State>);
+
+#[derive(Default)]
+struct State {
+    writer: Writer,
+    title: String,
+    in_title: bool,
+    /// Name of the outermost element that is left out, and how many of that name are open.
+    skipped: Option<(String, usize)>,
+}
+
+impl State {
+    /// What the tokenizer must know of an element whose content is no markup.
+    fn raw(name: &str) -> Option<RawKind> {
+        match name {
+            "script" => Some(RawKind::ScriptData),
+            "style" | "noscript" | "iframe" => Some(RawKind::Rawtext),
+            "title" | "textarea" => Some(RawKind::Rcdata),
+            _ => None,
+        }
+    }
+
+    fn start(&mut self, tag: &Tag) -> Option<RawKind> {
+        let name = &*tag.name;
+        let empty = tag.self_closing || VOID.contains(&name);
+        match &mut self.skipped {
+            Some((outer, depth)) if outer == name && !empty => *depth += 1,
+            Some(_) => {}
+            None if name == "title" && self.title.is_empty() => self.in_title = true,
+            None if !empty && (SKIPPED.contains(&name) || is_navigation(tag)) => {
+                self.skipped = Some((name.to_owned(), 1))
+            }
+            None => self.writer.enter(name),
+        }
+        Self::raw(name)
+    }
+
+    fn end(&mut self, name: &str) {
+        match &mut self.skipped {
+            Some((outer, depth)) if outer == name => {
+                *depth -= 1;
+                if *depth == 0 {
+                    self.skipped = None;
+                }
+            }
+            Some(_) => {}
+            None if name == "title" => self.in_title = false,
+            None => self.writer.leave(name),
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        if self.in_title {
+            self.title.push_str(text);
+        } else if self.skipped.is_none() {
+            self.writer.text(text);
+        }
+    }
+}
+
+impl TokenSink for Page {
+    type Handle = ();
+
+    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
+        let mut state = self.0.borrow_mut();
+        match token {
+            Token::TagToken(tag) if tag.kind == TagKind::StartTag => {
+                if let Some(kind) = state.start(&tag) {
+                    return TokenSinkResult::RawData(kind);
+                }
+            }
+            Token::TagToken(tag) => state.end(&tag.name),
+            Token::CharacterTokens(text) => state.text(&text),
+            _ => {}
+        }
+        TokenSinkResult::Continue
+    }
 }
 
 pub(super) fn clean(bytes: &[u8]) -> Cleaned {
-    let page = Html::parse_document(&decode(bytes));
-    let title =
-        Selector::parse("title").ok().and_then(|s| page.select(&s).next()).map(|t| t.text().collect::<String>());
-    let mut writer = Writer::default();
-    // Depth below the outermost element that is left out. The traversal has a stack of its own: pages may be nested deeply.
-    let mut skipped = 0usize;
-    for edge in page.tree.root().traverse() {
-        match edge {
-            Edge::Open(node) => match node.value() {
-                Node::Text(text) if skipped == 0 => writer.text(text),
-                Node::Element(e) if skipped > 0 || SKIPPED.contains(&e.name()) || is_navigation(e) => skipped += 1,
-                Node::Element(e) => writer.enter(e.name()),
-                _ => {}
-            },
-            Edge::Close(node) => match node.value() {
-                Node::Element(_) if skipped > 0 => skipped -= 1,
-                Node::Element(e) => writer.leave(e.name()),
-                _ => {}
-            },
-        }
-    }
-    Cleaned { title: title.unwrap_or_default(), text: writer.out }
+    let input = BufferQueue::default();
+    input.push_back(StrTendril::from(decode(bytes)));
+    let tokenizer = Tokenizer::new(Page::default(), Default::default());
+    let _ = tokenizer.feed(&input); // it stops for scripts, which it does not run, and goes on below
+    tokenizer.end();
+    let state = tokenizer.sink.0.take();
+    Cleaned { title: state.title, text: state.writer.out }
 }
 
 #[derive(Default)]
