@@ -11,6 +11,7 @@ use crate::dedup::exact_key;
 use crate::files::read_lines;
 use crate::package::{Kind, Unpacked, fetch, matching};
 use crate::resolve::PackageLicence;
+use crate::shape;
 use crate::{
     CorpusDocument, CorpusError, Exclusion, Format, Importer, NearDuplicates, Overlap, Resolver, Role,
     SourceDeclaration, Split, write_documents,
@@ -22,6 +23,8 @@ const MIN_BYTES: usize = 200;
 const NEAR_DUPLICATE: f64 = 0.8;
 /// Held-out documents with more of their 13-grams elsewhere are contaminated.
 const MAX_OVERLAP: f64 = 0.2;
+/// Sources of fewer files are split by part.
+const FEW_FILES: usize = 20;
 /// Bytes of a file in which its licence header is looked for.
 const HEAD_BYTES: usize = 4096;
 
@@ -119,6 +122,9 @@ impl CorpusBuilder<'_> {
             Importer::Jsonl { path } => self.lines(declaration, &resolver, Path::new(path))?,
             other => self.files(declaration, &resolver, other)?,
         };
+        shape::drop_repeated(documents.documents.iter_mut().map(|d| &mut d.text));
+        let role = (documents.documents.len() < FEW_FILES).then_some(declaration.role);
+        documents.documents = documents.documents.into_iter().flat_map(|d| cut(d, role)).collect();
         cap(&mut documents.documents, declaration.max_bytes);
         if documents.documents.is_empty() {
             let patterns = patterns(&declaration.importer);
@@ -289,6 +295,32 @@ impl CorpusBuilder<'_> {
             }
         }
     }
+}
+
+/// Cuts a document into parts that share its URI up to the number; texts that are too short are left out. Parts share the split of
+/// their document, unless a role is given: then each has its own, so that a source of a few long files has all three splits.
+fn cut(document: CorpusDocument, role: Option<Role>) -> Vec<CorpusDocument> {
+    let parts = shape::parts(&document.text);
+    let several = parts.len() > 1;
+    let part = |(i, text): (usize, &str)| {
+        let uri = if several { format!("{}&part={}", document.uri, i + 1) } else { document.uri.clone() };
+        let text = format!("{}\n", text.trim_end());
+        CorpusDocument {
+            hash: ContentHash::of(text.as_bytes()),
+            split: role.map_or(document.split, |role| Split::of(&uri, role)),
+            title: document.title.clone(),
+            source: document.source.clone(),
+            licence: document.licence.clone(),
+            evidence: document.evidence.clone(),
+            excluded: None,
+            overlap: None,
+            tier: document.tier,
+            train: document.train,
+            uri,
+            text,
+        }
+    };
+    parts.into_iter().enumerate().map(part).filter(|d| d.text.len() >= MIN_BYTES).collect()
 }
 
 fn patterns(importer: &Importer) -> Vec<String> {

@@ -16,6 +16,7 @@ mod format;
 mod gate;
 mod package;
 mod resolve;
+mod shape;
 mod split;
 
 pub use build::{BuildReport, CorpusBuilder, SourceReport};

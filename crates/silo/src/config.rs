@@ -67,7 +67,7 @@ pub struct StoreConfig {
     /// Threads of searches; 0 for one per core.
     #[serde(default)]
     pub threads: usize,
-    /// Tuned parameters of the neighbours, as `silo eval calibrate` writes them.
+    /// Tuned parameters of the neighbours: JSON, as documented at `silo_core::Calibration`.
     #[serde(default)]
     pub calibration: Option<PathBuf>,
 }

@@ -36,7 +36,7 @@ pub fn load_model(config: &ModelConfig) -> Result<(Arc<dyn LanguageModel>, Arc<d
             ),
             None => bail!(
                 "it is unknown what the model {} was trained on, and model.require_open_training is set; use a model that \
-                 `silo train` made, or unset it",
+                 states its training tiers in a silo.json beside its weights, or unset it",
                 loaded.name
             ),
         }

@@ -5,6 +5,7 @@ mod html;
 mod man;
 mod markup;
 mod plain;
+mod tagged;
 mod xml;
 
 use serde::Deserialize;
@@ -27,6 +28,8 @@ pub enum Format {
     Docbook,
     /// Source code.
     Code,
+    /// Words with their part of speech, as `the/at jury/nn`: the tags are taken away.
+    Tagged,
 }
 
 /// A cleaned text.
@@ -52,6 +55,7 @@ impl Format {
                     Self::Markdown => markup::clean_markdown(&text),
                     Self::Docbook => xml::clean(&text),
                     Self::Code => code::clean(&text),
+                    Self::Tagged => tagged::clean(&text),
                     Self::Text | Self::Html => plain::clean(&text),
                 }
             }

@@ -224,7 +224,7 @@ fn a_shard_of_another_recipe_is_kept_but_not_retrieved_from() {
     let status = other.status();
     assert!(status.snapshot.shards.is_empty());
     let reason = &status.unavailable[&ShardId(1)];
-    assert!(reason.contains("recipe") && reason.contains("silo shard rebuild"), "{reason}");
+    assert!(reason.contains("recipe") && reason.contains("add its documents again"), "{reason}");
     drop(other);
     assert_eq!(open(root.path()).snapshot().shards.len(), 1);
 }
