@@ -114,6 +114,25 @@ async fn a_full_house_refuses_at_once_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_deadline_ends_a_text_that_runs_already() {
+    let s = start_with(Limits { stream_buffer_tokens: 2, ..Limits::default() }).await;
+    let mut request = s.admit(&generate(PROMPT, 50, v1::RetrievalMode::Parametric));
+    let deadline = std::time::Instant::now() + Duration::from_millis(300);
+    request.deadline = Some(deadline);
+    let mut generation = s.engine.generate(request).unwrap();
+    // Nobody reads, so the text cannot be finished before its deadline; its reader comes afterwards.
+    while std::time::Instant::now() < deadline {
+        tokio::task::yield_now().await;
+    }
+    let mut last = None;
+    while let Some(event) = generation.next().await {
+        last = Some(event);
+    }
+    let failed = matches!(last, Some(silo_engine::Event::Failed(silo_engine::EngineError::DeadlineExceeded)));
+    assert!(failed, "{last:?}");
+}
+
+#[tokio::test]
 async fn a_token_outside_the_vocabulary_harms_nobody_else() {
     let mut s = start().await;
     let mut bystander = begin(&mut s, generate(PROMPT, 40, v1::RetrievalMode::Parametric)).await;

@@ -48,10 +48,10 @@ pub struct SourceDeclaration {
     pub overrides: Vec<Override>,
 }
 
-/// How documents are found.
+/// How documents are found: `files` and `exclude` are globs over paths in the package, `format` is that of all its files.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-#[allow(missing_docs, reason = "the variants and fields are documented at `Files`")]
+#[allow(missing_docs, reason = "the fields are those of the comment above")]
 pub enum Importer {
     /// Debian binary packages, fetched and unpacked, never installed; the last one named also gives the copyright file if the
     /// others link to it.

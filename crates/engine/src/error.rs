@@ -12,7 +12,7 @@ pub enum EngineError {
         "the prompt has {got} tokens, with its beginning; the model's window holds {limit}, and one place must stay free"
     )]
     PromptTooLong { got: usize, limit: usize },
-    #[error("all {limit} places are taken and the queue is full; try again in a moment")]
+    #[error("all {limit} places are taken; try again in a moment")]
     Overloaded { limit: usize },
     #[error(transparent)]
     UnknownName(#[from] UnknownName),

@@ -1,4 +1,4 @@
-//! Every read and change of the store that somebody asks for goes through here.
+//! Every change of the store goes through here, and every look at it but the engine's.
 //!
 //! What it is: [`Governor`] decides a source's tier from its licence, checks what is declared and added, and shows text only of
 //! sources that permit it.

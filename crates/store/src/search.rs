@@ -1,6 +1,7 @@
 //! Search over the live shards of a snapshot: the one place where liveness is decided for every read.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,16 +33,13 @@ fn visible(live: &Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Visible> {
             Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, copies: Vec::new() })
         })
         .collect();
+    if live.sources.values().all(|s| s.copies.is_empty()) {
+        return out;
+    }
+    let place: HashMap<ShardId, usize> = out.iter().enumerate().map(|(i, v)| (v.id, i)).collect();
     for places in live.sources.values().flat_map(|s| &s.copies) {
-        let mut seen = false;
-        for (shard, document) in places {
-            if let Some(v) = out.iter_mut().find(|v| v.id == *shard) {
-                if seen {
-                    v.copies.push(*document);
-                }
-                seen = true;
-            }
-        }
+        let seen = places.iter().filter_map(|(shard, document)| Some((*place.get(shard)?, *document)));
+        seen.skip(1).for_each(|(i, document)| out[i].copies.push(document));
     }
     out.iter_mut().for_each(|v| v.copies.sort_unstable());
     out

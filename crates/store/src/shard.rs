@@ -12,7 +12,7 @@ use silo_core::{ContentHash, Document, TokenId};
 use silo_lexical::PassageIndex;
 use silo_vector::Keys;
 
-use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest, PassageRecord};
+use crate::format::{self, DocumentMetadata, DocumentRecord, FileEntry, Manifest, PassageRecord};
 use crate::{KeyType, StoreError};
 
 /// A shard, open for reading. Its files never change.
@@ -49,18 +49,8 @@ struct Mapped {
 
 impl Mapped {
     fn open(directory: &Path, name: &str, manifest: &Manifest) -> Result<Self, StoreError> {
-        let path = directory.join(name);
-        let expected =
-            manifest.files.get(name).ok_or_else(|| StoreError::damaged(&path, "the manifest does not list it"))?;
-        let file = File::open(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => StoreError::damaged(&path, "the file is missing"),
-            _ => StoreError::Io { path: path.clone(), source: e },
-        })?;
-        let len = file.metadata().map_err(StoreError::io(&path))?.len();
-        if len != expected.bytes {
-            let reason = format!("it has {len} bytes, the manifest says {}", expected.bytes);
-            return Err(StoreError::damaged(&path, reason));
-        }
+        let (path, file, expected) = open_listed(directory, manifest, name)?;
+        let len = expected.bytes;
         // SAFETY: files of a published shard are never written again; they are deleted while mapped, which keeps the map.
         let map = if len == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(StoreError::io(&path))?) };
         Ok(Self { path, map })
@@ -264,12 +254,16 @@ impl Shard {
     }
 }
 
-/// Checks the size and hash of a file.
-fn check_file(directory: &Path, manifest: &Manifest, name: &str) -> Result<(), StoreError> {
+/// Opens a file that the manifest lists, if it has the size that is written there.
+fn open_listed<'a>(
+    directory: &Path,
+    manifest: &'a Manifest,
+    name: &str,
+) -> Result<(PathBuf, File, &'a FileEntry), StoreError> {
     let path = directory.join(name);
-    let expected =
-        manifest.files.get(name).ok_or_else(|| StoreError::damaged(&path, "the manifest does not list it"))?;
-    let mut file = File::open(&path).map_err(|e| match e.kind() {
+    let unlisted = || StoreError::damaged(&path, "the manifest does not list it");
+    let expected = manifest.files.get(name).ok_or_else(unlisted)?;
+    let file = File::open(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => StoreError::damaged(&path, "the file is missing"),
         _ => StoreError::Io { path: path.clone(), source: e },
     })?;
@@ -277,6 +271,12 @@ fn check_file(directory: &Path, manifest: &Manifest, name: &str) -> Result<(), S
     if len != expected.bytes {
         return Err(StoreError::damaged(&path, format!("it has {len} bytes, the manifest says {}", expected.bytes)));
     }
+    Ok((path, file, expected))
+}
+
+/// Checks the size and hash of a file.
+fn check_file(directory: &Path, manifest: &Manifest, name: &str) -> Result<(), StoreError> {
+    let (path, mut file, expected) = open_listed(directory, manifest, name)?;
     let mut digest = Sha256::new();
     std::io::copy(&mut file, &mut HashWriter(&mut digest)).map_err(StoreError::io(&path))?;
     let found = ContentHash(digest.finalize().into());
