@@ -9,9 +9,12 @@
 mod kernels;
 mod llama;
 mod load;
+mod save;
 mod tokenizer;
 
+pub use kernels::math;
 pub use kernels::{PackedMatrix, QuantizedBlocks, Stored};
 pub use llama::{CpuLlama, HfConfig, LlamaShape, Precision, Rope, RopeScaling, RopeStyle, TensorLlama};
-pub use load::{LoadError, LoadedModel};
+pub use load::{LayerPart, LoadError, LoadedModel, PROVENANCE_FILE, Part, Provenance};
+pub use save::{NamedTensor, parts, save_huggingface};
 pub use tokenizer::ByteLevelTokenizer;

@@ -8,6 +8,7 @@ use silo_core::{Calibration, KeySite};
 use silo_engine::EngineConfig;
 use silo_govern::GovernConfig;
 use silo_server::ServerConfig;
+use silo_train::{TrainConfig, TrainError};
 
 /// `configs/serve.toml`. Relative paths are relative to the working directory.
 #[derive(Debug, Clone, Deserialize)]
@@ -81,10 +82,7 @@ impl ServeConfig {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let mut faults = Vec::new();
-        let parsed = toml::Deserializer::parse(text).map_err(|e| anyhow::anyhow!("{}", e.to_string().trim()))?;
-        let config: Self = serde_ignored::deserialize(parsed, |key| faults.push(format!("unknown key '{key}'")))
-            .map_err(|e| anyhow::anyhow!("{}", e.to_string().trim()))?;
+        let (config, mut faults) = parse::<Self>(text)?;
         config.check(&mut faults);
         if faults.is_empty() { Ok(config) } else { bail!("\n  - {}", faults.join("\n  - ")) }
     }
@@ -126,6 +124,29 @@ impl ServeConfig {
             fault(true, &error.to_string());
         }
     }
+}
+
+/// A configuration from TOML, and the keys in it that nothing knows.
+fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<(T, Vec<String>)> {
+    let mut unknown = Vec::new();
+    let parsed = toml::Deserializer::parse(text).map_err(|e| anyhow::anyhow!("{}", e.to_string().trim()))?;
+    let config = serde_ignored::deserialize(parsed, |key| unknown.push(format!("unknown key '{key}'")))
+        .map_err(|e| anyhow::anyhow!("{}", e.to_string().trim()))?;
+    Ok((config, unknown))
+}
+
+/// Reads `configs/train.toml` or one like it.
+pub fn read_train_config(path: &Path) -> Result<TrainConfig> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    let read = || {
+        let (config, mut faults) = parse::<TrainConfig>(&text)?;
+        if let Err(TrainError::Config(more)) = config.check() {
+            faults.extend(more);
+        }
+        if faults.is_empty() { Ok(config) } else { bail!("\n  - {}", faults.join("\n  - ")) }
+    };
+    read().with_context(|| format!("the configuration {} is refused", path.display()))
 }
 
 /// Reads a calibration.

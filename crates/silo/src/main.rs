@@ -36,6 +36,8 @@ enum Command {
     /// Documents with licences and tiers, from declared sources.
     #[command(subcommand)]
     Corpus(commands::corpus::Corpus),
+    /// Train a model on openly licensed text.
+    Train(commands::train::Train),
     /// Sources: declare and list.
     #[command(subcommand)]
     Source(commands::source::Source),
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
             Command::Score(c) => c.run(json).await,
             Command::Search(c) => c.run(json).await,
             Command::Corpus(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,
+            Command::Train(c) => c.run(json).await,
             Command::Source(c) => c.run(json).await,
             Command::Shard(c) => c.run(json).await,
         }

@@ -22,7 +22,7 @@ fn reduce(a: &[f32], b: &[f32]) -> f32 {
 
 /// Dot product.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     reduce(a, b)
 }
 
@@ -53,11 +53,14 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// e^x with a relative error under 2e-7, without branches, so that loops over it become vector code. Arguments under −87 give
 /// a number close to 0, over 88 a very large one.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
+    // Adding 1.5 · 2²³ rounds to the nearest whole number, ties to even, and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = n.mul_add(-LN2_HI, x);
     let r = n.mul_add(-LN2_LO, r);
     // Minimax polynomial of Cephes' expf on ±ln(2)/2.
@@ -68,7 +71,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     let e = (p * r).mul_add(r, r) + 1.0;
-    f32::from_bits((e.to_bits() as i32 + ((n as i32) << 23)) as u32)
+    f32::from_bits(e.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
 /// out = silu(gate) · up, with gate and up side by side in each row of `gate_up` (`[gate; up]`).

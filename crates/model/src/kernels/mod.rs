@@ -9,7 +9,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod math;
+pub mod math;
 mod matrix;
 mod portable;
 mod quantized;

@@ -65,8 +65,8 @@ impl Rope {
         if good(self.theta) && scaling { Ok(()) } else { Err(format!("a rotary embedding of {self:?}")) }
     }
 
-    /// Frequency of each pair.
-    pub(crate) fn frequencies(&self, head_dim: usize) -> Vec<f32> {
+    /// Frequency of each pair, in radians per position.
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         let base = (0..head_dim / 2).map(|i| 1.0 / self.theta.powf(2.0 * i as f32 / head_dim as f32));
         let scaled = base.map(|f| match self.scaling {
             RopeScaling::None => f,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Tier};
 
@@ -16,14 +16,16 @@ use crate::kernels::Stored;
 use crate::llama::HfConfig;
 use crate::tokenizer::ByteLevelTokenizer;
 
-/// What we write beside a model that we trained.
-pub(crate) const PROVENANCE_FILE: &str = "silo.json";
+/// Where [`Provenance`] stands.
+pub const PROVENANCE_FILE: &str = "silo.json";
 
-/// The part of [`PROVENANCE_FILE`] that the runtime reads.
-#[derive(Deserialize)]
-struct Provenance {
-    name: String,
-    training_tiers: Vec<Tier>,
+/// What we write beside a model that we trained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Its name.
+    pub name: String,
+    /// Tiers of its training text.
+    pub training_tiers: Vec<Tier>,
 }
 
 pub(super) fn open(directory: &Path) -> Result<LoadedModel, LoadError> {

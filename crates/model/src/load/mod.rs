@@ -11,7 +11,8 @@ use std::path::Path;
 use silo_core::{ContentHash, Tier, Tokenizer};
 
 pub use error::LoadError;
-pub(crate) use names::{LayerPart, Part};
+pub use huggingface::{PROVENANCE_FILE, Provenance};
+pub use names::{LayerPart, Part};
 
 use crate::kernels::Stored;
 use crate::llama::LlamaShape;

@@ -2,7 +2,8 @@
 
 /// One tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
+#[allow(missing_docs, reason = "the names are those of the architecture")]
+pub enum Part {
     Embedding,
     FinalNorm,
     Head,
@@ -13,7 +14,8 @@ pub(crate) enum Part {
 
 /// One tensor of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LayerPart {
+#[allow(missing_docs, reason = "the names are those of the architecture")]
+pub enum LayerPart {
     AttentionNorm,
     Query,
     Key,

@@ -7,6 +7,7 @@ pub mod search;
 pub mod serve;
 pub mod shard;
 pub mod source;
+pub mod train;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use silo_proto::v1;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A text, given on the command line, in a file, or on standard input (`-`).
 #[derive(Debug, Clone, Args)]
@@ -101,6 +103,16 @@ impl RetrievalArguments {
             context: None,
         }
     }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub async fn asked_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 /// The name of a tier's message.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use silo_server::Server;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use super::asked_to_stop;
 use crate::wiring;
 
 /// Serve a model and a store over gRPC. SIGTERM or Ctrl-C drains and ends it; a second one ends it at once.
@@ -47,19 +47,13 @@ impl Serve {
             snapshot.epoch,
             snapshot.shards.len()
         );
-        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-        let stop = async move {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
+        let stop = async {
+            asked_to_stop().await.unwrap_or_else(|e| tracing::error!("{e:#}"));
             tracing::info!("draining");
-            tokio::spawn(async move {
-                tokio::select! {
-                    _ = tokio::signal::ctrl_c() => {}
-                    _ = terminate.recv() => {}
+            tokio::spawn(async {
+                if asked_to_stop().await.is_ok() {
+                    std::process::exit(1);
                 }
-                std::process::exit(1);
             });
         };
         server.serve(stop).await?;

@@ -1,0 +1,89 @@
+//! `silo train`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use silo_train::{LogLine, Outcome, TrainDevice};
+
+use crate::config::read_train_config;
+use crate::output;
+
+/// Trains a tokenizer and a model on openly licensed text, or goes on with a run that was stopped.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// The run, as `configs/train.toml`.
+    #[arg(long, value_name = "PATH")]
+    config: PathBuf,
+    /// Where it computes.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Device,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// This machine's CPU.
+    Cpu,
+    /// The first NVIDIA GPU; needs a build with the feature `cuda`.
+    Cuda,
+}
+
+impl Train {
+    /// Runs until it is done, or until SIGINT or SIGTERM, at which it writes a checkpoint.
+    pub async fn run(self, as_json: bool) -> Result<()> {
+        let config = read_train_config(&self.config)?;
+        let device = match self.device {
+            Device::Cpu => TrainDevice::Cpu,
+            Device::Cuda => TrainDevice::Cuda,
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        tokio::spawn(async move {
+            if super::asked_to_stop().await.is_err() {
+                return; // without signals it cannot be asked
+            }
+            eprintln!("stopping after this step");
+            asked.store(true, Ordering::Relaxed);
+        });
+        let work = config.paths.work.clone();
+        let run = move || {
+            let mut shown = |what: &str, line: Option<&LogLine>| show(what, line, as_json);
+            silo_train::train(&config, device, &stop, &mut shown).map(|outcome| (outcome, config))
+        };
+        let (outcome, config) = tokio::task::spawn_blocking(run).await??;
+        let (done, step, output) = match outcome {
+            Outcome::Finished => (true, config.optimizer.steps, Some(config.paths.output)),
+            Outcome::Stopped { step } => (false, step, None),
+        };
+        if as_json {
+            return output::json(&serde_json::json!({"finished": done, "step": step, "output": output}));
+        }
+        match output {
+            Some(path) => println!("finished after {step} steps: {}", path.display()),
+            None => println!("stopped after {step} steps; the same command goes on from {}", work.display()),
+        }
+        Ok(())
+    }
+}
+
+/// Progress goes to standard error, so that standard output holds the result alone.
+fn show(what: &str, line: Option<&LogLine>, as_json: bool) {
+    match line {
+        None if !as_json => eprintln!("{what}"),
+        None => {}
+        Some(line) if as_json => eprintln!("{}", serde_json::json!(line)),
+        Some(LogLine::Step { step, loss, learning_rate, gradient_length, n_tokens, seconds }) => {
+            let speed = *n_tokens as f64 / seconds;
+            eprintln!(
+                "step {step}: loss {loss:.4}, gradient {gradient_length:.3}, rate {learning_rate:.2e}, {speed:.0} tokens/s"
+            );
+        }
+        Some(LogLine::Validation { step, tiers }) => {
+            let tiers: Vec<String> = tiers.iter().map(|(t, v)| format!("{t} {:.4}", v.bits_per_byte)).collect();
+            eprintln!("step {step}: validation bits per byte: {}", tiers.join(", "));
+        }
+        Some(LogLine::Checkpoint { step, sha256 }) => eprintln!("step {step}: checkpoint {sha256}"),
+    }
+}

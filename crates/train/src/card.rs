@@ -1,0 +1,117 @@
+//! The model card, with the credit that licences of the attribution tier ask for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use silo_core::Tier;
+use silo_corpus::{SourceDeclaration, read_declarations};
+
+use crate::TrainError;
+use crate::log::LogLine;
+use crate::run::RunFacts;
+
+/// What training took of a source.
+#[derive(Default)]
+struct Share {
+    n_documents: usize,
+    n_bytes: usize,
+    tiers: BTreeSet<Tier>,
+    licences: BTreeSet<String>,
+}
+
+/// The card as Markdown.
+pub(crate) fn text(facts: &RunFacts<'_>, n_parameters: usize) -> Result<String, TrainError> {
+    let declarations = read_declarations(&facts.config.paths.declarations)?;
+    let mut shares: BTreeMap<String, Share> = BTreeMap::new();
+    for document in &facts.text.training {
+        let share = shares.entry(document.source.to_string()).or_default();
+        share.n_documents += 1;
+        share.n_bytes += document.text.len();
+        share.tiers.insert(document.tier);
+        share.licences.insert(document.licence.clone());
+    }
+    let mut out = head(facts, n_parameters);
+    out += &validation(facts);
+    out += "## What it was trained on\n\n| source | what | rights holder | tier | licences | documents | MB |\n| --- | --- | --- | --- | --- | --- | --- |\n";
+    for (name, share) in &shares {
+        let declaration = declarations.iter().find(|d| d.name.as_str() == name);
+        let (title, owner) = declaration.map_or(("", ""), |d| (&d.title, &d.owner));
+        let list = |items: Vec<String>| items.join(", ");
+        let tiers = list(share.tiers.iter().map(ToString::to_string).collect());
+        let licences = list(share.licences.iter().cloned().collect());
+        let mb = share.n_bytes as f64 / 1e6;
+        put(
+            &mut out,
+            format_args!("| {name} | {title} | {owner} | {tiers} | {licences} | {} | {mb:.2} |\n", share.n_documents),
+        );
+    }
+    out += &notices(facts, &shares, &declarations);
+    Ok(out)
+}
+
+/// Writing to a string does not fail.
+fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("a string takes all text");
+}
+
+fn head(facts: &RunFacts<'_>, n_parameters: usize) -> String {
+    let (config, m) = (facts.config, &facts.config.model);
+    let step_tokens = config.optimizer.rows_per_step * m.context_tokens;
+    let n_tokens = config.optimizer.steps as usize * step_tokens;
+    let epochs = n_tokens as f64 / (facts.rows_per_epoch as usize * m.context_tokens) as f64;
+    format!(
+        "---\nlicense: apache-2.0\nlanguage: en\n---\n\n# {}\n\nA language model of {:.1} million parameters that was trained on openly licensed text only: public \
+         domain, permissive licences, and licences that ask for credit (listed below). It is the parametric half of silo; text under other \
+         terms belongs into the datastore, not into these weights. It is small: on its own it writes text with the look of documentation \
+         and little sense.\n\n\
+         Llama architecture, {} layers of width {} (feed-forward {}), {} query and {} key-value heads, window of {} tokens, byte-level BPE \
+         of {} tokens trained on the same text. Trained on {:.1} million tokens ({epochs:.2} passes over the text) in bf16 products with f32 sums and f32 weights. \
+         `training.json` is the record (configuration, hashes of text, order and checkpoints), `training_log.jsonl` the log, `curve.svg` \
+         its picture.\n\n",
+        config.name,
+        n_parameters as f64 / 1e6,
+        m.n_layers,
+        m.dim,
+        m.ffn_dim,
+        m.n_heads,
+        m.n_kv_heads,
+        m.context_tokens,
+        config.tokenizer.vocab_size,
+        n_tokens as f64 / 1e6,
+    )
+}
+
+fn validation(facts: &RunFacts<'_>) -> String {
+    let last = facts.lines.iter().rev().find_map(|l| match l {
+        LogLine::Validation { tiers, .. } => Some(tiers),
+        _ => None,
+    });
+    let Some(tiers) = last.filter(|t| !t.is_empty()) else { return String::new() };
+    let mut out = "## Held-out text of the same sources\n\n| tier | bits per byte | nats per token | tokens |\n| --- | --- | --- | --- |\n".to_owned();
+    for (tier, v) in tiers {
+        let (bits, nats) = (v.bits_per_byte, v.nats_per_token);
+        put(&mut out, format_args!("| {tier} | {bits:.4} | {nats:.4} | {} |\n", v.n_tokens));
+    }
+    out += "\nDocuments are packed as in training: text after a cut does not see what stood before it.\n\n";
+    out
+}
+
+/// Credit: licences of the attribution tier ask for title, author, licence and a note of changes.
+fn notices(facts: &RunFacts<'_>, shares: &BTreeMap<String, Share>, declarations: &[SourceDeclaration]) -> String {
+    let mut out = "\n## Notices\n\nAll texts were converted to plain text; repeated menus, near-duplicates and held-out documents were left out.\n\n".to_owned();
+    for (name, share) in shares {
+        let Some(d) = declarations.iter().find(|d| d.name.as_str() == name) else { continue };
+        let report = facts.text.sources.iter().find(|s| s.name.as_str() == name);
+        let packages = report.map(|r| r.packages.join(", ")).unwrap_or_default();
+        let licences = share.licences.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        put(
+            &mut out,
+            format_args!(
+                "* **{}** by {}. Licence: {licences}, as stated at `{}`. Taken from {packages}.\n",
+                d.title, d.owner, d.licence_stated_at
+            ),
+        );
+    }
+    out += "\nThe text of each licence stands under its SPDX identifier at https://spdx.org/licenses/.\n";
+    out
+}

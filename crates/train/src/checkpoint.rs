@@ -1,0 +1,124 @@
+//! Checkpoints: all that a run needs to go on with the same bits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use silo_core::ContentHash;
+
+use crate::TrainError;
+use crate::optimizer::Moments;
+
+/// What must be the same for a checkpoint to be gone on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunIdentity {
+    /// Of [`crate::TrainConfig::identity`].
+    pub(crate) configuration: ContentHash,
+    pub(crate) tokenizer: ContentHash,
+    /// Of the documents' tokens, in order.
+    pub(crate) data: ContentHash,
+    /// What computes: instructions or device decide the bits.
+    pub(crate) backend: String,
+}
+
+impl RunIdentity {
+    /// The first difference, in words.
+    pub(crate) fn difference(&self, other: &Self) -> Option<&'static str> {
+        let checks = [
+            (self.configuration == other.configuration, "configuration"),
+            (self.tokenizer == other.tokenizer, "tokenizer"),
+            (self.data == other.data, "training text"),
+            (self.backend == other.backend, "kind of processor"),
+        ];
+        checks.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
+    }
+}
+
+/// The state of a run after `step` steps.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Checkpoint {
+    pub(crate) step: u64,
+    pub(crate) identity: RunIdentity,
+    pub(crate) parameters: Vec<f32>,
+    pub(crate) moments: Moments,
+}
+
+const PARTS: [&str; 3] = ["parameters", "first_moment", "second_moment"];
+const FORMAT: &str = "silo-checkpoint-1";
+
+fn name(step: u64) -> String {
+    format!("step-{step:08}.safetensors")
+}
+
+/// Checkpoints of a directory, oldest first.
+fn list(directory: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(TrainError::Io { path: directory.to_owned(), source: e }),
+    };
+    let mut out: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    out.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    out.sort();
+    Ok(out)
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint whole or not at all, deletes all but the newest `keep`; returns the hash of the file.
+    pub(crate) fn write(&self, directory: &Path, keep: usize) -> Result<ContentHash, TrainError> {
+        fs::create_dir_all(directory).map_err(TrainError::io(directory))?;
+        let path = directory.join(name(self.step));
+        let partial = path.with_extension("partial");
+        let damaged = |e: &dyn std::fmt::Display| TrainError::Checkpoint { path: path.clone(), reason: e.to_string() };
+        let data = [&self.parameters, &self.moments.first, &self.moments.second];
+        let mut views = BTreeMap::new();
+        for (part, data) in PARTS.into_iter().zip(data) {
+            let bytes = bytemuck::cast_slice(data);
+            views.insert(part, TensorView::new(Dtype::F32, vec![data.len()], bytes).map_err(|e| damaged(&e))?);
+        }
+        let identity = serde_json::to_string(&self.identity).map_err(|e| damaged(&e))?;
+        let fields = [("format", FORMAT.to_owned()), ("step", self.step.to_string()), ("identity", identity)];
+        let metadata: HashMap<String, String> = fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(&e))?;
+        fs::write(&partial, &bytes).map_err(TrainError::io(&partial))?;
+        File::open(&partial).and_then(|f| f.sync_all()).map_err(TrainError::io(&partial))?;
+        fs::rename(&partial, &path).map_err(TrainError::io(&path))?;
+        File::open(directory).and_then(|f| f.sync_all()).map_err(TrainError::io(directory))?;
+        let all = list(directory)?;
+        for old in &all[..all.len().saturating_sub(keep)] {
+            fs::remove_file(old).map_err(TrainError::io(old))?;
+        }
+        Ok(ContentHash::of(&bytes))
+    }
+
+    /// The newest checkpoint, if there is one.
+    pub(crate) fn newest(directory: &Path) -> Result<Option<Self>, TrainError> {
+        list(directory)?.last().map(|path| Self::read(path)).transpose()
+    }
+
+    fn read(path: &Path) -> Result<Self, TrainError> {
+        let damaged = |reason: String| TrainError::Checkpoint { path: path.to_owned(), reason };
+        let bytes = fs::read(path).map_err(TrainError::io(path))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let metadata = header.metadata().as_ref().ok_or_else(|| damaged("it has no metadata".into()))?;
+        let field = |name: &str| metadata.get(name).ok_or_else(|| damaged(format!("it has no '{name}'")));
+        if field("format")? != FORMAT {
+            return Err(damaged(format!("its format is '{}', not '{FORMAT}'", field("format")?)));
+        }
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let part = |name: &str| {
+            let view = tensors.tensor(name).map_err(|e| damaged(e.to_string()))?;
+            Ok::<Vec<f32>, TrainError>(view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        let [parameters, first, second] = PARTS.map(part);
+        Ok(Self {
+            step: field("step")?.parse().map_err(|_| damaged("its step is no number".into()))?,
+            identity: serde_json::from_str(field("identity")?).map_err(|e| damaged(e.to_string()))?,
+            parameters: parameters?,
+            moments: Moments { first: first?, second: second? },
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! The finished model: a Hugging Face directory with its training record, its curve and its card.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use silo_core::Tier;
+use silo_model::{LayerPart, LlamaShape, NamedTensor, PROVENANCE_FILE, Part, Provenance, parts, save_huggingface};
+
+use crate::params::Layout;
+use crate::run::RunFacts;
+use crate::{TrainError, card, curve, log};
+
+/// Steps between those that the record keeps of the training curve.
+const KEPT_STEPS: u64 = 10;
+
+/// Writes the model beside its place, then puts it there.
+pub(crate) fn write(facts: &RunFacts<'_>, layout: &Layout, parameters: &[f32]) -> Result<(), TrainError> {
+    let output = &facts.config.paths.output;
+    let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
+    let partial = tempfile::tempdir_in(parent).map_err(TrainError::io(parent))?;
+    let shape = facts.config.shape();
+    save_huggingface(partial.path(), &shape, facts.tokenizer_json, &tensors(&shape, layout, parameters))?;
+    let put = |name: &str, text: String| {
+        let path = partial.path().join(name);
+        fs::write(&path, text).map_err(TrainError::io(&path))
+    };
+    let provenance = Provenance { name: facts.config.name.clone(), training_tiers: tiers(facts) };
+    put(PROVENANCE_FILE, format!("{:#}\n", json!(provenance)))?;
+    put("training.json", format!("{:#}\n", record(facts, layout)))?;
+    put("training_log.jsonl", kept_lines(facts).map(log::line).collect())?;
+    put("README.md", card::text(facts, layout.len)?)?;
+    curve::draw(&facts.config.name, facts.lines, &partial.path().join("curve.svg"))?;
+    if output.exists() {
+        fs::remove_dir_all(output).map_err(TrainError::io(output))?;
+    }
+    fs::rename(partial.keep(), output).map_err(TrainError::io(output))
+}
+
+/// Tiers that training documents come from.
+pub(crate) fn tiers(facts: &RunFacts<'_>) -> Vec<Tier> {
+    Tier::ALL.into_iter().filter(|t| facts.text.training.iter().any(|d| d.tier == *t)).collect()
+}
+
+fn kept_lines<'a>(facts: &'a RunFacts<'_>) -> impl Iterator<Item = &'a log::LogLine> {
+    facts.lines.iter().filter(|l| match l {
+        log::LogLine::Step { step, .. } => step.is_multiple_of(KEPT_STEPS),
+        _ => true,
+    })
+}
+
+/// The tensors by Hugging Face's names.
+fn tensors(shape: &LlamaShape, layout: &Layout, parameters: &[f32]) -> Vec<NamedTensor> {
+    let (dim, ffn_dim) = (shape.dim, shape.ffn_dim);
+    let (q, kv) = (shape.n_heads * shape.head_dim * dim, shape.n_kv_heads * shape.head_dim * dim);
+    let tensor = |part| {
+        let (data, n_in) = match part {
+            Part::Embedding | Part::Head | Part::RopeFactors => (&parameters[layout.embedding.clone()], Some(dim)),
+            Part::FinalNorm => (&parameters[layout.final_norm.clone()], None),
+            Part::Layer(i, part) => {
+                let block = &layout.blocks[i];
+                let qkv = &parameters[block.qkv.clone()];
+                let gate_up = &parameters[block.gate_up.clone()];
+                match part {
+                    LayerPart::AttentionNorm => (&parameters[block.attention_norm.clone()], None),
+                    LayerPart::FfnNorm => (&parameters[block.ffn_norm.clone()], None),
+                    LayerPart::Query => (&qkv[..q], Some(dim)),
+                    LayerPart::Key => (&qkv[q..q + kv], Some(dim)),
+                    LayerPart::Value => (&qkv[q + kv..], Some(dim)),
+                    LayerPart::Output => (&parameters[block.output.clone()], Some(q / dim)),
+                    LayerPart::Gate => (&gate_up[..ffn_dim * dim], Some(dim)),
+                    LayerPart::Up => (&gate_up[ffn_dim * dim..], Some(dim)),
+                    LayerPart::Down => (&parameters[block.down.clone()], Some(ffn_dim)),
+                }
+            }
+        };
+        let shape = n_in.map_or(vec![data.len()], |n| vec![data.len() / n, n]);
+        NamedTensor { part, shape, data: data.to_vec() }
+    };
+    parts(shape.n_layers).map(tensor).collect()
+}
+
+/// The training record, in the spirit of LLM360 (Liu et al. 2023): all that is needed to do the run again and to compare.
+fn record(facts: &RunFacts<'_>, layout: &Layout) -> serde_json::Value {
+    let mut per_tier: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+    for document in &facts.text.training {
+        let [n, bytes] = per_tier.entry(document.tier.to_string()).or_default();
+        (*n, *bytes) = (*n + 1, *bytes + document.text.len());
+    }
+    let (mut checkpoints, mut seconds, mut n_tokens) = (Vec::new(), 0.0, 0);
+    for line in facts.lines {
+        match line {
+            log::LogLine::Checkpoint { step, sha256 } => checkpoints.push(json!({"step": step, "sha256": sha256})),
+            log::LogLine::Step { seconds: s, n_tokens: n, .. } => (seconds, n_tokens) = (seconds + s, n_tokens + n),
+            log::LogLine::Validation { .. } => {}
+        }
+    }
+    let validation = facts.lines.iter().rev().find_map(|l| match l {
+        log::LogLine::Validation { tiers, .. } => Some(tiers),
+        _ => None,
+    });
+    json!({
+        "format": 1,
+        "silo": env!("CARGO_PKG_VERSION"),
+        "configuration": facts.config.identity(),
+        "identity": facts.identity,
+        "n_parameters": layout.len,
+        "data": {
+            "n_documents": facts.text.training.len(),
+            "n_tokens": facts.n_training_tokens,
+            "tiers": per_tier.iter().map(|(t, [n, b])| (t.clone(), json!({"n_documents": n, "n_bytes": b}))).collect::<BTreeMap<_, _>>(),
+            "sources": facts.text.sources,
+        },
+        "data_order": {
+            "rows_per_epoch": facts.rows_per_epoch,
+            "order": "documents by source name and place in the corpus, shuffled with ChaCha8 (seed, stream = epoch + 1), packed one after the other",
+            "sha256_of_tokens_by_epoch": facts.epoch_hashes.values().collect::<Vec<_>>(),
+        },
+        "steps": facts.config.optimizer.steps,
+        "n_tokens_learnt_from": n_tokens,
+        "seconds": seconds,
+        "checkpoints": checkpoints,
+        "validation": validation,
+        "log": "training_log.jsonl",
+    })
+}

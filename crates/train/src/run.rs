@@ -1,0 +1,347 @@
+//! The loop: rows in, steps made, log and checkpoints out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use sha2::{Digest, Sha256};
+use silo_core::{ContentHash, Tier, Tokenizer};
+use silo_corpus::CorpusDocument;
+use silo_model::ByteLevelTokenizer;
+
+use crate::TrainError;
+use crate::checkpoint::{Checkpoint, RunIdentity};
+use crate::config::TrainConfig;
+use crate::cpu::{CpuPass, Loss};
+use crate::data::{Documents, Row};
+use crate::device::TensorPass;
+use crate::export;
+use crate::gemm::Kernel;
+use crate::log::{Log, LogLine, Validation};
+use crate::optimizer::{AdamW, Moments};
+use crate::params::Layout;
+use crate::text::{Text, tokenize};
+use crate::tokenizer::{self, END_OF_TEXT};
+
+/// Where a run computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrainDevice {
+    /// On the CPU: bf16 products with f32 sums, by AMX where there is.
+    #[default]
+    Cpu,
+    /// On the first NVIDIA GPU in bf16; needs a build with the feature `cuda`.
+    Cuda,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are made, the model is written.
+    Finished,
+    /// It was asked to stop; a checkpoint holds all of it.
+    Stopped {
+        /// Steps made.
+        step: u64,
+    },
+}
+
+enum Pass {
+    Cpu(Box<CpuPass>),
+    Device(Box<TensorPass>),
+}
+
+impl Pass {
+    fn new(config: &TrainConfig, device: TrainDevice) -> Result<Self, TrainError> {
+        let (shape, row_tokens) = (config.shape(), config.model.context_tokens);
+        Ok(match device {
+            TrainDevice::Cpu => {
+                Self::Cpu(Box::new(CpuPass::new(shape, Kernel::best(), row_tokens, config.optimizer.lanes)))
+            }
+            TrainDevice::Cuda => {
+                Self::Device(Box::new(TensorPass::new(shape, Device::new_cuda(0)?, DType::BF16, row_tokens)?))
+            }
+        })
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Cpu(pass) => format!("cpu {:?}", pass.fixed.kernel).to_lowercase(),
+            Self::Device(_) => "cuda bf16".into(),
+        }
+    }
+
+    fn gradients(&mut self, parameters: &[f32], rows: &[Row], out: &mut [f32]) -> Result<Loss, TrainError> {
+        match self {
+            Self::Cpu(pass) => Ok(pass.gradients(parameters, rows, out)),
+            Self::Device(pass) => Ok(pass.gradients(parameters, rows, out)?),
+        }
+    }
+
+    fn losses(&mut self, parameters: &[f32], rows: &[Row]) -> Result<Vec<Loss>, TrainError> {
+        match self {
+            Self::Cpu(pass) => Ok(pass.losses(parameters, rows)),
+            Self::Device(pass) => Ok(pass.losses(parameters, rows)?),
+        }
+    }
+}
+
+/// The rows of all epochs, one after the other.
+struct RowStream<'a> {
+    documents: &'a Documents,
+    row_tokens: usize,
+    seed: u64,
+    epoch: Option<(u64, Vec<Row>)>,
+    /// SHA-256 of the tokens of each epoch that was begun, in their order.
+    hashes: BTreeMap<u64, ContentHash>,
+}
+
+impl RowStream<'_> {
+    fn epoch(&mut self, epoch: u64) -> &[Row] {
+        if self.epoch.as_ref().is_none_or(|(e, _)| *e != epoch) {
+            let rows = self.documents.epoch(END_OF_TEXT, self.row_tokens, self.seed, epoch);
+            let mut hash = Sha256::new();
+            rows.iter().for_each(|r| hash.update(bytemuck::cast_slice(&r.tokens)));
+            self.hashes.insert(epoch, ContentHash(hash.finalize().into()));
+            self.epoch = Some((epoch, rows));
+        }
+        self.epoch.as_ref().map_or(&[], |(_, rows)| rows)
+    }
+
+    /// Hashes the epochs up to `last` that an earlier call ran through.
+    fn hash_all(&mut self, last: u64) {
+        for epoch in 0..=last {
+            if !self.hashes.contains_key(&epoch) {
+                self.epoch(epoch);
+            }
+        }
+    }
+
+    /// The rows of a step; `n_rows` is the number of rows of every epoch.
+    fn step(&mut self, step: u64, rows_per_step: usize, n_rows: u64) -> Vec<Row> {
+        let first = step * rows_per_step as u64;
+        (first..first + rows_per_step as u64).map(|i| self.epoch(i / n_rows)[(i % n_rows) as usize].clone()).collect()
+    }
+}
+
+/// What a finished or stopped run knows about itself.
+pub(crate) struct RunFacts<'a> {
+    pub(crate) config: &'a TrainConfig,
+    pub(crate) identity: &'a RunIdentity,
+    pub(crate) text: &'a Text,
+    pub(crate) tokenizer_json: &'a str,
+    pub(crate) n_training_tokens: usize,
+    pub(crate) rows_per_epoch: u64,
+    pub(crate) epoch_hashes: BTreeMap<u64, ContentHash>,
+    pub(crate) lines: &'a [LogLine],
+}
+
+/// Runs or goes on with a run until it is finished or `stop` is set. `progress` is told each line of the log and what else is done.
+pub fn train(
+    config: &TrainConfig,
+    device: TrainDevice,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(&str, Option<&LogLine>),
+) -> Result<Outcome, TrainError> {
+    config.check()?;
+    let work = &config.paths.work;
+    std::fs::create_dir_all(work).map_err(TrainError::io(work))?;
+    progress("reading the corpus", None);
+    let text = Text::read(config)?;
+    let tokenizer_json = tokenizer_of(config, &text, progress)?;
+    let tokenizer = ByteLevelTokenizer::from_json(tokenizer_json.as_bytes(), Some(END_OF_TEXT), &[END_OF_TEXT])
+        .map_err(TrainError::Tokenizer)?;
+    if tokenizer.vocab_size() != config.tokenizer.vocab_size {
+        let (got, want) = (tokenizer.vocab_size(), config.tokenizer.vocab_size);
+        let reason = format!("the text gives {got} tokens only, tokenizer.vocab_size asks for {want}; ask for fewer");
+        return Err(TrainError::Tokenizer(reason));
+    }
+    progress("tokenizing", None);
+    let (documents, data) = tokenize(&text.training, &tokenizer)?;
+    let pass = Pass::new(config, device)?;
+    let identity = RunIdentity {
+        configuration: ContentHash::of(config.identity().to_string().as_bytes()),
+        tokenizer: ContentHash::of(tokenizer_json.as_bytes()),
+        data,
+        backend: pass.name(),
+    };
+    let validation = validation_rows(&text.validation, &tokenizer, config.model.context_tokens)?;
+    let mut run = Run::start(config, pass, identity, &documents, validation)?;
+    progress(
+        &format!("{} tokens, {} rows an epoch, step {}", documents.n_tokens(), run.rows_per_epoch, run.state.step),
+        None,
+    );
+    run.steps(stop, progress)?;
+    if run.state.step < config.optimizer.steps {
+        return Ok(Outcome::Stopped { step: run.state.step });
+    }
+    run.rows.hash_all((config.optimizer.steps * config.optimizer.rows_per_step as u64 - 1) / run.rows_per_epoch);
+    let facts = RunFacts {
+        config,
+        identity: &run.state.identity,
+        text: &text,
+        tokenizer_json: &tokenizer_json,
+        n_training_tokens: documents.n_tokens(),
+        rows_per_epoch: run.rows_per_epoch,
+        epoch_hashes: std::mem::take(&mut run.rows.hashes),
+        lines: &run.log.lines,
+    };
+    export::write(&facts, &run.layout, &run.state.parameters)?;
+    Ok(Outcome::Finished)
+}
+
+/// The tokenizer of the run: trained once, then kept in its directory.
+fn tokenizer_of(
+    config: &TrainConfig,
+    text: &Text,
+    progress: &mut dyn FnMut(&str, Option<&LogLine>),
+) -> Result<String, TrainError> {
+    let path = config.paths.work.join("tokenizer.json");
+    match std::fs::read_to_string(&path) {
+        Ok(json) => return Ok(json),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(TrainError::Io { path, source: e }),
+    }
+    progress("training the tokenizer", None);
+    let json = tokenizer::train(text.training.iter().map(|d| d.text.as_str()), config.tokenizer.vocab_size)?;
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, &json).map_err(TrainError::io(&partial))?;
+    std::fs::rename(&partial, &path).map_err(TrainError::io(&path))?;
+    Ok(json)
+}
+
+struct Run<'a> {
+    config: &'a TrainConfig,
+    layout: Layout,
+    optimizer: AdamW,
+    pass: Pass,
+    state: Checkpoint,
+    rows: RowStream<'a>,
+    rows_per_epoch: u64,
+    validation: ValidationRows,
+    log: Log,
+}
+
+/// Per tier: rows and bytes of text.
+type ValidationRows = BTreeMap<Tier, (Vec<Row>, usize)>;
+
+fn validation_rows(
+    documents: &[CorpusDocument],
+    tokenizer: &ByteLevelTokenizer,
+    row_tokens: usize,
+) -> Result<ValidationRows, TrainError> {
+    let mut out = BTreeMap::new();
+    for tier in Tier::ALL {
+        let of_tier: Vec<_> = documents.iter().filter(|d| d.tier == tier).cloned().collect();
+        if !of_tier.is_empty() {
+            let n_bytes = of_tier.iter().map(|d| d.text.len()).sum();
+            out.insert(tier, (tokenize(&of_tier, tokenizer)?.0.in_order(END_OF_TEXT, row_tokens), n_bytes));
+        }
+    }
+    Ok(out)
+}
+
+impl<'a> Run<'a> {
+    fn start(
+        config: &'a TrainConfig,
+        pass: Pass,
+        identity: RunIdentity,
+        documents: &'a Documents,
+        validation: ValidationRows,
+    ) -> Result<Self, TrainError> {
+        let layout = Layout::new(&config.shape());
+        let state = initial_state(config, &layout, identity)?;
+        let row_tokens = config.model.context_tokens;
+        let mut rows = RowStream { documents, row_tokens, seed: config.seed, epoch: None, hashes: BTreeMap::new() };
+        let rows_per_epoch = rows.epoch(0).len() as u64;
+        if rows_per_epoch == 0 {
+            let what = format!("{row_tokens} tokens of training text, which one row takes");
+            return Err(TrainError::NoText { path: config.paths.corpus.clone(), what });
+        }
+        let log = Log::open(&config.paths.work.join("log.jsonl"), state.step)?;
+        let optimizer = AdamW::new(config.optimizer.clone(), &layout);
+        Ok(Self { config, layout, optimizer, pass, state, rows, rows_per_epoch, validation, log })
+    }
+
+    fn steps(&mut self, stop: &AtomicBool, progress: &mut dyn FnMut(&str, Option<&LogLine>)) -> Result<(), TrainError> {
+        let mut gradients = vec![0.0; self.layout.len];
+        let steps = self.config.optimizer.steps;
+        while self.state.step < steps {
+            let line = self.step(&mut gradients)?;
+            self.note(line, progress)?;
+            let (step, log) = (self.state.step, &self.config.log);
+            let stopping = stop.load(Ordering::Relaxed);
+            if step.is_multiple_of(log.validate_every) || step == steps {
+                let line = self.validate()?;
+                self.note(line, progress)?;
+            }
+            if step.is_multiple_of(log.checkpoint_every) || step == steps || stopping {
+                let directory = checkpoints(&self.config.paths.work);
+                let sha256 = self.state.write(&directory, log.keep)?;
+                self.note(LogLine::Checkpoint { step, sha256 }, progress)?;
+            }
+            if stopping {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, line: LogLine, progress: &mut dyn FnMut(&str, Option<&LogLine>)) -> Result<(), TrainError> {
+        progress("", Some(&line));
+        self.log.add(line)
+    }
+
+    fn step(&mut self, gradients: &mut [f32]) -> Result<LogLine, TrainError> {
+        let (start, step) = (Instant::now(), self.state.step);
+        let rows = self.rows.step(step, self.config.optimizer.rows_per_step, self.rows_per_epoch);
+        let loss = self.pass.gradients(&self.state.parameters, &rows, gradients)?;
+        let gradient_length = self.optimizer.step(step, &mut self.state.parameters, &mut self.state.moments, gradients);
+        if !loss.mean().is_finite() || !gradient_length.is_finite() {
+            return Err(TrainError::Diverged { step, loss: loss.mean() });
+        }
+        self.state.step += 1;
+        Ok(LogLine::Step {
+            step: self.state.step,
+            loss: loss.mean(),
+            learning_rate: self.optimizer.learning_rate(step),
+            gradient_length,
+            n_tokens: loss.n_tokens,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn validate(&mut self) -> Result<LogLine, TrainError> {
+        let mut tiers = BTreeMap::new();
+        for (tier, (rows, n_bytes)) in &self.validation {
+            let losses = self.pass.losses(&self.state.parameters, rows)?;
+            let loss = losses.into_iter().fold(Loss::default(), |a, b| a + b);
+            let bits_per_byte = loss.nats / std::f64::consts::LN_2 / *n_bytes as f64;
+            let (n_tokens, n_bytes) = (loss.n_tokens, *n_bytes);
+            let validation = Validation { nats_per_token: loss.mean(), bits_per_byte, n_tokens, n_bytes };
+            tiers.insert(tier.to_string(), validation);
+        }
+        Ok(LogLine::Validation { step: self.state.step, tiers })
+    }
+}
+
+fn checkpoints(work: &Path) -> std::path::PathBuf {
+    work.join("checkpoints")
+}
+
+/// The newest checkpoint, which must be of this run, or fresh parameters.
+fn initial_state(config: &TrainConfig, layout: &Layout, identity: RunIdentity) -> Result<Checkpoint, TrainError> {
+    match Checkpoint::newest(&checkpoints(&config.paths.work))? {
+        None => Ok(Checkpoint {
+            step: 0,
+            identity,
+            parameters: layout.initial(config.seed),
+            moments: Moments::new(layout.len),
+        }),
+        Some(found) => match found.identity.difference(&identity) {
+            Some(what) => Err(TrainError::OtherRun { path: config.paths.work.clone(), what }),
+            None => Ok(found),
+        },
+    }
+}

@@ -1,0 +1,88 @@
+//! The text of a run: through the licence gate, into tokens.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use silo_core::{ContentHash, Tier, Tokenizer};
+use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split, read_documents};
+use silo_model::ByteLevelTokenizer;
+
+use crate::TrainError;
+use crate::config::TrainConfig;
+use crate::data::Documents;
+
+/// Documents of a run.
+pub(crate) struct Text {
+    /// What is learnt, in the order of sources and documents of the corpus.
+    pub(crate) training: Vec<CorpusDocument>,
+    /// What is looked at while learning.
+    pub(crate) validation: Vec<CorpusDocument>,
+    /// Reports of the sources that training documents come from.
+    pub(crate) sources: Vec<SourceReport>,
+}
+
+impl Text {
+    /// Reads the corpus; every training document has passed the gate.
+    pub(crate) fn read(config: &TrainConfig) -> Result<Self, TrainError> {
+        let path = &config.paths.corpus;
+        let missing = |what: &str| TrainError::NoText { path: path.clone(), what: what.to_owned() };
+        let report = std::fs::read(path.join("report.json")).map_err(|_| missing("report"))?;
+        let report: BuildReport = serde_json::from_slice(&report).map_err(|_| missing("readable report"))?;
+        let wanted = &config.data.sources;
+        if let Some(unknown) = wanted.iter().find(|w| !report.sources.iter().any(|s| s.name.as_str() == **w)) {
+            return Err(missing(&format!("source '{unknown}'")));
+        }
+        let gate = LicenceGate::new(&config.data.tiers);
+        let (mut training, mut validation, mut sources) = (Vec::new(), Vec::new(), Vec::new());
+        let mut validation_bytes: BTreeMap<Tier, usize> = BTreeMap::new();
+        for source in report.sources {
+            let named = wanted.iter().any(|w| source.name.as_str() == w);
+            if !(named || wanted.is_empty() && source.is_open()) {
+                continue;
+            }
+            let file: PathBuf = path.join(format!("{}.jsonl.zst", source.name));
+            let before = training.len();
+            for document in read_documents(&file)?.into_iter().filter(|d| d.excluded.is_none()) {
+                // Sources that were named must pass as a whole; of all others, only documents of the tiers asked for are taken.
+                let asked_for = named || config.data.tiers.contains(&document.tier);
+                match document.split {
+                    Split::Train if asked_for => training.push(document),
+                    Split::Validation if asked_for => {
+                        let bytes = validation_bytes.entry(document.tier).or_default();
+                        if *bytes < config.data.validation_bytes {
+                            *bytes += document.text.len();
+                            validation.push(document);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if training.len() > before {
+                sources.push(source);
+            }
+        }
+        gate.check(&training)?;
+        if training.is_empty() {
+            return Err(missing("training document of the tiers and sources asked for"));
+        }
+        Ok(Self { training, validation, sources })
+    }
+}
+
+/// Documents → tokens, and the hash of all.
+pub(crate) fn tokenize(
+    documents: &[CorpusDocument],
+    tokenizer: &ByteLevelTokenizer,
+) -> Result<(Documents, ContentHash), TrainError> {
+    let encoded: Vec<_> = documents.par_iter().map(|d| tokenizer.encode(&d.text)).collect();
+    let (mut out, mut hash) = (Documents::default(), Sha256::new());
+    for tokens in encoded {
+        let tokens = tokens.map_err(|e| TrainError::Tokenizer(e.to_string()))?;
+        hash.update((tokens.len() as u64).to_le_bytes());
+        hash.update(bytemuck::cast_slice(&tokens));
+        out.push(&tokens);
+    }
+    Ok((out, ContentHash(hash.finalize().into())))
+}
