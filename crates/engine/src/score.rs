@@ -43,6 +43,33 @@ pub struct ScoredToken {
     pub shares: Option<Vec<(SourceId, f64)>>,
 }
 
+/// What the log-probability of one token is made of, for any weight, temperature and number of neighbours up to the k searched for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evidence {
+    /// log p of the token by the model alone.
+    pub parametric_log_probability: f64,
+    /// Squared distance of each neighbour, nearest first, and whether its value is the token.
+    pub neighbors: Vec<(f32, bool)>,
+}
+
+impl Evidence {
+    /// log p of the token with these parameters, as [`Engine::score`] computes it: of the neighbours, the first k count.
+    pub fn log_probability(&self, parameters: &KnnParameters) -> f64 {
+        let neighbors = &self.neighbors[..self.neighbors.len().min(parameters.k)];
+        let Some((nearest, _)) = neighbors.first() else { return self.parametric_log_probability };
+        let (mut hits, mut all) = (0.0, 0.0);
+        for (distance, hit) in neighbors {
+            let weight = ((f64::from(*nearest) - f64::from(*distance)) / parameters.knn_temperature).exp();
+            all += weight;
+            hits += if *hit { weight } else { 0.0 };
+        }
+        mixture::mix_one(self.parametric_log_probability, hits / all, parameters.knn_weight)
+    }
+}
+
+/// Takes a position of the text, the logits that predict its token, and the neighbours found.
+type Visit<'a> = dyn FnMut(usize, &[f32], &[Neighbor]) + 'a;
+
 /// A run of tokens that are scored from one input.
 struct Span {
     /// What the model reads before the first of them.
@@ -75,17 +102,48 @@ impl Engine {
     /// Scores a text on the calling thread. It is given up once `cancel` is true, when the deadline passes, and when something
     /// that the request may see is removed.
     pub fn score(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Score, EngineError> {
-        self.check_retrieval(&request.retrieval)?;
-        self.check_tokens(&request.tokens)?;
-        let _place = Place::take(self)?;
-        let pinned = self.pin(&request.retrieval)?;
+        let pinned = self.pin_for_score(request)?;
         let mut tokens = Vec::with_capacity(request.tokens.len());
-        for span in self.spans(request)? {
-            self.score_span(request, &pinned, &span, cancel, &mut tokens)?;
-        }
+        self.visit(request, &pinned, cancel, &mut |position, logits, found| {
+            tokens.push(scored(request, &pinned, position, logits, found));
+        })?;
         let context = self.context_parameters(&request.retrieval);
         let in_force = InForce { mode: request.retrieval.mode, knn: pinned.knn, context };
         Ok(Score { tokens, snapshot: pinned.snapshot, in_force })
+    }
+
+    /// What [`Self::score`] would compute from, per token: one search, from which many settings can be scored.
+    pub fn evidence(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Vec<Evidence>, EngineError> {
+        let pinned = self.pin_for_score(request)?;
+        let mut out = Vec::with_capacity(request.tokens.len());
+        self.visit(request, &pinned, cancel, &mut |position, logits, found| {
+            let token = request.tokens[position];
+            let parametric_log_probability = mixture::log_softmax(logits)[token as usize];
+            let neighbors = found.iter().map(|n| (n.distance, n.value == token)).collect();
+            out.push(Evidence { parametric_log_probability, neighbors });
+        })?;
+        Ok(out)
+    }
+
+    fn pin_for_score(&self, request: &ScoreRequest) -> Result<Pinned, EngineError> {
+        self.check_retrieval(&request.retrieval)?;
+        self.check_tokens(&request.tokens)?;
+        self.pin(&request.retrieval)
+    }
+
+    /// Goes through all tokens that can be scored.
+    fn visit(
+        &self,
+        request: &ScoreRequest,
+        pinned: &Pinned,
+        cancel: &AtomicBool,
+        each: &mut Visit<'_>,
+    ) -> Result<(), EngineError> {
+        let _place = Place::take(self)?;
+        for span in self.spans(request)? {
+            self.visit_span(request, pinned, &span, cancel, each)?;
+        }
+        Ok(())
     }
 
     /// Cuts the text into spans.
@@ -142,13 +200,13 @@ impl Engine {
         Ok(input)
     }
 
-    fn score_span(
+    fn visit_span(
         &self,
         request: &ScoreRequest,
         pinned: &Pinned,
         span: &Span,
         cancel: &AtomicBool,
-        out: &mut Vec<ScoredToken>,
+        each: &mut Visit<'_>,
     ) -> Result<(), EngineError> {
         let input = self.span_input(request, pinned, span)?;
         let first_scored = input.len() - span.scored.len();
@@ -166,7 +224,7 @@ impl Engine {
             let neighbors = self.search_all(pinned, &output)?;
             for (i, logits) in output.logits.rows().enumerate() {
                 let found = neighbors.get(i).map_or(&[][..], Vec::as_slice);
-                out.push(scored(request, pinned, position, logits, found));
+                each(position, logits, found);
                 position += 1;
             }
             read += chunk.len();

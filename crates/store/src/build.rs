@@ -12,6 +12,7 @@ use silo_core::{ContentHash, Document, LanguageModel, SourceId, TokenId, Tokeniz
 use silo_lexical::PassageIndexBuilder;
 
 use crate::format::{self, DocumentMetadata, DocumentRecord, FileEntry, Manifest, PassageRecord};
+use crate::lists::ListWriter;
 use crate::{Encoded, KeyType, Recipe, StoreError, encode};
 
 /// Documents that are tokenised and encoded together.
@@ -32,7 +33,7 @@ pub struct ShardBuilder<'a> {
 }
 
 /// Writes a file and hashes it on the way.
-struct HashedFile {
+pub(crate) struct HashedFile {
     path: PathBuf,
     file: BufWriter<File>,
     digest: Sha256,
@@ -40,13 +41,13 @@ struct HashedFile {
 }
 
 impl HashedFile {
-    fn create(directory: &Path, name: &str) -> Result<Self, StoreError> {
+    pub(crate) fn create(directory: &Path, name: &str) -> Result<Self, StoreError> {
         let path = directory.join(name);
         let file = File::create(&path).map_err(StoreError::io(&path))?;
         Ok(Self { path, file: BufWriter::with_capacity(1 << 20, file), digest: Sha256::new(), bytes: 0 })
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn write(&mut self, data: &[u8]) -> Result<(), StoreError> {
         self.file.write_all(data).map_err(StoreError::io(&self.path))?;
         self.digest.update(data);
         self.bytes += data.len() as u64;
@@ -54,7 +55,7 @@ impl HashedFile {
     }
 
     /// Brings the file to disk.
-    fn finish(mut self) -> Result<FileEntry, StoreError> {
+    pub(crate) fn finish(mut self) -> Result<FileEntry, StoreError> {
         self.file.flush().map_err(StoreError::io(&self.path))?;
         self.file.get_ref().sync_all().map_err(StoreError::io(&self.path))?;
         Ok(FileEntry { bytes: self.bytes, sha256: ContentHash(self.digest.finalize().into()) })
@@ -69,6 +70,7 @@ struct Files {
     keys: HashedFile,
     passages: HashedFile,
     lexical: PassageIndexBuilder,
+    lists: Option<ListWriter>,
 }
 
 impl ShardBuilder<'_> {
@@ -90,6 +92,7 @@ impl ShardBuilder<'_> {
             keys: file(format::KEYS)?,
             passages: file(format::PASSAGES)?,
             lexical: PassageIndexBuilder::create(&lexical)?,
+            lists: self.recipe.quantizer().map(|(_, q)| ListWriter::new(q)),
         };
         let mut totals = Totals::default();
         for (i, batch) in sorted.chunks(DOCUMENTS_PER_BATCH).enumerate() {
@@ -145,6 +148,9 @@ impl ShardBuilder<'_> {
             files.text.write(document.text.as_bytes())?;
             files.tokens.write(bytemuck::cast_slice(tokens))?;
             write_keys(&mut files.keys, encoded, self.recipe.key_type)?;
+            if let Some((writer, (_, quantizer))) = files.lists.as_mut().zip(self.recipe.quantizer()) {
+                writer.add(quantizer, &encoded.keys.data);
+            }
         }
         Ok(())
     }
@@ -185,9 +191,11 @@ impl ShardBuilder<'_> {
             (format::KEYS, files.keys),
             (format::PASSAGES, files.passages),
         ];
+        let lists = files.lists.map(|lists| lists.write(directory)).transpose()?;
         let files = entries.into_iter().map(|(name, file)| Ok((name.to_owned(), file.finish()?)));
         let mut files = files.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
         files.extend(hash_directory(directory, format::LEXICAL)?);
+        files.extend(lists.into_iter().flatten());
         Ok(Manifest {
             format: format::FORMAT.into(),
             version: format::VERSION,

@@ -119,6 +119,7 @@ mod tests {
             passage_tokens,
             passage_stride_tokens,
             bm25,
+            ivf: None,
         }
     }
 

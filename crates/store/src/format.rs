@@ -29,6 +29,12 @@ pub(crate) const TOKENS: &str = "tokens.bin";
 /// Keys, row after row.
 pub(crate) const KEYS: &str = "keys.bin";
 
+/// Where each inverted list begins, as u32, and at last where all end. Only with a recipe of inverted lists, like the next two.
+pub(crate) const LISTS: &str = "lists.bin";
+/// The entry of each place in the lists, as u32.
+pub(crate) const ROWS: &str = "rows.bin";
+/// The code of each place in the lists.
+pub(crate) const CODES: &str = "codes.bin";
 /// [`PassageRecord`]s, in the order of the documents.
 pub(crate) const PASSAGES: &str = "passages.bin";
 /// Directory of the passage index.

@@ -12,7 +12,7 @@
 //! store.lock      held while a process has the store open; its pid inside
 //! catalog.sqlite  what was declared, added and removed: the truth about what is live
 //! shards/<uuid>/  one directory per live shard: manifest.json, documents.bin, metadata.bin, text.bin, tokens.bin, keys.bin,
-//!                 passages.bin, bm25/
+//!                 passages.bin, bm25/, and lists.bin, rows.bin, codes.bin with a recipe of inverted lists
 //! tmp/            shards being built; emptied at start
 //! ```
 //!
@@ -24,6 +24,7 @@ mod catalog;
 mod encode;
 mod error;
 mod format;
+mod lists;
 mod live;
 mod lock;
 mod recipe;
@@ -36,7 +37,7 @@ pub use catalog::{ShardRecord, ShardState};
 pub use encode::{Encoded, encode};
 pub use error::StoreError;
 pub use format::{FileEntry, Manifest};
-pub use recipe::{KeyType, Recipe};
+pub use recipe::{Ivf, KeyType, Recipe, quantizer_about};
 pub use shard::{Shard, StoredDocument};
 pub use silo_lexical::Bm25;
 pub use store::{AddedShard, NewShard, Removal, Store, StoreStatus};

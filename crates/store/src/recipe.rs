@@ -1,10 +1,12 @@
 //! Index recipes: how documents become entries.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use silo_core::{ContentHash, KeySite, ModelCard};
 use silo_lexical::Bm25;
+use silo_vector::{Probe, Quantizer};
 
 use crate::StoreError;
 
@@ -48,15 +50,81 @@ pub struct Recipe {
     pub passage_stride_tokens: usize,
     /// How passages are scored.
     pub bm25: Bm25,
+    /// Inverted lists for approximate search; exact search without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ivf: Option<Ivf>,
+}
+
+/// Approximate search through inverted lists.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ivf {
+    /// SHA-256 of the quantiser's file: in a recipe file, `quantizer` names the file instead, relative to the recipe.
+    pub quantizer_sha256: ContentHash,
+    /// Lists that a query looks into.
+    pub n_probe: usize,
+    /// The best `k · rerank` by code are ranked by their exact distance.
+    pub rerank: usize,
+    /// The quantiser itself; not in manifests, which name it by its hash.
+    #[serde(skip)]
+    pub quantizer: Option<Arc<Quantizer>>,
+}
+
+impl Ivf {
+    /// How hard to look.
+    pub(crate) fn probe(&self) -> Probe {
+        Probe { n_probe: self.n_probe, rerank: self.rerank }
+    }
+}
+
+/// `indexes/*.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecipeFile {
+    name: String,
+    key_site: KeySite,
+    key_type: KeyType,
+    window_tokens: usize,
+    stride_tokens: usize,
+    passage_tokens: usize,
+    passage_stride_tokens: usize,
+    bm25: Bm25,
+    ivf: Option<IvfFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IvfFile {
+    quantizer: PathBuf,
+    n_probe: usize,
+    rerank: usize,
 }
 
 impl Recipe {
-    /// Reads a recipe file. Unknown keys and senseless numbers are refused.
+    /// Reads a recipe file and the quantiser that it names. Unknown keys and senseless numbers are refused.
     pub fn read(path: &Path) -> Result<Self, StoreError> {
         let text = std::fs::read_to_string(path).map_err(StoreError::io(path))?;
-        let recipe: Self = toml::from_str(&text).map_err(|e| Self::refuse(path, e.to_string().trim()))?;
+        let file: RecipeFile = toml::from_str(&text).map_err(|e| Self::refuse(path, e.to_string().trim()))?;
+        let ivf = file.ivf.map(|ivf| ivf.read(path.parent().unwrap_or(Path::new("")))).transpose()?;
+        let recipe = Self {
+            name: file.name,
+            key_site: file.key_site,
+            key_type: file.key_type,
+            window_tokens: file.window_tokens,
+            stride_tokens: file.stride_tokens,
+            passage_tokens: file.passage_tokens,
+            passage_stride_tokens: file.passage_stride_tokens,
+            bm25: file.bm25,
+            ivf,
+        };
         recipe.check().map_err(|reason| Self::refuse(path, &reason))?;
         Ok(recipe)
+    }
+
+    /// The quantiser, if search is approximate.
+    pub(crate) fn quantizer(&self) -> Option<(&Ivf, &Quantizer)> {
+        let ivf = self.ivf.as_ref()?;
+        Some((ivf, ivf.quantizer.as_deref()?))
     }
 
     fn refuse(path: &Path, reason: &str) -> StoreError {
@@ -84,6 +152,9 @@ impl Recipe {
         if !(self.bm25.k1 >= 0.0 && self.bm25.k1.is_finite() && (0.0..=1.0).contains(&self.bm25.b)) {
             return Err("bm25.k1 must be 0 or more, bm25.b from 0 to 1".into());
         }
+        if self.ivf.as_ref().is_some_and(|ivf| ivf.n_probe == 0 || ivf.rerank == 0) {
+            return Err("ivf.n_probe and ivf.rerank must be 1 or more".into());
+        }
         Ok(())
     }
 
@@ -99,6 +170,11 @@ impl Recipe {
         if self.key_site != card.key_site {
             return refuse(format!("its key site is {}, the model was opened with {}", self.key_site, card.key_site));
         }
+        match (&self.ivf, self.quantizer()) {
+            (Some(_), Some((_, quantizer))) => check_quantizer(quantizer, card).or_else(refuse)?,
+            (Some(_), None) => return refuse("it comes from a manifest, which names its quantiser only".into()),
+            (None, _) => {}
+        }
         Ok(())
     }
 
@@ -113,16 +189,54 @@ impl Recipe {
             passage_tokens,
             passage_stride_tokens,
             bm25,
+            ivf,
         } = self;
         let key_type = match key_type {
             KeyType::F32 => "f32",
             KeyType::F16 => "f16",
         };
+        // How hard to look is no part of it: it changes no file.
+        let ivf = ivf.as_ref().map_or(String::new(), |ivf| format!("ivf {}\n", ivf.quantizer_sha256));
         let canonical = format!(
             "silo-recipe 1\nkey_site {key_site}\nkey_type {key_type}\nwindow {window_tokens}\nstride {stride_tokens}\n\
-             distance squared-l2\npassage {passage_tokens}\npassage_stride {passage_stride_tokens}\nbm25 {} {}\n",
+             distance squared-l2\npassage {passage_tokens}\npassage_stride {passage_stride_tokens}\nbm25 {} {}\n{ivf}",
             bm25.k1, bm25.b
         );
         ContentHash::of(canonical.as_bytes())
     }
+}
+
+impl IvfFile {
+    fn read(self, directory: &Path) -> Result<Ivf, StoreError> {
+        let path = directory.join(self.quantizer);
+        let bytes = std::fs::read(&path).map_err(StoreError::io(&path))?;
+        let quantizer = Quantizer::from_bytes(&bytes)
+            .map_err(|e| Recipe::refuse(&path, &format!("{e}; make one with `silo index train`")))?;
+        let (n_probe, rerank) = (self.n_probe, self.rerank);
+        let quantizer_sha256 = ContentHash::of(&bytes);
+        Ok(Ivf { quantizer_sha256, n_probe, rerank, quantizer: Some(Arc::new(quantizer)) })
+    }
+}
+
+/// What a quantiser says about the keys it was made from; see [`quantizer_about`].
+const MODEL: &str = "model";
+const KEY_SITE: &str = "key_site";
+
+/// What a quantiser for keys of a model must say about itself.
+pub fn quantizer_about(card: &ModelCard) -> [(String, String); 2] {
+    [(MODEL.into(), card.hash.to_string()), (KEY_SITE.into(), card.key_site.to_string())]
+}
+
+fn check_quantizer(quantizer: &Quantizer, card: &ModelCard) -> Result<(), String> {
+    if quantizer.dim() != card.key_dim {
+        return Err(format!("its quantiser is for keys of {} values, the model's have {}", quantizer.dim(), card.key_dim));
+    }
+    for (field, expected) in quantizer_about(card) {
+        let got = quantizer.about().get(&field);
+        if got != Some(&expected) {
+            let got = got.map_or("none", String::as_str);
+            return Err(format!("its quantiser was made for {field} {got}, not {expected}; make one with `silo index train`"));
+        }
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use silo_core::{
     ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
-use silo_vector::{Candidate, Part, Query, exact_search};
+use silo_vector::{Candidate, ListPart, Part, Query, exact_search, ivf_search};
 
 use crate::live::Live;
 use crate::{Shard, Store, StoreError};
@@ -51,6 +51,12 @@ impl Visible {
         Part { id, keys: self.shard.keys(), queries: (0..n).collect(), hidden: self.hidden(Shard::entries_of) }
     }
 
+    /// Its inverted lists.
+    fn list_part(&self, id: u32) -> Option<ListPart<'_>> {
+        let hidden = self.hidden(Shard::entries_of);
+        Some(ListPart { id, keys: self.shard.keys(), lists: self.shard.lists()?, hidden })
+    }
+
     /// Its passages.
     fn passages(&self) -> lexical::Part<'_> {
         lexical::Part { index: self.shard.lexical(), hidden: self.hidden(Shard::passages_of) }
@@ -75,7 +81,6 @@ fn check_dimensions(live: &Live, queries: &[NeighborQuery<'_>]) -> Result<(), Se
 impl Store {
     /// Answers queries that see the same shards, in one pass over their keys.
     fn scan(&self, key_dim: usize, visible: &[Visible], queries: &[Query<'_>]) -> Vec<Vec<Neighbor>> {
-        let parts: Vec<Part<'_>> = visible.iter().enumerate().map(|(id, v)| v.part(id as u32, queries.len())).collect();
         // Ties by logical id: source, document, position.
         let order = |a: (u32, u32), b: (u32, u32)| -> Ordering {
             let (sa, sb) = (&visible[a.0 as usize].shard, &visible[b.0 as usize].shard);
@@ -86,7 +91,18 @@ impl Store {
             let v = &visible[c.part as usize];
             Neighbor { distance: c.distance, value: v.shard.value(c.row), shard: v.index, row: c.row }
         };
-        let found = self.threads().install(|| exact_search(key_dim, &parts, queries, &order));
+        let numbered = || visible.iter().enumerate().map(|(id, v)| (id as u32, v));
+        let found = match self.recipe().quantizer() {
+            Some((ivf, quantizer)) => {
+                // Every open shard of such a recipe has lists.
+                let parts: Vec<ListPart<'_>> = numbered().filter_map(|(id, v)| v.list_part(id)).collect();
+                self.threads().install(|| ivf_search(quantizer, &parts, queries, ivf.probe(), &order))
+            }
+            None => {
+                let parts: Vec<Part<'_>> = numbered().map(|(id, v)| v.part(id, queries.len())).collect();
+                self.threads().install(|| exact_search(key_dim, &parts, queries, &order))
+            }
+        };
         found.iter().map(|candidates| candidates.iter().map(neighbor).collect()).collect()
     }
 }

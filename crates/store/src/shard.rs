@@ -10,7 +10,7 @@ use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Document, TokenId};
 use silo_lexical::PassageIndex;
-use silo_vector::Keys;
+use silo_vector::{Keys, Lists};
 
 use crate::format::{self, DocumentMetadata, DocumentRecord, FileEntry, Manifest, PassageRecord};
 use crate::{KeyType, StoreError};
@@ -27,6 +27,15 @@ pub struct Shard {
     keys: Mapped,
     passages: Mapped,
     lexical: PassageIndex,
+    lists: Option<ListFiles>,
+}
+
+/// Inverted lists on disk.
+#[derive(Debug)]
+struct ListFiles {
+    offsets: Mapped,
+    rows: Mapped,
+    codes: Mapped,
 }
 
 /// A document as it is stored.
@@ -75,11 +84,11 @@ impl Mapped {
 }
 
 impl Shard {
-    /// Opens a shard. Every file but the keys is checked against its hash, and the relations between them; the keys, which are most
-    /// of the bytes, are checked by [`Shard::verify`].
+    /// Opens a shard. Every file but keys and codes is checked against its hash, and the relations between them; keys and codes, which
+    /// are most of the bytes, are checked by [`Shard::verify`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let manifest = read_manifest(path)?.0;
-        for name in manifest.files.keys().filter(|n| *n != format::KEYS) {
+        for name in manifest.files.keys().filter(|n| *n != format::KEYS && *n != format::CODES) {
             check_file(path, &manifest, name)?;
         }
         let open = |name| Mapped::open(path, name, &manifest);
@@ -92,9 +101,18 @@ impl Shard {
             keys: open(format::KEYS)?,
             passages: open(format::PASSAGES)?,
             lexical: PassageIndex::open(&path.join(format::LEXICAL))?,
+            lists: match manifest.recipe.ivf {
+                None => None,
+                Some(_) => Some(ListFiles {
+                    offsets: open(format::LISTS)?,
+                    rows: open(format::ROWS)?,
+                    codes: open(format::CODES)?,
+                }),
+            },
             manifest,
         };
         shard.check_relations()?;
+        shard.check_lists()?;
         Ok(shard)
     }
 
@@ -136,6 +154,37 @@ impl Shard {
             return Err(StoreError::damaged(&self.passages.path, "its records do not fit the documents"));
         }
         Ok(())
+    }
+
+    fn check_lists(&self) -> Result<(), StoreError> {
+        let Some(files) = &self.lists else { return Ok(()) };
+        let n_entries = self.manifest.n_entries;
+        files.rows.check::<u32>(n_entries)?;
+        let (offsets, rows) = (files.offsets.slice::<u32>(), files.rows.slice::<u32>());
+        let ends = offsets.first() == Some(&0) && offsets.last().is_some_and(|l| u64::from(*l) == n_entries);
+        if !ends || !offsets.is_sorted() {
+            return Err(StoreError::damaged(&files.offsets.path, "its lists do not hold the shard's entries"));
+        }
+        if rows.iter().any(|r| u64::from(*r) >= n_entries) {
+            return Err(StoreError::damaged(&files.rows.path, "it names entries that the shard does not have"));
+        }
+        if n_entries > 0 && !(files.codes.bytes().len() as u64).is_multiple_of(n_entries) {
+            return Err(StoreError::damaged(&files.codes.path, "it does not hold a code for each entry"));
+        }
+        Ok(())
+    }
+
+    /// Whether its lists are those of a quantiser with `n_lists` lists and codes of `code_bytes`.
+    pub(crate) fn fits(&self, n_lists: usize, code_bytes: usize) -> bool {
+        let Some(files) = &self.lists else { return false };
+        files.offsets.slice::<u32>().len() == n_lists + 1
+            && files.codes.bytes().len() as u64 == self.manifest.n_entries * code_bytes as u64
+    }
+
+    /// Its inverted lists, if its recipe has them.
+    pub(crate) fn lists(&self) -> Option<Lists<'_>> {
+        let files = self.lists.as_ref()?;
+        Some(Lists { offsets: files.offsets.slice(), rows: files.rows.slice(), codes: files.codes.bytes() })
     }
 
     /// What it is.

@@ -352,7 +352,13 @@ fn open_live(root: &Path, record: &ShardRecord, card: &ModelCard, recipe: &Recip
         return Err(StoreError::damaged(&path, "its manifest is not the one that was added"));
     }
     compatible(&manifest, card, recipe)?;
-    Shard::open(&path)
+    let shard = Shard::open(&path)?;
+    match recipe.quantizer() {
+        Some((_, q)) if !shard.fits(q.n_lists(), q.projected()) => {
+            Err(StoreError::damaged(&path, "its lists are not those of the recipe's quantiser"))
+        }
+        _ => Ok(shard),
+    }
 }
 
 fn compatible(manifest: &Manifest, card: &ModelCard, recipe: &Recipe) -> Result<(), StoreError> {

@@ -23,7 +23,7 @@ impl Keys<'_> {
     }
 
     /// Row `row` as f32; `buffer` is used where the row has to be converted.
-    fn row<'b>(&'b self, row: usize, dim: usize, buffer: &'b mut [f32]) -> &'b [f32] {
+    pub(crate) fn row<'b>(&'b self, row: usize, dim: usize, buffer: &'b mut [f32]) -> &'b [f32] {
         match self {
             Self::F32(v) => &v[row * dim..(row + 1) * dim],
             Self::F16(v) => {
@@ -49,9 +49,14 @@ pub struct Part<'a> {
 
 impl Part<'_> {
     fn shows(&self, row: u32) -> bool {
-        let after = self.hidden.partition_point(|r| r.start <= row);
-        after == 0 || self.hidden[after - 1].end <= row
+        self.hidden.is_empty() || !is_hidden(&self.hidden, row)
     }
+}
+
+/// Whether a row lies in one of the sorted ranges.
+pub(crate) fn is_hidden(hidden: &[std::ops::Range<u32>], row: u32) -> bool {
+    let after = hidden.partition_point(|r| r.start <= row);
+    after > 0 && hidden[after - 1].end > row
 }
 
 /// One query.
@@ -66,23 +71,20 @@ pub struct Query<'a> {
 /// Rows that one job scans.
 const JOB_ROWS: usize = 8192;
 
-/// Σ (a_i − b_i)², in sixteen lanes that are added in a fixed order, so that a distance does not depend on what else is
-/// computed.
-#[inline]
-pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
+/// Σ f(a_i, b_i), in sixteen lanes that are added in a fixed order, so that a result does not depend on what else is computed.
+#[inline(always)]
+fn reduce(a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
     const LANES: usize = 16;
     let mut acc = [0.0f32; LANES];
     let (a_head, a_tail) = a.as_chunks::<LANES>();
     let (b_head, b_tail) = b.as_chunks::<LANES>();
     for (x, y) in a_head.iter().zip(b_head) {
         for i in 0..LANES {
-            let d = x[i] - y[i];
-            acc[i] = d.mul_add(d, acc[i]);
+            acc[i] = f(x[i], y[i], acc[i]);
         }
     }
     for (i, (x, y)) in a_tail.iter().zip(b_tail).enumerate() {
-        let d = x - y;
-        acc[i] = d.mul_add(d, acc[i]);
+        acc[i] = f(*x, *y, acc[i]);
     }
     let mut width = LANES;
     while width > 1 {
@@ -92,6 +94,21 @@ pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     acc[0]
+}
+
+/// Σ (a_i − b_i)².
+#[inline]
+pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
+    reduce(a, b, |x, y, sum| {
+        let d = x - y;
+        d.mul_add(d, sum)
+    })
+}
+
+/// Σ a_i · b_i.
+#[inline]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    reduce(a, b, f32::mul_add)
 }
 
 /// The k nearest rows of each query among the parts that see it, nearest first; rows of equal distance in `order`. Keys have
@@ -114,7 +131,7 @@ pub fn exact_search(
     let scan = |mut best: Vec<TopK>, (part, rows): &(&Part<'_>, std::ops::Range<usize>)| {
         let mut buffer = vec![0.0; dim];
         for row in rows.clone() {
-            if !part.hidden.is_empty() && !part.shows(row as u32) {
+            if !part.shows(row as u32) {
                 continue;
             }
             let key = part.keys.row(row, dim, &mut buffer);

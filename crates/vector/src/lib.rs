@@ -1,7 +1,7 @@
 //! Nearest neighbours among keys.
 //!
-//! What it is: exact search over rows of keys ([`exact_search`]), which is also the oracle of every approximate index, and
-//! the selection of the k best under a total order ([`TopK`]): by squared L2 distance, then by an order of rows that the
+//! What it is: exact search over rows of keys ([`exact_search`]), which is also the oracle of the approximate one; search through
+//! inverted lists under a shared quantiser ([`ivf_search`]), which Faiss makes ([`train_quantizer`]); and the selection of the k best under a total order ([`TopK`]): by squared L2 distance, then by an order of rows that the
 //! caller gives, so that the k-th place is as strict as the first.
 //!
 //! What it is not: it knows no documents, sources or snapshots; what may be seen was decided before it is called.
@@ -18,7 +18,9 @@
 //! ```
 
 mod exact;
+mod ivf;
 mod top_k;
 
 pub use exact::{Keys, Part, Query, exact_search, squared_l2};
+pub use ivf::{ListPart, Lists, Probe, Quantizer, QuantizerError, Training, ivf_search, train_quantizer};
 pub use top_k::{Candidate, RowOrder, TopK};

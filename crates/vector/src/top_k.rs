@@ -65,6 +65,12 @@ impl TopK {
         self
     }
 
+    /// The k best, in no order.
+    pub fn into_kept(mut self, order: &RowOrder<'_>) -> Vec<Candidate> {
+        self.shrink(order);
+        self.kept
+    }
+
     /// The k best, best first.
     pub fn into_sorted(mut self, order: &RowOrder<'_>) -> Vec<Candidate> {
         self.shrink(order);

@@ -6,14 +6,20 @@ use std::path::{Path, PathBuf};
 use silo_core::{Filter, ShardId, SnapshotProvider};
 use tempfile::TempDir;
 
-use super::{add, key_after, open, search};
+use super::{add, key_after, open, open_with, recipe_of, search};
 
 const FILES: [&str; 6] = ["documents.bin", "metadata.bin", "text.bin", "tokens.bin", "keys.bin", "passages.bin"];
 
-/// A store of two shards, closed, and the directory of the second.
+const LIST_FILES: [&str; 3] = ["lists.bin", "rows.bin", "codes.bin"];
+
 fn two_shards() -> (TempDir, PathBuf) {
+    two_shards_of(false)
+}
+
+/// A store of two shards, closed, and the directory of the second.
+fn two_shards_of(lists: bool) -> (TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
-    let store = open(root.path());
+    let store = open_with(root.path(), recipe_of(lists)).unwrap();
     add(&store, "one", &["keep serving this"]).unwrap();
     let added = add(&store, "two", &["to be damaged"]).unwrap();
     let directory = root.path().join("shards").join(store.shard(added.id).unwrap().directory);
@@ -83,25 +89,43 @@ fn same_file(directory: &Path, name: &Path) -> PathBuf {
 
 #[test]
 fn a_flipped_bit_in_any_file_is_found() {
-    let (_root, directory) = two_shards();
+    let (_root, directory) = two_shards_of(true);
     let lexical = fs::read_dir(directory.join("bm25")).unwrap().map(|e| e.unwrap().path());
-    let files: Vec<PathBuf> = FILES.iter().map(|f| directory.join(f)).chain(lexical).collect();
-    assert!(files.len() > 8);
+    let named = FILES.iter().chain(&LIST_FILES).map(|f| directory.join(f));
+    let files: Vec<PathBuf> = named.chain(lexical).collect();
+    assert!(files.len() > 11);
     for file in files.iter().filter(|f| fs::metadata(f).unwrap().len() > 0) {
-        let (root, fresh) = two_shards();
+        let (root, fresh) = two_shards_of(true);
         let path = same_file(&fresh, file.strip_prefix(&directory).unwrap());
         let mut bytes = fs::read(&path).unwrap();
         let at = bytes.len() / 2;
         bytes[at] ^= 1;
         fs::write(&path, bytes).unwrap();
-        let store = open(root.path());
-        if file.ends_with("keys.bin") {
-            // Most of the bytes: checked in the background, and then left out.
+        let store = open_with(root.path(), recipe_of(true)).unwrap();
+        // Most of the bytes: checked in the background, and then left out.
+        if let Some(late) = ["keys.bin", "codes.bin"].iter().find(|f| file.ends_with(f)) {
             assert_eq!(store.snapshot().shards.len(), 2);
-            assert!(store.scrub()[&ShardId(2)].contains("keys.bin"));
+            assert!(store.scrub()[&ShardId(2)].contains(late));
         }
         assert!(store.status().unavailable[&ShardId(2)].contains("SHA-256"), "{}", path.display());
         assert_eq!(store.snapshot().shards.len(), 1);
         assert!(store.scrub().is_empty());
+    }
+}
+
+#[test]
+fn damaged_lists_are_named() {
+    for file in LIST_FILES {
+        let (root, directory) = two_shards_of(true);
+        let path = directory.join(file);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let store = open_with(root.path(), recipe_of(true)).unwrap();
+        let says = format!("{file} is damaged: it has {} bytes", bytes.len() - 1);
+        assert!(store.status().unavailable[&ShardId(2)].contains(&says));
+        fs::remove_file(&path).unwrap();
+        drop(store);
+        let store = open_with(root.path(), recipe_of(true)).unwrap();
+        assert!(store.status().unavailable[&ShardId(2)].contains("is missing"));
     }
 }

@@ -4,15 +4,16 @@ mod damage;
 mod removal;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use silo_core::{
-    Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
+    ContentHash, Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
     PassageSearch, Permissions, Purpose, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
 };
-use silo_store::{AddedShard, Bm25, KeyType, NewShard, Recipe, Store, StoreError};
+use silo_store::{AddedShard, Bm25, Ivf, KeyType, NewShard, Recipe, Store, StoreError, quantizer_about};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
+use silo_vector::{Quantizer, Training, train_quantizer};
 
 fn recipe() -> Recipe {
     Recipe {
@@ -24,7 +25,26 @@ fn recipe() -> Recipe {
         passage_tokens: 12,
         passage_stride_tokens: 6,
         bm25: Bm25::default(),
+        ivf: None,
     }
+}
+
+/// The same with inverted lists, of which few are looked into.
+fn inverted() -> Recipe {
+    static QUANTIZER: OnceLock<Arc<Quantizer>> = OnceLock::new();
+    let quantizer = QUANTIZER.get_or_init(|| {
+        let keys: Vec<f32> = (0..400u32).flat_map(|i| ScriptedModel::key(i * 7 % 250, i * 13 % 250)).collect();
+        let about = quantizer_about(model().card()).into();
+        let training = Training { projected: 5, n_lists: 16, seed: 1, about };
+        Arc::new(train_quantizer(&keys, ScriptedModel::KEY_DIM, training).unwrap())
+    });
+    let quantizer_sha256 = ContentHash::of(&quantizer.to_bytes().unwrap());
+    let ivf = Ivf { quantizer_sha256, n_probe: 2, rerank: 2, quantizer: Some(quantizer.clone()) };
+    Recipe { name: "inverted".into(), ivf: Some(ivf), ..recipe() }
+}
+
+fn recipe_of(lists: bool) -> Recipe {
+    if lists { inverted() } else { recipe() }
 }
 
 fn model() -> ScriptedModel {
@@ -113,15 +133,20 @@ fn an_entry_is_found_with_its_value_and_described() {
 
 #[test]
 fn shards_survive_a_restart() {
+    survives_a_restart(recipe());
+    survives_a_restart(inverted());
+}
+
+fn survives_a_restart(recipe: Recipe) {
     let root = tempfile::tempdir().unwrap();
     let first = {
-        let store = open(root.path());
+        let store = open_with(root.path(), recipe.clone()).unwrap();
         add(&store, "one", &["alpha beta"]).unwrap();
         add(&store, "two", &["gamma delta"]).unwrap();
         let found = search(&store, &Filter::default(), &key_after(b'a', b'l'), 20);
         (store.snapshot(), logical(&store, &found))
     };
-    let store = open(root.path());
+    let store = open_with(root.path(), recipe.clone()).unwrap();
     assert_eq!(store.snapshot(), first.0);
     let found = search(&store, &Filter::default(), &key_after(b'a', b'l'), 20);
     assert_eq!(logical(&store, &found), first.1);
@@ -129,11 +154,16 @@ fn shards_survive_a_restart() {
 
 #[test]
 fn the_layout_in_shards_does_not_show() {
+    the_layout_does_not_show(recipe());
+    the_layout_does_not_show(inverted());
+}
+
+fn the_layout_does_not_show(recipe: Recipe) {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let texts = ["one fish two fish", "red fish", "blue fish fish fish", "fish"];
-    let together = open(a.path());
+    let together = open_with(a.path(), recipe.clone()).unwrap();
     add(&together, "s", &texts).unwrap();
-    let apart = open(b.path());
+    let apart = open_with(b.path(), recipe).unwrap();
     for text in texts.iter().rev() {
         add(&apart, "s", &[text]).unwrap();
     }
@@ -236,4 +266,25 @@ fn senseless_recipes_are_refused() {
     assert!(open_with(root.path(), too_wide).err().unwrap().to_string().contains("model's window has 64"));
     let other_site = Recipe { key_site: KeySite::FinalNorm, ..recipe() };
     assert!(open_with(root.path(), other_site).err().unwrap().to_string().contains("key site"));
+}
+
+/// Approximate search finds entries whose key is the query's: their list is the first one looked into.
+#[test]
+fn inverted_lists_find_what_is_there_and_fit_their_model_only() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_with(root.path(), inverted()).unwrap();
+    add(&store, "one", &["the cat sat on the mat", "x"]).unwrap();
+    let found = search(&store, &Filter::default(), &key_after(b'c', b'a'), 20);
+    assert_eq!((found[0].distance, found[0].value, found.len()), (0.0, u32::from(b't') + 1, 20));
+    drop(store);
+    let mut other = inverted();
+    let about = [("model".to_owned(), "another".to_owned())].into();
+    let keys: Vec<f32> = (0..40).flat_map(|i| ScriptedModel::key(i, i + 1)).collect();
+    let quantizer = train_quantizer(&keys, ScriptedModel::KEY_DIM, Training { projected: 2, n_lists: 2, seed: 1, about });
+    other.ivf.as_mut().unwrap().quantizer = Some(Arc::new(quantizer.unwrap()));
+    let message = open_with(root.path(), other).err().unwrap().to_string();
+    assert!(message.contains("made for model another"), "{message}");
+    // A store of another recipe keeps the shard and does not retrieve from it.
+    let exact = open(root.path());
+    assert!(exact.status().unavailable.values().next().unwrap().contains("'inverted'"));
 }

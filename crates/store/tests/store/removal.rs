@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use silo_core::{Filter, NeighborSearch, Purpose, ShardId, SnapshotProvider};
 use silo_store::{ShardState, StoreError};
 
-use super::{add, key_after, logical, open, passages, search};
+use super::{add, key_after, logical, open, open_with, passages, recipe_of, search};
 
 fn files_below(path: &Path) -> usize {
     fs::read_dir(path).unwrap().count()
@@ -82,7 +82,7 @@ fn nothing_of_a_removed_text_is_left_in_any_file() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn removed_equals_never_added(
@@ -90,6 +90,7 @@ proptest! {
         removed in prop::collection::vec("a b|[ab ]{1,8}|[ab ]{9,30}", 1..5),
         removed_first in any::<bool>(),
         same_source in any::<bool>(),
+        lists in any::<bool>(),
         k in 1usize..30,
     ) {
         // Both may hold the same text: the copy that stays must not go with the other.
@@ -97,7 +98,7 @@ proptest! {
         let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
         let (with, without) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let other = if same_source { "kept" } else { "withdrawn" };
-        let store = open(with.path());
+        let store = open_with(with.path(), recipe_of(lists)).unwrap();
         let id = if removed_first {
             let id = add(&store, other, &removed).unwrap().id;
             add(&store, "kept", &kept).unwrap();
@@ -107,7 +108,7 @@ proptest! {
             add(&store, other, &removed).unwrap().id
         };
         store.remove_shard(id).unwrap();
-        let never = open(without.path());
+        let never = open_with(without.path(), recipe_of(lists)).unwrap();
         add(&never, "kept", &kept).unwrap();
         prop_assert_eq!(store.snapshot().root, never.snapshot().root);
         for (a, b) in [(b'a', b'b'), (b' ', b'a'), (b'z', b'z')] {

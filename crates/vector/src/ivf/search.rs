@@ -1,0 +1,255 @@
+//! Search through inverted lists.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Quantizer;
+use crate::exact::squared_l2;
+use crate::{Candidate, Keys, Query, RowOrder, TopK};
+
+/// Lists that one job looks into.
+const JOB_LISTS: usize = 8;
+
+/// Entries sorted by list.
+#[derive(Debug, Clone, Copy)]
+pub struct Lists<'a> {
+    /// Where each list begins, and at last where all end.
+    pub offsets: &'a [u32],
+    /// The row of each entry.
+    pub rows: &'a [u32],
+    /// The code of each entry.
+    pub codes: &'a [u8],
+}
+
+/// A shard's keys in their own order, and its lists.
+#[derive(Debug, Clone)]
+pub struct ListPart<'a> {
+    /// Reported with each of its rows.
+    pub id: u32,
+    /// Its keys, row after row.
+    pub keys: Keys<'a>,
+    /// Its lists.
+    pub lists: Lists<'a>,
+    /// Rows that nobody sees: sorted ranges that do not overlap.
+    pub hidden: Vec<Range<u32>>,
+}
+
+/// How hard to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Lists that are looked into, and more where these show fewer than k entries.
+    pub n_probe: usize,
+    /// The best `k · rerank` by code are ranked by their exact distance.
+    pub rerank: usize,
+}
+
+/// The k nearest rows that the probe finds for each query, nearest first; rows of equal distance in `order`. Distances are exact.
+pub fn ivf_search(
+    quantizer: &Quantizer,
+    parts: &[ListPart<'_>],
+    queries: &[Query<'_>],
+    probe: Probe,
+    order: &RowOrder<'_>,
+) -> Vec<Vec<Candidate>> {
+    queries.par_iter().map(|query| one(quantizer, parts, query, probe, order)).collect()
+}
+
+fn one(
+    quantizer: &Quantizer,
+    parts: &[ListPart<'_>],
+    query: &Query<'_>,
+    probe: Probe,
+    order: &RowOrder<'_>,
+) -> Vec<Candidate> {
+    if query.k == 0 {
+        return Vec::new();
+    }
+    let (scaled, lists) = quantizer.query(query.key);
+    let wanted = query.k.saturating_mul(probe.rerank.max(1));
+    let (first, rest) = lists.split_at(probe.n_probe.clamp(1, lists.len()));
+    let (mut best, mut seen) = scan_all(&scaled, parts, first, wanted, order);
+    for &list in rest {
+        if seen >= query.k {
+            break;
+        }
+        let (more, n) = scan_list(&scaled, parts, list, TopK::new(wanted), order);
+        (best, seen) = (best.merge(more, order), seen + n);
+    }
+    rerank(quantizer.dim(), parts, query, best.into_kept(order), order)
+}
+
+/// The best of some lists, and the number of entries that were visible there.
+fn scan_all(
+    query: &[i16],
+    parts: &[ListPart<'_>],
+    lists: &[u32],
+    wanted: usize,
+    order: &RowOrder<'_>,
+) -> (TopK, usize) {
+    let job = |lists: &[u32]| {
+        lists.iter().fold((TopK::new(wanted), 0), |(best, seen), &list| {
+            let (best, n) = scan_list(query, parts, list, best, order);
+            (best, seen + n)
+        })
+    };
+    let merge = |a: (TopK, usize), b: (TopK, usize)| (a.0.merge(b.0, order), a.1 + b.1);
+    lists.par_chunks(JOB_LISTS).map(job).reduce(|| (TopK::new(wanted), 0), merge)
+}
+
+fn scan_list(
+    query: &[i16],
+    parts: &[ListPart<'_>],
+    list: u32,
+    mut best: TopK,
+    order: &RowOrder<'_>,
+) -> (TopK, usize) {
+    let mut seen = 0;
+    for part in parts {
+        let (from, to) = (part.lists.offsets[list as usize] as usize, part.lists.offsets[list as usize + 1] as usize);
+        let codes = part.lists.codes[from * query.len()..to * query.len()].chunks_exact(query.len());
+        for (&row, code) in part.lists.rows[from..to].iter().zip(codes) {
+            if !part.hidden.is_empty() && crate::exact::is_hidden(&part.hidden, row) {
+                continue;
+            }
+            seen += 1;
+            let distance = code_distance(query, code) as f32;
+            best.push(Candidate { distance, part: part.id, row }, order);
+        }
+    }
+    (best, seen)
+}
+
+/// Σ (q_i − c_i)² in integers: no order of additions can change it.
+#[inline(always)]
+fn code_distance(query: &[i16], code: &[u8]) -> i32 {
+    query.iter().zip(code).map(|(&q, &c)| (i32::from(q) - i32::from(c)).pow(2)).sum()
+}
+
+/// Ranks candidates by the exact distance of their keys.
+fn rerank(
+    dim: usize,
+    parts: &[ListPart<'_>],
+    query: &Query<'_>,
+    candidates: Vec<Candidate>,
+    order: &RowOrder<'_>,
+) -> Vec<Candidate> {
+    let mut best = TopK::new(query.k);
+    let mut buffer = vec![0.0; dim];
+    for candidate in candidates {
+        // Parts are few and their ids rise, as the caller made them.
+        let Ok(at) = parts.binary_search_by_key(&candidate.part, |p| p.id) else { continue };
+        let key = parts[at].keys.row(candidate.row as usize, dim, &mut buffer);
+        best.push(Candidate { distance: squared_l2(query.key, key), ..candidate }, order);
+    }
+    best.into_sorted(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Part, Training, exact_search, train_quantizer};
+
+    const DIM: usize = 12;
+
+    /// Keys in clumps, so that lists differ; several are equal, so that ties are met.
+    fn keys(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2) + 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize
+        };
+        let mut out = Vec::new();
+        for _ in 0..n {
+            let clump = next() % 7;
+            out.extend((0..DIM).map(|d| ((clump * (d + 3)) % 11) as f32 + (next() % 4) as f32 * 0.25));
+        }
+        out
+    }
+
+    fn quantizer() -> Quantizer {
+        let training = Training { projected: 6, n_lists: 9, seed: 1, about: Default::default() };
+        train_quantizer(&keys(600, 5), DIM, training).unwrap()
+    }
+
+    /// A part's own arrays.
+    struct Owned {
+        keys: Vec<f16>,
+        offsets: Vec<u32>,
+        rows: Vec<u32>,
+        codes: Vec<u8>,
+    }
+
+    impl Owned {
+        fn new(quantizer: &Quantizer, keys: &[f32]) -> Self {
+            let (lists, codes) = quantizer.encode(keys);
+            let mut out = Self { keys: keys.iter().map(|x| f16::from_f32(*x)).collect(), offsets: vec![0], rows: vec![], codes: vec![] };
+            for list in 0..quantizer.n_lists() as u32 {
+                for row in (0..lists.len()).filter(|r| lists[*r] == list) {
+                    out.rows.push(row as u32);
+                    out.codes.extend(&codes[row * 6..(row + 1) * 6]);
+                }
+                out.offsets.push(out.rows.len() as u32);
+            }
+            out
+        }
+
+        fn part(&self, id: u32, hidden: Vec<Range<u32>>) -> ListPart<'_> {
+            let lists = Lists { offsets: &self.offsets, rows: &self.rows, codes: &self.codes };
+            ListPart { id, keys: Keys::F16(&self.keys), lists, hidden }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Looking into every list and ranking everything again is exact search.
+        #[test]
+        fn a_full_probe_is_exact(n in 1usize..300, k in 0usize..30, seed in any::<u64>(), from in 0u32..100) {
+            let (quantizer, keys) = (quantizer(), keys(n, seed));
+            let owned = Owned::new(&quantizer, &keys);
+            let hidden = vec![from..from + 40];
+            let query = &keys[..DIM];
+            let queries = [Query { key: query, k }];
+            let probe = Probe { n_probe: quantizer.n_lists(), rerank: n };
+            let got = ivf_search(&quantizer, &[owned.part(3, hidden.clone())], &queries, probe, &|a, b| a.cmp(&b));
+            let part = Part { id: 3, keys: Keys::F16(&owned.keys), queries: vec![0], hidden };
+            prop_assert_eq!(got, exact_search(DIM, &[part], &queries, &|a, b| a.cmp(&b)));
+        }
+
+        /// What is found, at any probe, depends on the visible entries and not on the parts they lie in, nor on hidden ones; k visible
+        /// entries are always found where there are as many.
+        #[test]
+        fn the_layout_does_not_show(n in 1usize..300, cut in 0usize..300, k in 1usize..20, n_probe in 1usize..4, seed in any::<u64>()) {
+            let (quantizer, keys) = (quantizer(), keys(n, seed));
+            let cut = cut.min(n);
+            let noise = Owned::new(&quantizer, &keys);
+            let whole = Owned::new(&quantizer, &keys);
+            let (left, right) = (Owned::new(&quantizer, &keys[..cut * DIM]), Owned::new(&quantizer, &keys[cut * DIM..]));
+            let queries = [Query { key: &keys[(n - 1) * DIM..], k }];
+            let probe = Probe { n_probe, rerank: 2 };
+            // The logical order: the row in the whole.
+            let one = ivf_search(&quantizer, &[whole.part(0, vec![]), noise.part(1, vec![0..n as u32])], &queries, probe, &|a, b| a.1.cmp(&b.1));
+            let logical = |(part, row): (u32, u32)| row + if part == 1 { cut as u32 } else { 0 };
+            let two = ivf_search(&quantizer, &[left.part(0, vec![]), right.part(1, vec![])], &queries, probe, &|a, b| logical(a).cmp(&logical(b)));
+            let two: Vec<_> = two[0].iter().map(|c| (c.distance, logical((c.part, c.row)))).collect();
+            prop_assert_eq!(one[0].iter().map(|c| (c.distance, c.row)).collect::<Vec<_>>(), two);
+            prop_assert_eq!(one[0].len(), k.min(n));
+        }
+    }
+
+    #[test]
+    fn a_quantiser_survives_its_file_and_nothing_else_passes_for_one() {
+        let quantizer = quantizer();
+        let bytes = quantizer.to_bytes().unwrap();
+        assert_eq!(Quantizer::from_bytes(&bytes).unwrap(), quantizer);
+        assert!(Quantizer::from_bytes(&bytes[..bytes.len() - 1]).is_err());
+        assert!(Quantizer::from_bytes(b"not a quantiser").is_err());
+        let few = Training { projected: 6, n_lists: 900, seed: 1, about: Default::default() };
+        let message = train_quantizer(&keys(600, 5), DIM, few).unwrap_err().to_string();
+        assert!(message.contains("600 keys are too few for 900 lists"), "{message}");
+    }
+}
