@@ -2,13 +2,16 @@
 
 CARGO ?= cargo
 
-.PHONY: setup build test fmt clippy
+.PHONY: setup build demo test fmt clippy
 
 setup:
 	./scripts/setup.sh
 
 build: setup
 	$(CARGO) build --release
+
+demo: build
+	./scripts/demo.sh
 
 test: setup
 	$(CARGO) fmt --all --check

@@ -25,4 +25,4 @@ pub use request::{
     Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
 };
 pub use scheduler::{Engine, EngineStatus, Generation};
-pub use score::{Score, ScoredToken};
+pub use score::{Evidence, Score, ScoredToken};

@@ -53,17 +53,25 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// log p of the token with these parameters, as [`Engine::score`] computes it: of the neighbours, the first k count.
-    pub fn log_probability(&self, parameters: &KnnParameters) -> f64 {
-        let neighbors = &self.neighbors[..self.neighbors.len().min(parameters.k)];
-        let Some((nearest, _)) = neighbors.first() else { return self.parametric_log_probability };
+    /// p_knn of the token over the first `k` neighbours; `None` without a neighbour.
+    pub fn neighbor_probability(&self, k: usize, knn_temperature: f64) -> Option<f64> {
+        let neighbors = &self.neighbors[..self.neighbors.len().min(k)];
+        let (nearest, _) = neighbors.first()?;
         let (mut hits, mut all) = (0.0, 0.0);
         for (distance, hit) in neighbors {
-            let weight = ((f64::from(*nearest) - f64::from(*distance)) / parameters.knn_temperature).exp();
+            let weight = ((f64::from(*nearest) - f64::from(*distance)) / knn_temperature).exp();
             all += weight;
             hits += if *hit { weight } else { 0.0 };
         }
-        mixture::mix_one(self.parametric_log_probability, hits / all, parameters.knn_weight)
+        Some(hits / all)
+    }
+
+    /// log p of the token with these parameters, as [`Engine::score`] computes it.
+    pub fn log_probability(&self, parameters: &KnnParameters) -> f64 {
+        match self.neighbor_probability(parameters.k, parameters.knn_temperature) {
+            None => self.parametric_log_probability,
+            Some(p) => mixture::mix_one(self.parametric_log_probability, p, parameters.knn_weight),
+        }
     }
 }
 

@@ -126,6 +126,16 @@ impl Governor {
         Ok(self.store.add_shard(&NewShard { source, documents }, &*self.model, cancel, progress)?)
     }
 
+    /// Encodes the stored documents of a shard again, with the served model and recipe.
+    pub fn rebuild_shard(
+        &self,
+        id: ShardId,
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<AddedShard, GovernError> {
+        Ok(self.store.rebuild_shard(id, &*self.model, cancel, progress)?)
+    }
+
     /// Withdraws a shard.
     pub fn remove_shard(&self, id: ShardId) -> Result<Removal, GovernError> {
         Ok(self.store.remove_shard(id)?)

@@ -139,6 +139,30 @@ impl DatastoreService for Datastore {
         registry.add_shard(source, documents).map(Response::new)
     }
 
+    async fn rebuild_shards(
+        &self,
+        request: Request<v1::RebuildShardsRequest>,
+    ) -> Result<Response<lro::Operation>, Status> {
+        self.draining.check()?;
+        let asked = request.into_inner().ids;
+        let find = self.blocking(move |g| {
+            let unavailable = || g.store().status().unavailable.keys().copied().collect();
+            let ids: Vec<ShardId> =
+                if asked.is_empty() { unavailable() } else { asked.into_iter().map(ShardId).collect() };
+            let mut total = 0;
+            for id in &ids {
+                let record = g.store().shard(*id).map_err(govern)?;
+                if record.state == ShardState::Removed {
+                    return Err(govern(silo_govern::StoreError::ShardRemoved(*id)));
+                }
+                total += record.n_documents;
+            }
+            Ok((ids, total))
+        });
+        let (ids, total) = find.await?.into_inner();
+        self.registry.rebuild_shards(ids, total).map(Response::new)
+    }
+
     async fn get_shard(&self, request: Request<v1::GetShardRequest>) -> Result<Response<v1::Shard>, Status> {
         let id = ShardId(request.into_inner().id);
         self.blocking(move |g| g.store().shard(id).map(|r| describe(g, &r)).map_err(govern)).await

@@ -1,4 +1,4 @@
-//! Long-running operations (AIP-151): additions, one after the other.
+//! Long-running operations (AIP-151): additions and rebuilds, one after the other.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use prost::Name;
 use prost_types::Any;
-use silo_core::{Document, SourceId};
-use silo_govern::Governor;
+use silo_core::{Document, ShardId, SourceId};
+use silo_govern::{AddedShard, Governor};
 use silo_proto::longrunning as lro;
 use silo_proto::longrunning::operations_server::Operations;
 use silo_proto::v1;
@@ -17,9 +17,17 @@ use tonic::{Request, Response, Status};
 
 use crate::{ServerConfig, page, status, to_proto};
 
+/// What an operation does.
+enum Task {
+    /// Adds checked documents as a shard.
+    Add { source: SourceId, documents: Mutex<Vec<Document>> },
+    /// Encodes shards again.
+    Rebuild { ids: Vec<ShardId> },
+}
+
 /// An operation's state.
 struct Work {
-    source: SourceId,
+    task: Task,
     total: u64,
     done: AtomicU64,
     cancel: AtomicBool,
@@ -66,10 +74,20 @@ impl Registry {
         source: SourceId,
         documents: Vec<Document>,
     ) -> Result<lro::Operation, Status> {
+        let total = documents.len() as u64;
+        self.start(Task::Add { source, documents: Mutex::new(documents) }, total)
+    }
+
+    /// Starts a rebuild of shards that are there.
+    pub(crate) fn rebuild_shards(self: &Arc<Self>, ids: Vec<ShardId>, total: u64) -> Result<lro::Operation, Status> {
+        self.start(Task::Rebuild { ids }, total)
+    }
+
+    fn start(self: &Arc<Self>, task: Task, total: u64) -> Result<lro::Operation, Status> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let work = Arc::new(Work {
-            source,
-            total: documents.len() as u64,
+            task,
+            total,
             done: AtomicU64::new(0),
             cancel: AtomicBool::new(false),
             result: Mutex::new(None),
@@ -89,11 +107,11 @@ impl Registry {
         tokio::spawn(async move {
             let turn = registry.turn.acquire().await;
             let (worker, governor) = (task.clone(), registry.governor.clone());
-            let run = tokio::task::spawn_blocking(move || add(&governor, &worker, &documents));
+            let run = tokio::task::spawn_blocking(move || perform(&governor, &worker));
             let outcome = run.await.unwrap_or_else(|e| Err(status::internal(e)));
             drop(turn);
             *task.result() = Some(match outcome {
-                Ok(shard) => lro::operation::Result::Response(pack(&shard)),
+                Ok(answer) => lro::operation::Result::Response(answer),
                 Err(status) => lro::operation::Result::Error(status::as_message(&status)),
             });
             task.finished.notify_waiters();
@@ -110,14 +128,16 @@ impl Registry {
     }
 
     fn describe(&self, number: u64, work: &Work) -> lro::Operation {
-        let progress = v1::AddShardProgress {
-            source: work.source.to_string(),
-            documents_done: work.done.load(Ordering::Relaxed),
-            documents_total: work.total,
+        let (documents_done, documents_total) = (work.done.load(Ordering::Relaxed), work.total);
+        let progress = match &work.task {
+            Task::Add { source, .. } => {
+                pack(&v1::AddShardProgress { source: source.to_string(), documents_done, documents_total })
+            }
+            Task::Rebuild { .. } => pack(&v1::RebuildShardsProgress { documents_done, documents_total }),
         };
         let result = work.result().clone();
         let name = format!("operations/{}-{number}", self.instance);
-        lro::Operation { name, metadata: Some(pack(&progress)), done: result.is_some(), result }
+        lro::Operation { name, metadata: Some(progress), done: result.is_some(), result }
     }
 
     fn find(&self, name: &str) -> Result<(u64, Arc<Work>), Status> {
@@ -132,15 +152,42 @@ impl Registry {
     }
 }
 
-fn add(governor: &Governor, work: &Work, documents: &[Document]) -> Result<v1::Shard, Status> {
+fn perform(governor: &Governor, work: &Work) -> Result<Any, Status> {
     if work.cancel.load(Ordering::Relaxed) {
-        return Err(status::cancelled("the addition was cancelled before it began"));
+        return Err(status::cancelled("the operation was cancelled before it began"));
     }
-    let progress = |done, _| work.done.store(done, Ordering::Relaxed);
-    let added = governor.add_shard(&work.source, documents, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
+    match &work.task {
+        Task::Add { source, documents } => {
+            // An operation runs once, so its documents need not be kept.
+            let documents = std::mem::take(&mut *documents.lock().unwrap_or_else(PoisonError::into_inner));
+            add(governor, work, source, &documents).map(|shard| pack(&shard))
+        }
+        Task::Rebuild { ids } => rebuild(governor, work, ids).map(|answer| pack(&answer)),
+    }
+}
+
+fn rebuild(governor: &Governor, work: &Work, ids: &[ShardId]) -> Result<v1::RebuildShardsResponse, Status> {
+    let mut shards = Vec::new();
+    for &id in ids {
+        let before = work.done.load(Ordering::Relaxed);
+        let progress = |done, _| work.done.store(before + done, Ordering::Relaxed);
+        let rebuilt = governor.rebuild_shard(id, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
+        shards.push(shard(governor, &rebuilt)?);
+    }
+    Ok(v1::RebuildShardsResponse { shards })
+}
+
+/// An added or rebuilt shard.
+fn shard(governor: &Governor, added: &AddedShard) -> Result<v1::Shard, Status> {
     let record = governor.store().shard(added.id).map_err(|e| status::govern(&e.into()))?;
     let n_bytes = added.manifest.files.values().map(|f| f.bytes).sum();
     Ok(v1::Shard { n_duplicates: added.n_duplicates, ..to_proto::shard(&record, None, n_bytes) })
+}
+
+fn add(governor: &Governor, work: &Work, source: &SourceId, documents: &[Document]) -> Result<v1::Shard, Status> {
+    let progress = |done, _| work.done.store(done, Ordering::Relaxed);
+    let added = governor.add_shard(source, documents, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
+    shard(governor, &added)
 }
 
 pub(crate) struct OperationsService(pub(crate) Arc<Registry>);

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use silo_core::{Calibration, KeySite};
 use silo_engine::EngineConfig;
+use silo_eval::{Grid, Sizes};
 use silo_govern::GovernConfig;
 use silo_server::ServerConfig;
 use silo_train::{TrainConfig, TrainError};
@@ -76,15 +77,7 @@ pub struct StoreConfig {
 impl ServeConfig {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("the configuration {} is refused", path.display()))
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        let (config, mut faults) = parse::<Self>(text)?;
-        config.check(&mut faults);
-        if faults.is_empty() { Ok(config) } else { bail!("\n  - {}", faults.join("\n  - ")) }
+        read(path, Self::check)
     }
 
     fn check(&self, faults: &mut Vec<String>) {
@@ -135,18 +128,95 @@ fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<(T, Vec<String>)>
     Ok((config, unknown))
 }
 
-/// Reads `configs/train.toml` or one like it.
-pub fn read_train_config(path: &Path) -> Result<TrainConfig> {
+/// Reads a configuration file and checks it.
+fn read<T: serde::de::DeserializeOwned>(path: &Path, check: impl Fn(&T, &mut Vec<String>)) -> Result<T> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-    let read = || {
-        let (config, mut faults) = parse::<TrainConfig>(&text)?;
+    checked(&text, check).with_context(|| format!("the configuration {} is refused", path.display()))
+}
+
+fn checked<T: serde::de::DeserializeOwned>(text: &str, check: impl Fn(&T, &mut Vec<String>)) -> Result<T> {
+    let (config, mut faults) = parse::<T>(text)?;
+    check(&config, &mut faults);
+    if faults.is_empty() { Ok(config) } else { bail!("\n  - {}", faults.join("\n  - ")) }
+}
+
+/// Reads `configs/train.toml` or one like it.
+pub fn read_train_config(path: &Path) -> Result<TrainConfig> {
+    read(path, |config: &TrainConfig, faults| {
         if let Err(TrainError::Config(more)) = config.check() {
             faults.extend(more);
         }
-        if faults.is_empty() { Ok(config) } else { bail!("\n  - {}", faults.join("\n  - ")) }
-    };
-    read().with_context(|| format!("the configuration {} is refused", path.display()))
+    })
+}
+
+/// `configs/eval.toml`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct EvalConfig {
+    /// The parametric half.
+    pub model: ModelConfig,
+    /// A store for the measurements.
+    pub store: StoreConfig,
+    /// The decode loop.
+    #[serde(default)]
+    pub engine: EngineConfig,
+    /// What is measured.
+    pub eval: EvalSection,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Deserialize)]
+pub struct EvalSection {
+    /// A built corpus.
+    pub corpus: PathBuf,
+    /// Declarations of its sources.
+    pub declarations: PathBuf,
+    /// Sources that are domains.
+    pub domains: Vec<String>,
+    /// How much of each.
+    pub sizes: Sizes,
+    /// What is tried on validation text.
+    pub grid: Grid,
+    /// Runs that are timed.
+    pub speed: SpeedConfig,
+}
+
+/// Runs that are timed.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SpeedConfig {
+    /// Tokens of a prompt.
+    pub prompt_tokens: usize,
+    /// New tokens.
+    pub new_tokens: usize,
+    /// Texts at the same time.
+    pub batches: Vec<usize>,
+    /// Times that each is done.
+    pub runs: usize,
+    /// Keys that recall is measured with.
+    pub queries: usize,
+    /// Neighbours of each.
+    pub k: usize,
+}
+
+/// Reads `configs/eval.toml` or one like it.
+pub fn read_eval_config(path: &Path) -> Result<EvalConfig> {
+    read(path, |config: &EvalConfig, faults| {
+        let (e, s) = (&config.eval, &config.eval.speed);
+        let mut fault = |wrong: bool, text: &str| {
+            if wrong {
+                faults.push(text.to_owned());
+            }
+        };
+        fault(e.domains.is_empty(), "eval.domains names no source");
+        fault(e.grid.max_k() > config.engine.max_k, "eval.grid.k must be at most engine.max_k");
+        let sizes = [s.prompt_tokens, s.new_tokens, s.runs, s.queries, s.k];
+        fault(sizes.contains(&0) || s.batches.contains(&0), "eval.speed: all numbers must be 1 or more");
+        let most = config.engine.max_active;
+        fault(s.batches.iter().any(|b| *b > most), "eval.speed.batches must be at most engine.max_active");
+        if let Err(error) = e.grid.check() {
+            fault(true, &format!("eval.grid: {error}"));
+        }
+    })
 }
 
 /// Reads a calibration.
@@ -160,6 +230,10 @@ pub fn read_calibration(path: &Path) -> Result<Calibration> {
 mod tests {
     use super::*;
 
+    fn parse_serve(text: &str) -> Result<ServeConfig> {
+        checked(text, ServeConfig::check)
+    }
+
     const GOOD: &str = "[model]\npath = \"m\"\n[store]\nroot = \"r\"\nrecipe = \"i\"\n";
 
     #[test]
@@ -167,7 +241,7 @@ mod tests {
         let text = format!(
             "{GOOD}threds = 3\n[engine]\nmax_active = 0\nspeed = 9\n[engine.knn]\nk = 0\nknn_weight = 2\nknn_temperature = 1\n[server]\nlisten = \"0.0.0.0:1\"\n"
         );
-        let message = format!("{:#}", ServeConfig::parse(&text).unwrap_err());
+        let message = format!("{:#}", parse_serve(&text).unwrap_err());
         for part in
             ["'store.threds'", "'engine.speed'", "max_active", "engine.knn.k ", "knn_weight must be", "0.0.0.0:1"]
         {
@@ -177,20 +251,20 @@ mod tests {
 
     #[test]
     fn wrong_types_and_syntax_say_where() {
-        let wrong_type = ServeConfig::parse(&format!("{GOOD}threads = \"two\"\n")).unwrap_err();
+        let wrong_type = parse_serve(&format!("{GOOD}threads = \"two\"\n")).unwrap_err();
         assert!(format!("{wrong_type:#}").contains("threads"));
-        assert!(format!("{:#}", ServeConfig::parse("[model\n").unwrap_err()).contains("line 1"));
-        assert!(
-            format!("{:#}", ServeConfig::parse("[store]\nroot=\"r\"\nrecipe=\"i\"").unwrap_err()).contains("model")
-        );
+        assert!(format!("{:#}", parse_serve("[model\n").unwrap_err()).contains("line 1"));
+        assert!(format!("{:#}", parse_serve("[store]\nroot=\"r\"\nrecipe=\"i\"").unwrap_err()).contains("model"));
     }
 
     #[test]
     fn the_shipped_configurations_are_good() {
         let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
-        for name in ["serve.toml", "test.toml"] {
+        for name in ["serve.toml", "demo.toml", "test.toml"] {
             ServeConfig::read(&configs.join(name)).unwrap();
         }
+        read_train_config(&configs.join("train.toml")).unwrap();
+        read_eval_config(&configs.join("eval.toml")).unwrap();
         let indexes = configs.join("../indexes");
         for entry in std::fs::read_dir(indexes).unwrap() {
             silo_store::Recipe::read(&entry.unwrap().path()).unwrap();

@@ -36,12 +36,20 @@ enum Command {
     /// Documents with licences and tiers, from declared sources.
     #[command(subcommand)]
     Corpus(commands::corpus::Corpus),
+    /// Index recipes.
+    #[command(subcommand)]
+    Index(commands::index::Index),
+    /// Measure on held-out text.
+    #[command(subcommand)]
+    Eval(commands::eval::Eval),
+    /// Measure speed, memory and recall.
+    Bench(commands::eval::Bench),
     /// Train a model on openly licensed text.
     Train(commands::train::Train),
     /// Sources: declare and list.
     #[command(subcommand)]
     Source(commands::source::Source),
-    /// Shards: add, list, show, remove.
+    /// Shards: add, list, show, rebuild, remove.
     #[command(subcommand)]
     Shard(commands::shard::Shard),
 }
@@ -63,6 +71,9 @@ fn main() -> ExitCode {
             Command::Score(c) => c.run(json).await,
             Command::Search(c) => c.run(json).await,
             Command::Corpus(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,
+            Command::Index(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,
+            Command::Bench(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,
+            Command::Eval(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,
             Command::Train(c) => c.run(json).await,
             Command::Source(c) => c.run(json).await,
             Command::Shard(c) => c.run(json).await,

@@ -39,7 +39,7 @@ CREATE TABLE shards (
 CREATE TABLE epochs (
     epoch INTEGER PRIMARY KEY AUTOINCREMENT,
     at_unix_ms INTEGER NOT NULL,
-    change TEXT NOT NULL                    -- 'add shard', 'remove shard'
+    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove shard'
 ) STRICT;
 ";
 
@@ -183,6 +183,36 @@ impl Catalog {
                 ],
             )?;
             Ok((ShardId(t.last_insert_rowid() as u64), epoch))
+        })
+    }
+
+    /// Puts a rebuilt shard in the place of an old one and makes the epoch, in one transaction; `None` if the old one is not live any more.
+    pub(crate) fn replace_shard(
+        &self,
+        old: &ShardRecord,
+        directory: &str,
+        manifest: &Manifest,
+        sha256: &str,
+    ) -> Result<Option<Epoch>, StoreError> {
+        self.transaction(|t| {
+            let sql = "UPDATE shards SET directory = ?3, manifest_sha256 = ?4, model_hash = ?5, recipe_hash = ?6, n_documents = ?7,
+                                         n_tokens = ?8, n_entries = ?9
+                       WHERE id = ?1 AND directory = ?2 AND state = 'live'";
+            let changed = t.execute(
+                sql,
+                params![
+                    old.id.0 as i64,
+                    old.directory,
+                    directory,
+                    sha256,
+                    manifest.model_hash.to_string(),
+                    manifest.recipe_hash.to_string(),
+                    manifest.n_documents as i64,
+                    manifest.n_tokens as i64,
+                    manifest.n_entries as i64,
+                ],
+            )?;
+            if changed == 0 { Ok(None) } else { new_epoch(t, "rebuild shard").map(Some) }
         })
     }
 

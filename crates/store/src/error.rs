@@ -29,8 +29,8 @@ pub enum StoreError {
     #[error("shard {0} was removed")]
     ShardRemoved(ShardId),
     #[error(
-        "the shard was built with the {what} {got}, the store uses {expected}; serve it with those, or remove it and \
-             add its documents again"
+        "the shard was built with the {what} {got}, the store uses {expected}; encode its stored documents \
+             again with `silo shard rebuild`, or serve it with those"
     )]
     Incompatible { what: &'static str, got: String, expected: String },
     #[error("there is no document to add")]

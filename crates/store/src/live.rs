@@ -64,12 +64,14 @@ impl Live {
         live
     }
 
-    /// Adds a shard.
+    /// Adds a shard, or puts it in the place of one with the same number.
     pub(crate) fn insert(&mut self, id: ShardId, shard: Arc<Shard>, epoch: Epoch) {
         let source = shard.manifest().source.clone();
+        self.unavailable.remove(&id);
         self.shards.insert(id, shard);
         self.renew_source(&source);
-        self.renew_snapshot(epoch, Some(id));
+        let newest = self.snapshot.last_shard.max(id);
+        self.renew_snapshot(epoch, Some(newest));
     }
 
     /// Takes a shard away.

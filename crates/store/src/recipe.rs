@@ -229,13 +229,19 @@ pub fn quantizer_about(card: &ModelCard) -> [(String, String); 2] {
 
 fn check_quantizer(quantizer: &Quantizer, card: &ModelCard) -> Result<(), String> {
     if quantizer.dim() != card.key_dim {
-        return Err(format!("its quantiser is for keys of {} values, the model's have {}", quantizer.dim(), card.key_dim));
+        return Err(format!(
+            "its quantiser is for keys of {} values, the model's have {}",
+            quantizer.dim(),
+            card.key_dim
+        ));
     }
     for (field, expected) in quantizer_about(card) {
         let got = quantizer.about().get(&field);
         if got != Some(&expected) {
             let got = got.map_or("none", String::as_str);
-            return Err(format!("its quantiser was made for {field} {got}, not {expected}; make one with `silo index train`"));
+            return Err(format!(
+                "its quantiser was made for {field} {got}, not {expected}; make one with `silo index train`"
+            ));
         }
     }
     Ok(())

@@ -10,10 +10,10 @@ use silo_core::{
     ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
-use silo_vector::{Candidate, ListPart, Part, Query, exact_search, ivf_search};
+use silo_vector::{Candidate, ListPart, Part, Quantizer, Query, exact_search, ivf_search};
 
 use crate::live::Live;
-use crate::{Shard, Store, StoreError};
+use crate::{Ivf, Shard, Store, StoreError};
 
 /// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
 struct Visible {
@@ -80,7 +80,13 @@ fn check_dimensions(live: &Live, queries: &[NeighborQuery<'_>]) -> Result<(), Se
 
 impl Store {
     /// Answers queries that see the same shards, in one pass over their keys.
-    fn scan(&self, key_dim: usize, visible: &[Visible], queries: &[Query<'_>]) -> Vec<Vec<Neighbor>> {
+    fn scan(
+        &self,
+        key_dim: usize,
+        visible: &[Visible],
+        queries: &[Query<'_>],
+        lists: Option<(&Ivf, &Quantizer)>,
+    ) -> Vec<Vec<Neighbor>> {
         // Ties by logical id: source, document, position.
         let order = |a: (u32, u32), b: (u32, u32)| -> Ordering {
             let (sa, sb) = (&visible[a.0 as usize].shard, &visible[b.0 as usize].shard);
@@ -92,7 +98,7 @@ impl Store {
             Neighbor { distance: c.distance, value: v.shard.value(c.row), shard: v.index, row: c.row }
         };
         let numbered = || visible.iter().enumerate().map(|(id, v)| (id as u32, v));
-        let found = match self.recipe().quantizer() {
+        let found = match lists {
             Some((ivf, quantizer)) => {
                 // Every open shard of such a recipe has lists.
                 let parts: Vec<ListPart<'_>> = numbered().filter_map(|(id, v)| v.list_part(id)).collect();
@@ -107,8 +113,17 @@ impl Store {
     }
 }
 
-impl NeighborSearch for Store {
-    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+impl Store {
+    /// The same as [`NeighborSearch::neighbors`] by exhaustive search, whatever the recipe: what approximate search is measured against.
+    pub fn exact_neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+        self.search(queries, None)
+    }
+
+    fn search(
+        &self,
+        queries: &[NeighborQuery<'_>],
+        lists: Option<(&Ivf, &Quantizer)>,
+    ) -> Result<Vec<Vec<Neighbor>>, SearchError> {
         let live = self.live();
         check_dimensions(&live, queries)?;
         let mut out = vec![Vec::new(); queries.len()];
@@ -120,12 +135,18 @@ impl NeighborSearch for Store {
             left = rest;
             let vectors: Vec<Query<'_>> =
                 group.iter().map(|&i| Query { key: queries[i].key, k: queries[i].k }).collect();
-            let found = self.scan(live.key_dim, &visible(&live, snapshot, mask), &vectors);
+            let found = self.scan(live.key_dim, &visible(&live, snapshot, mask), &vectors, lists);
             for (i, neighbors) in group.into_iter().zip(found) {
                 out[i] = neighbors;
             }
         }
         Ok(out)
+    }
+}
+
+impl NeighborSearch for Store {
+    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+        self.search(queries, self.recipe().quantizer())
     }
 
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {

@@ -188,21 +188,32 @@ impl Store {
             ShardBuilder { model, tokenizer: self.tokenizer.as_ref(), recipe: &self.recipe, cancel, progress };
         let manifest = builder.build(&staging.path, &source.id, new.documents)?;
         self.check_compatible(&manifest)?;
-        let (id, live) = self.enter(&staging, &manifest)?;
+        let (id, live) = self.enter(&staging, &manifest, None)?;
         let copies = live.sources.get(&source.id).map_or(0, |s| s.n_copies(id));
         let n_duplicates = copies + new.documents.len() as u64 - manifest.n_documents;
         Ok(AddedShard { id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
     }
 
-    /// Publishes staged files: one rename, one transaction.
-    fn enter(&self, staging: &Staging, manifest: &Manifest) -> Result<(ShardId, Arc<Live>), StoreError> {
+    /// Publishes staged files, as a new shard or in the place of an old one: one rename, one transaction.
+    fn enter(
+        &self,
+        staging: &Staging,
+        manifest: &Manifest,
+        old: Option<&ShardRecord>,
+    ) -> Result<(ShardId, Arc<Live>), StoreError> {
         let _change = self.change();
         let (_, sha256) = read_manifest(&staging.path)?;
         let target = self.root.join("shards").join(&staging.name);
         fs::rename(&staging.path, &target).map_err(StoreError::io(&target))?;
         sync_directory(&self.root.join("shards"))?;
         let entered = Shard::open(&target).and_then(|shard| {
-            let (id, epoch) = self.catalog.add_shard(&staging.name, manifest, &sha256)?;
+            let (id, epoch) = match old {
+                None => self.catalog.add_shard(&staging.name, manifest, &sha256)?,
+                Some(old) => {
+                    let epoch = self.catalog.replace_shard(old, &staging.name, manifest, &sha256)?;
+                    (old.id, epoch.ok_or(StoreError::ShardRemoved(old.id))?)
+                }
+            };
             Ok((id, epoch, shard))
         });
         let (id, epoch, shard) = match entered {
@@ -218,6 +229,39 @@ impl Store {
         let live = Arc::new(live);
         self.live.store(live.clone());
         Ok((id, live))
+    }
+
+    /// Encodes the stored documents of a shard again, with the store's model and recipe, and puts the result in its place: one rename, one
+    /// transaction. Until then the shard stays what it was; it keeps its number. This is how a shard of another model or recipe, or one
+    /// with damaged keys, is retrieved from again.
+    pub fn rebuild_shard(
+        &self,
+        id: ShardId,
+        model: &dyn LanguageModel,
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<AddedShard, StoreError> {
+        let record = self.shard(id)?;
+        if record.state == ShardState::Removed {
+            return Err(StoreError::ShardRemoved(id));
+        }
+        let old_path = self.root.join("shards").join(&record.directory);
+        let (old_manifest, sha256) = read_manifest(&old_path)?;
+        if sha256 != record.manifest_sha256 {
+            return Err(StoreError::damaged(&old_path, "its manifest is not the one that was added"));
+        }
+        let old = Shard::open(&old_path)?;
+        let documents = (0..old_manifest.n_documents as usize).map(|i| Ok(old.document(i)?.document));
+        let documents = documents.collect::<Result<Vec<_>, StoreError>>()?;
+        let staging = Staging::create(&self.root)?;
+        let builder =
+            ShardBuilder { model, tokenizer: self.tokenizer.as_ref(), recipe: &self.recipe, cancel, progress };
+        let manifest = builder.build(&staging.path, &record.source, &documents)?;
+        self.check_compatible(&manifest)?;
+        let (_, live) = self.enter(&staging, &manifest, Some(&record))?;
+        let _ = fs::remove_dir_all(&old_path); // swept at the next start otherwise
+        let n_duplicates = live.sources.get(&record.source).map_or(0, |s| s.n_copies(id));
+        Ok(AddedShard { id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
     }
 
     /// Withdraws a shard. When this returns it is durable, no new search can find the shard in any snapshot, and its files are

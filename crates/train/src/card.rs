@@ -57,7 +57,7 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
 fn head(facts: &RunFacts<'_>, n_parameters: usize) -> String {
     let (config, m) = (facts.config, &facts.config.model);
     let step_tokens = config.optimizer.rows_per_step * m.context_tokens;
-    let n_tokens = config.optimizer.steps as usize * step_tokens;
+    let n_tokens = facts.step as usize * step_tokens;
     let epochs = n_tokens as f64 / (facts.rows_per_epoch as usize * m.context_tokens) as f64;
     format!(
         "---\nlicense: apache-2.0\nlanguage: en\n---\n\n# {}\n\nA language model of {:.1} million parameters that was trained on openly licensed text only: public \

@@ -23,6 +23,8 @@ pub enum TrainError {
         path.display()
     )]
     OtherRun { path: PathBuf, what: &'static str },
+    #[error("another process is at work in {}; wait for it, or give this run another paths.work", .0.display())]
+    Locked(PathBuf),
     #[error("the loss of step {step} is {loss}: the learning rate is too high, or the text is broken")]
     Diverged { step: u64, loss: f64 },
     #[error("the device failed: {0}")]

@@ -16,8 +16,12 @@ use crate::{TrainError, card, curve, log};
 const KEPT_STEPS: u64 = 10;
 
 /// Writes the model beside its place, then puts it there.
-pub(crate) fn write(facts: &RunFacts<'_>, layout: &Layout, parameters: &[f32]) -> Result<(), TrainError> {
-    let output = &facts.config.paths.output;
+pub(crate) fn write(
+    facts: &RunFacts<'_>,
+    layout: &Layout,
+    parameters: &[f32],
+    output: &Path,
+) -> Result<(), TrainError> {
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
     let partial = tempfile::tempdir_in(parent).map_err(TrainError::io(parent))?;
@@ -118,7 +122,7 @@ fn record(facts: &RunFacts<'_>, layout: &Layout) -> serde_json::Value {
             "order": "documents by source name and place in the corpus, shuffled with ChaCha8 (seed, stream = epoch + 1), packed one after the other",
             "sha256_of_tokens_by_epoch": facts.epoch_hashes.values().collect::<Vec<_>>(),
         },
-        "steps": facts.config.optimizer.steps,
+        "steps": facts.step,
         "n_tokens_learnt_from": n_tokens,
         "seconds": seconds,
         "checkpoints": checkpoints,

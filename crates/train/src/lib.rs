@@ -26,4 +26,4 @@ mod tokenizer;
 pub use config::{DataConfig, Logging, ModelShape, OptimizerConfig, Paths, TokenizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use log::{LogLine, Validation};
-pub use run::{Outcome, TrainDevice, train};
+pub use run::{Outcome, TrainDevice, export_checkpoint, train};

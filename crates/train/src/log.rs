@@ -66,34 +66,42 @@ impl LogLine {
     }
 }
 
-/// The log file.
+/// The log of a run, and the file that it goes on in.
 pub(crate) struct Log {
     path: PathBuf,
-    file: File,
+    /// `None` where the run is looked at only.
+    file: Option<File>,
     pub(crate) lines: Vec<LogLine>,
 }
 
 impl Log {
-    /// Opens the log; what was written after `step` steps goes, for those steps will be made again.
-    pub(crate) fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
-        let io = || TrainError::io(path);
+    /// Reads what was logged up to `step`.
+    pub(crate) fn read(path: &Path, step: u64) -> Result<Self, TrainError> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(io()(e)),
+            Err(e) => return Err(TrainError::io(path)(e)),
         };
         // The last line may be half-written; it is younger than the last checkpoint.
         let mut lines: Vec<LogLine> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
         lines.retain(|l| l.step() <= step);
+        Ok(Self { path: path.to_owned(), file: None, lines })
+    }
+
+    /// Opens the log for going on; what was written after `step` goes, for those steps will be made again.
+    pub(crate) fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
+        let mut log = Self::read(path, step)?;
         let partial = path.with_extension("partial");
-        fs::write(&partial, lines.iter().map(line).collect::<String>()).map_err(io())?;
-        fs::rename(&partial, path).map_err(io())?;
-        let file = OpenOptions::new().append(true).open(path).map_err(io())?;
-        Ok(Self { path: path.to_owned(), file, lines })
+        fs::write(&partial, log.lines.iter().map(line).collect::<String>()).map_err(TrainError::io(&partial))?;
+        fs::rename(&partial, path).map_err(TrainError::io(path))?;
+        log.file = Some(OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?);
+        Ok(log)
     }
 
     pub(crate) fn add(&mut self, new: LogLine) -> Result<(), TrainError> {
-        self.file.write_all(line(&new).as_bytes()).map_err(TrainError::io(&self.path))?;
+        if let Some(file) = &mut self.file {
+            file.write_all(line(&new).as_bytes()).map_err(TrainError::io(&self.path))?;
+        }
         self.lines.push(new);
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! The loop: rows in, steps made, log and checkpoints out.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -128,6 +129,8 @@ impl RowStream<'_> {
 /// What a finished or stopped run knows about itself.
 pub(crate) struct RunFacts<'a> {
     pub(crate) config: &'a TrainConfig,
+    /// Steps made.
+    pub(crate) step: u64,
     pub(crate) identity: &'a RunIdentity,
     pub(crate) text: &'a Text,
     pub(crate) tokenizer_json: &'a str,
@@ -147,6 +150,42 @@ pub fn train(
     config.check()?;
     let work = &config.paths.work;
     std::fs::create_dir_all(work).map_err(TrainError::io(work))?;
+    let _lock = lock(work)?;
+    with_run(config, device, progress, |run, progress| {
+        run.log = Log::open(&log_path(config), run.state.step)?;
+        run.steps(stop, progress)?;
+        let finished = run.state.step == config.optimizer.steps;
+        Ok(if finished {
+            (Outcome::Finished, Some(config.paths.output.clone()))
+        } else {
+            (Outcome::Stopped { step: run.state.step }, None)
+        })
+    })
+}
+
+/// Writes the newest checkpoint of a run as a model into `output`, and makes no step.
+pub fn export_checkpoint(
+    config: &TrainConfig,
+    device: TrainDevice,
+    output: &Path,
+    progress: &mut dyn FnMut(&str, Option<&LogLine>),
+) -> Result<Outcome, TrainError> {
+    with_run(config, device, progress, |run, _| {
+        Ok((Outcome::Stopped { step: run.state.step }, Some(output.to_owned())))
+    })
+}
+
+/// Opens the run, works with it, and writes the model where the work says so.
+fn with_run(
+    config: &TrainConfig,
+    device: TrainDevice,
+    progress: &mut dyn FnMut(&str, Option<&LogLine>),
+    work_with: impl FnOnce(
+        &mut Run<'_>,
+        &mut dyn FnMut(&str, Option<&LogLine>),
+    ) -> Result<(Outcome, Option<PathBuf>), TrainError>,
+) -> Result<Outcome, TrainError> {
+    config.check()?;
     progress("reading the corpus", None);
     let text = Text::read(config)?;
     let tokenizer_json = tokenizer_of(config, &text, progress)?;
@@ -172,13 +211,13 @@ pub fn train(
         &format!("{} tokens, {} rows an epoch, step {}", documents.n_tokens(), run.rows_per_epoch, run.state.step),
         None,
     );
-    run.steps(stop, progress)?;
-    if run.state.step < config.optimizer.steps {
-        return Ok(Outcome::Stopped { step: run.state.step });
-    }
-    run.rows.hash_all((config.optimizer.steps * config.optimizer.rows_per_step as u64 - 1) / run.rows_per_epoch);
+    let (outcome, output) = work_with(&mut run, progress)?;
+    let Some(output) = output else { return Ok(outcome) };
+    let n_rows = run.state.step * config.optimizer.rows_per_step as u64;
+    run.rows.hash_all(n_rows.saturating_sub(1) / run.rows_per_epoch);
     let facts = RunFacts {
         config,
+        step: run.state.step,
         identity: &run.state.identity,
         text: &text,
         tokenizer_json: &tokenizer_json,
@@ -187,8 +226,8 @@ pub fn train(
         epoch_hashes: std::mem::take(&mut run.rows.hashes),
         lines: &run.log.lines,
     };
-    export::write(&facts, &run.layout, &run.state.parameters)?;
-    Ok(Outcome::Finished)
+    export::write(&facts, &run.layout, &run.state.parameters, &output)?;
+    Ok(outcome)
 }
 
 /// The tokenizer of the run: trained once, then kept in its directory.
@@ -259,7 +298,7 @@ impl<'a> Run<'a> {
             let what = format!("{row_tokens} tokens of training text, which one row takes");
             return Err(TrainError::NoText { path: config.paths.corpus.clone(), what });
         }
-        let log = Log::open(&config.paths.work.join("log.jsonl"), state.step)?;
+        let log = Log::read(&log_path(config), state.step)?;
         let optimizer = AdamW::new(config.optimizer.clone(), &layout);
         Ok(Self { config, layout, optimizer, pass, state, rows, rows_per_epoch, validation, log })
     }
@@ -326,7 +365,23 @@ impl<'a> Run<'a> {
     }
 }
 
-fn checkpoints(work: &Path) -> std::path::PathBuf {
+fn log_path(config: &TrainConfig) -> PathBuf {
+    config.paths.work.join("log.jsonl")
+}
+
+/// One process at a time works at a run. The system lets go of the lock when the process ends, however it ends.
+fn lock(work: &Path) -> Result<File, TrainError> {
+    let path = work.join("run.lock");
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(TrainError::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(TrainError::Locked(work.to_owned())),
+        Err(TryLockError::Error(e)) => Err(TrainError::io(&path)(e)),
+    }
+}
+
+fn checkpoints(work: &Path) -> PathBuf {
     work.join("checkpoints")
 }
 

@@ -26,14 +26,6 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     reduce(a, b)
 }
 
-/// y += a·x.
-#[inline(always)]
-pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = a.mul_add(*x, *y);
-    }
-}
-
 /// y += x.
 pub(crate) fn add_into(y: &mut [f32], x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {

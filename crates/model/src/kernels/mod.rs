@@ -14,7 +14,7 @@ mod matrix;
 mod portable;
 mod quantized;
 
-pub(crate) use attention::attend;
+pub(crate) use attention::{KEY_BLOCK, attend};
 pub(crate) use math::{add_into, rms_norm, silu_multiply};
 pub use matrix::{PackedMatrix, Stored};
 pub use quantized::QuantizedBlocks;

@@ -4,7 +4,10 @@ use std::any::Any;
 
 use silo_core::SequenceCache;
 
-/// Keys and values of one sequence: per layer and key-value head, rows of `head_dim` values in the order of the tokens.
+use crate::kernels::KEY_BLOCK;
+
+/// Keys and values of one sequence, per layer and key-value head in the order of the tokens: values as rows of `head_dim`, keys in blocks
+/// of [`KEY_BLOCK`] positions side by side, as [`attend`](crate::kernels::attend) reads them.
 #[derive(Debug, Clone)]
 pub(crate) struct CpuCache {
     len: usize,
@@ -30,8 +33,17 @@ impl CpuCache {
     pub(crate) fn push(&mut self, layer: usize, key: &[f32], value: &[f32]) {
         for head in 0..self.n_kv_heads {
             let range = head * self.head_dim..(head + 1) * self.head_dim;
-            self.keys[layer * self.n_kv_heads + head].extend_from_slice(&key[range.clone()]);
-            self.values[layer * self.n_kv_heads + head].extend_from_slice(&value[range]);
+            let (keys, values) =
+                (&mut self.keys[layer * self.n_kv_heads + head], &mut self.values[layer * self.n_kv_heads + head]);
+            let position = values.len() / self.head_dim;
+            let block = position / KEY_BLOCK * KEY_BLOCK * self.head_dim;
+            if keys.len() == block {
+                keys.resize(block + KEY_BLOCK * self.head_dim, 0.0);
+            }
+            for (d, k) in key[range.clone()].iter().enumerate() {
+                keys[block + d * KEY_BLOCK + position % KEY_BLOCK] = *k;
+            }
+            values.extend_from_slice(&value[range]);
         }
     }
 
@@ -54,9 +66,9 @@ impl SequenceCache for CpuCache {
 
     fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        for rows in self.keys.iter_mut().chain(&mut self.values) {
-            rows.truncate(self.len * self.head_dim);
-        }
+        self.values.iter_mut().for_each(|rows| rows.truncate(self.len * self.head_dim));
+        let blocks = self.len.div_ceil(KEY_BLOCK) * KEY_BLOCK;
+        self.keys.iter_mut().for_each(|keys| keys.truncate(blocks * self.head_dim));
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use silo_core::{LicencePolicy, Tier};
 use silo_corpus::{
     BuildReport, CorpusBuilder, CorpusDocument, LicenceGate, SourceReport, Split, read_declarations, read_documents,
@@ -20,6 +20,65 @@ pub enum Corpus {
     Stats(Stats),
     /// Whether its training text may be trained on.
     Check(Check),
+    /// Print documents of a source.
+    Text(PrintText),
+}
+
+/// Prints documents, a blank line between them (or one per line with --json).
+#[derive(Debug, Args)]
+pub struct PrintText {
+    #[command(flatten)]
+    place: Place,
+    /// The source.
+    source: String,
+    /// Which part.
+    #[arg(long, value_enum, default_value = "test")]
+    split: SplitName,
+    /// At most so many documents.
+    #[arg(long, default_value_t = 1)]
+    documents: usize,
+    /// At most so many bytes of each, cut between characters.
+    #[arg(long)]
+    max_bytes: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SplitName {
+    Train,
+    Validation,
+    Test,
+}
+
+/// Documents of one part of a source that is not left out, in the order of the corpus.
+pub fn corpus_documents(corpus: &Path, source: &str, split: Split) -> Result<Vec<CorpusDocument>> {
+    let report = read_report(corpus)?;
+    if !report.sources.iter().any(|s| s.name.as_str() == source) {
+        bail!("the corpus at {} holds no source '{source}'", corpus.display());
+    }
+    let documents = read_documents(&corpus.join(format!("{source}.jsonl.zst")))?;
+    // What goes to the store keeps what is too much like other text.
+    let wanted = |d: &CorpusDocument| d.split == split && (split == Split::Train || d.excluded.is_none());
+    Ok(documents.into_iter().filter(wanted).collect())
+}
+
+impl PrintText {
+    fn run(self, as_json: bool) -> Result<()> {
+        let split = match self.split {
+            SplitName::Train => Split::Train,
+            SplitName::Validation => Split::Validation,
+            SplitName::Test => Split::Test,
+        };
+        let documents = corpus_documents(&self.place.corpus, &self.source, split)?;
+        if documents.is_empty() {
+            bail!("'{}' has no {} text", self.source, split.name());
+        }
+        for mut document in documents.into_iter().take(self.documents) {
+            let most = self.max_bytes.unwrap_or(usize::MAX).min(document.text.len());
+            document.text.truncate(document.text.floor_char_boundary(most));
+            if as_json { output::json(&document)? } else { println!("{}", document.text) }
+        }
+        Ok(())
+    }
 }
 
 /// Where a corpus lies.
@@ -71,11 +130,13 @@ impl Corpus {
             Self::Build(c) => c.run(as_json),
             Self::Stats(c) => show(&read_report(&c.place.corpus)?, as_json),
             Self::Check(c) => c.run(as_json),
+            Self::Text(c) => c.run(as_json),
         }
     }
 }
 
-fn read_report(corpus: &Path) -> Result<BuildReport> {
+/// The report of a built corpus.
+pub fn read_report(corpus: &Path) -> Result<BuildReport> {
     let path = corpus.join("report.json");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("there is no corpus at {}; build one with `silo corpus build`", corpus.display()))?;

@@ -42,6 +42,9 @@ pub struct Generate {
     /// Credit sources: totals after the text.
     #[arg(long)]
     attribute: bool,
+    /// Credit sources of every token, in a table after the text; also the totals.
+    #[arg(long)]
+    attribute_tokens: bool,
 }
 
 impl Generate {
@@ -53,8 +56,11 @@ impl Generate {
             seed: self.seed,
             ..v1::Sampling::default()
         };
-        let attribution =
-            if self.attribute { v1::AttributionDetail::PerResponse } else { v1::AttributionDetail::Unspecified };
+        let attribution = match (self.attribute_tokens, self.attribute) {
+            (true, _) => v1::AttributionDetail::PerToken,
+            (false, true) => v1::AttributionDetail::PerResponse,
+            (false, false) => v1::AttributionDetail::Unspecified,
+        };
         Ok(v1::GenerateRequest {
             prompt: Some(v1::generate_request::Prompt::Text(self.prompt.read()?)),
             max_new_tokens: self.max_new_tokens,
@@ -80,10 +86,15 @@ impl Generate {
             }
             Ok(())
         };
-        let mut finished = None;
+        let (mut finished, mut tokens) = (None, Vec::new());
         while let Some(chunk) = stream.message().await.map_err(refused)? {
             match chunk.message {
-                Some(Message::Token(token)) => show(&token.text)?,
+                Some(Message::Token(token)) => {
+                    show(&token.text)?;
+                    if self.attribute_tokens {
+                        tokens.push(token);
+                    }
+                }
                 Some(Message::Finished(f)) => {
                     show(&f.text)?;
                     finished = Some(f);
@@ -93,10 +104,11 @@ impl Generate {
         }
         let Some(finished) = finished else { bail!("the server ended the text without a reason") };
         if as_json {
-            output::json(&describe(&text, &finished))?;
+            output::json(&describe(&text, &finished, &tokens))?;
         } else {
             println!();
-            print_end(&finished, self.attribute);
+            print_tokens(&tokens);
+            print_end(&finished, self.attribute || self.attribute_tokens);
         }
         drop(stream);
         connection.close().await
@@ -108,7 +120,23 @@ fn reason(finished: &v1::Finished) -> &'static str {
     reason.strip_prefix("FINISH_REASON_").unwrap_or(reason)
 }
 
-fn describe(text: &str, f: &v1::Finished) -> Value {
+/// A row per token: what the model and each source have in its probability.
+fn print_tokens(tokens: &[v1::Token]) {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let row = |t: &v1::Token| {
+        let model = 1.0 - t.shares.iter().map(|s| s.share).sum::<f64>();
+        let mut shares: Vec<&v1::SourceShare> = t.shares.iter().collect();
+        shares.sort_by(|a, b| b.share.total_cmp(&a.share));
+        let named = shares.iter().map(|s| format!("{} {}", s.source, percent(s.share)));
+        let probability = format!("{:.3}", t.log_probability.exp());
+        vec![format!("{:?}", t.text), probability, percent(model), named.collect::<Vec<_>>().join(", ")]
+    };
+    if !tokens.is_empty() {
+        output::table(&["token", "p", "model", "sources"], &tokens.iter().map(row).collect::<Vec<_>>());
+    }
+}
+
+fn describe(text: &str, f: &v1::Finished, tokens: &[v1::Token]) -> Value {
     let sources: Vec<Value> = f
         .sources
         .iter()
@@ -121,6 +149,10 @@ fn describe(text: &str, f: &v1::Finished) -> Value {
         "prompt_tokens": usage.prompt_tokens, "new_tokens": usage.new_tokens,
         "epoch": provenance.epoch, "root": provenance.root, "model_hash": provenance.model_hash,
         "parametric_total": f.parametric_total, "sources": sources, "context_sources": f.context_sources,
+        "tokens": tokens.iter().map(|t| json!({
+            "id": t.id, "text": t.text, "log_probability": t.log_probability,
+            "shares": t.shares.iter().map(|s| json!({"source": s.source, "share": s.share})).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -1,7 +1,9 @@
 //! One module per command.
 
 pub mod corpus;
+pub mod eval;
 pub mod generate;
+pub mod index;
 pub mod score;
 pub mod search;
 pub mod serve;
@@ -113,6 +115,18 @@ pub async fn asked_to_stop() -> Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+/// A tier's number in messages.
+pub fn tier_number(tier: silo_core::Tier) -> i32 {
+    use silo_core::Tier;
+    let tier = match tier {
+        Tier::PublicDomain => v1::Tier::PublicDomain,
+        Tier::Permissive => v1::Tier::Permissive,
+        Tier::Attribution => v1::Tier::Attribution,
+        Tier::Restricted => v1::Tier::Restricted,
+    };
+    tier.into()
 }
 
 /// The name of a tier's message.

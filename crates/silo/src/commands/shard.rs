@@ -10,15 +10,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use silo_corpus::{CorpusDocument, Split};
 use silo_proto::{longrunning as lro, v1};
 
+use super::corpus::corpus_documents;
 use crate::client::{Connection, Target, refused};
 use crate::output;
 
 /// Documents go out in messages of about this size.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Shards: add, list, show, remove.
+/// Shards: add, list, show, rebuild, remove.
 #[derive(Debug, Subcommand)]
 pub enum Shard {
     /// Add documents of a source as a shard.
@@ -27,6 +29,8 @@ pub enum Shard {
     Ls(List),
     /// Show one shard.
     Show(One),
+    /// Encode the stored documents of shards again, with the served model and recipe.
+    Rebuild(Rebuild),
     /// Withdraw a shard: when this returns, no request finds it any more, and its files are deleted.
     Remove(One),
 }
@@ -40,8 +44,33 @@ pub struct Add {
     #[arg(long)]
     source: String,
     /// JSON Lines files with `text`, and optionally `uri`, `title`, `licence`, per line; or text files, one document each.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "corpus")]
     files: Vec<PathBuf>,
+    /// Take the source's text from a corpus that `silo corpus build` made: the part that is neither validation nor test text.
+    #[arg(long, value_name = "PATH", conflicts_with = "files")]
+    corpus: Option<PathBuf>,
+    /// Of a corpus, take about so many bytes: documents in the order of their hashes.
+    #[arg(long, value_name = "N", requires = "corpus")]
+    max_bytes: Option<usize>,
+}
+
+impl Add {
+    fn documents(&self) -> Result<Vec<v1::Document>> {
+        let Some(corpus) = &self.corpus else {
+            let read = self.files.iter().map(|f| read(f)).collect::<Result<Vec<_>>>()?;
+            return Ok(read.concat());
+        };
+        let mut documents = corpus_documents(corpus, &self.source, Split::Train)?;
+        documents.sort_by_key(|d| d.hash);
+        let (mut bytes, most) = (0, self.max_bytes.unwrap_or(usize::MAX));
+        let fits = |d: &CorpusDocument| {
+            let fits = bytes < most;
+            bytes += d.text.len();
+            fits
+        };
+        let message = |d: CorpusDocument| v1::Document { uri: d.uri, title: d.title, licence: d.licence, text: d.text };
+        Ok(documents.into_iter().take_while(fits).map(message).collect())
+    }
 }
 
 /// Lists the shards.
@@ -55,6 +84,15 @@ pub struct List {
     /// Also those that were removed.
     #[arg(long)]
     removed: bool,
+}
+
+/// Rebuilds shards.
+#[derive(Debug, Args)]
+pub struct Rebuild {
+    #[command(flatten)]
+    target: Target,
+    /// Their numbers; all that are not retrieved from if none is named.
+    ids: Vec<u64>,
 }
 
 /// One shard.
@@ -123,17 +161,26 @@ fn messages(source: String, documents: Vec<v1::Document>) -> Vec<v1::AddShardReq
     out
 }
 
-/// Waits for an addition, with a progress bar on a terminal.
-async fn wait(connection: &Connection, mut operation: lro::Operation) -> Result<v1::Shard> {
+/// Documents done and in all, of an operation that adds or rebuilds.
+fn progress(metadata: &prost_types::Any) -> Option<(u64, u64)> {
+    use prost::Name as _;
+    if metadata.type_url == v1::RebuildShardsProgress::type_url() {
+        let p = v1::RebuildShardsProgress::decode(&metadata.value[..]).ok()?;
+        return Some((p.documents_done, p.documents_total));
+    }
+    let p = v1::AddShardProgress::decode(&metadata.value[..]).ok()?;
+    Some((p.documents_done, p.documents_total))
+}
+
+/// Waits for an operation, with a progress bar on a terminal; gives its response.
+async fn wait<T: prost::Message + Default>(connection: &Connection, mut operation: lro::Operation) -> Result<T> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} documents, {per_sec}, {eta} left")?;
     bar.set_style(style);
     while !operation.done {
-        if let Some(progress) =
-            operation.metadata.as_ref().and_then(|m| v1::AddShardProgress::decode(&m.value[..]).ok())
-        {
-            bar.set_length(progress.documents_total);
-            bar.set_position(progress.documents_done);
+        if let Some((done, total)) = operation.metadata.as_ref().and_then(progress) {
+            bar.set_length(total);
+            bar.set_position(done);
         }
         let timeout = Some(prost_duration(Duration::from_millis(500)));
         let request = lro::WaitOperationRequest { name: operation.name.clone(), timeout };
@@ -141,9 +188,9 @@ async fn wait(connection: &Connection, mut operation: lro::Operation) -> Result<
     }
     bar.finish_and_clear();
     match operation.result {
-        Some(lro::operation::Result::Response(any)) => Ok(v1::Shard::decode(&any.value[..])?),
+        Some(lro::operation::Result::Response(any)) => Ok(T::decode(&any.value[..])?),
         Some(lro::operation::Result::Error(status)) => bail!("{}", status.message),
-        None => bail!("the addition ended without a result"),
+        None => bail!("the operation ended without a result"),
     }
 }
 
@@ -198,6 +245,7 @@ impl Shard {
                 }
                 connection.close().await
             }
+            Self::Rebuild(c) => c.run(as_json).await,
             Self::Remove(c) => c.remove(as_json).await,
         }
     }
@@ -205,14 +253,11 @@ impl Shard {
 
 impl Add {
     async fn run(self, as_json: bool) -> Result<()> {
-        let mut documents = Vec::new();
-        for file in &self.files {
-            documents.extend(read(file)?);
-        }
+        let documents = self.documents()?;
         let connection = self.target.connect().await?;
         let stream = tokio_stream::iter(messages(self.source, documents));
         let operation = connection.datastore().add_shard(stream).await.map_err(refused)?.into_inner();
-        let shard = wait(&connection, operation).await?;
+        let shard: v1::Shard = wait(&connection, operation).await?;
         if as_json {
             output::json(&describe(&shard))?;
         } else {
@@ -220,6 +265,23 @@ impl Add {
                 "shard {}: {} documents, {} entries of {}, epoch {}; {} documents were there already",
                 shard.id, shard.n_documents, shard.n_entries, shard.source, shard.added_epoch, shard.n_duplicates
             );
+        }
+        connection.close().await
+    }
+}
+
+impl Rebuild {
+    async fn run(self, as_json: bool) -> Result<()> {
+        let connection = self.target.connect().await?;
+        let request = v1::RebuildShardsRequest { ids: self.ids };
+        let operation = connection.datastore().rebuild_shards(request).await.map_err(refused)?.into_inner();
+        let answer: v1::RebuildShardsResponse = wait(&connection, operation).await?;
+        if as_json {
+            output::json(&answer.shards.iter().map(describe).collect::<Vec<_>>())?;
+        } else if answer.shards.is_empty() {
+            println!("all shards are retrieved from: there is nothing to rebuild");
+        } else {
+            print(&answer.shards);
         }
         connection.close().await
     }

@@ -1,11 +1,14 @@
 //! `silo source`.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use silo_corpus::SourceDeclaration;
 use silo_proto::v1;
 
-use super::tier_name;
+use super::{tier_name, tier_number};
 use crate::client::{Target, refused};
 use crate::output;
 
@@ -24,16 +27,50 @@ pub struct Create {
     #[command(flatten)]
     target: Target,
     /// Its name: 1 to 63 of a-z, 0-9, '-', '_', '.'.
-    name: String,
+    #[arg(required_unless_present = "declaration")]
+    name: Option<String>,
     /// Who holds the rights, or gave the collection out.
-    #[arg(long)]
-    owner: String,
+    #[arg(long, required_unless_present = "declaration")]
+    owner: Option<String>,
     /// SPDX licence expression.
-    #[arg(long)]
-    licence: String,
+    #[arg(long, required_unless_present = "declaration")]
+    licence: Option<String>,
     /// Where the licence is stated.
-    #[arg(long, default_value = "")]
-    licence_stated_at: String,
+    #[arg(long)]
+    licence_stated_at: Option<String>,
+    /// Take all of this from a declaration, as those in `datastore/`.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["name", "owner", "licence", "licence_stated_at"])]
+    declaration: Option<PathBuf>,
+}
+
+impl Create {
+    fn source(self) -> Result<v1::Source> {
+        let Some(path) = &self.declaration else {
+            return Ok(v1::Source {
+                name: self.name.unwrap_or_default(),
+                owner: self.owner.unwrap_or_default(),
+                licence: self.licence.unwrap_or_default(),
+                licence_stated_at: self.licence_stated_at.unwrap_or_default(),
+                ..v1::Source::default()
+            });
+        };
+        let d = SourceDeclaration::read(path)?;
+        let permissions = d.permissions.map(|p| v1::Permissions {
+            train: p.train,
+            knn: p.knn,
+            context: p.context,
+            verbatim: p.verbatim,
+            display: p.display,
+        });
+        Ok(v1::Source {
+            name: d.name.to_string(),
+            owner: d.owner,
+            licence: d.licence,
+            licence_stated_at: d.licence_stated_at,
+            tier: d.tier.map_or(0, tier_number),
+            permissions,
+        })
+    }
 }
 
 /// Lists the sources.
@@ -64,14 +101,8 @@ impl Source {
     pub async fn run(self, as_json: bool) -> Result<()> {
         match self {
             Self::Create(c) => {
-                let source = v1::Source {
-                    name: c.name,
-                    owner: c.owner,
-                    licence: c.licence,
-                    licence_stated_at: c.licence_stated_at,
-                    ..v1::Source::default()
-                };
                 let connection = c.target.connect().await?;
+                let source = c.source()?;
                 let request = v1::CreateSourceRequest { source: Some(source), validate_only: false };
                 let created = connection.datastore().create_source(request).await.map_err(refused)?.into_inner();
                 if as_json {

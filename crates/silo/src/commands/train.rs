@@ -20,6 +20,9 @@ pub struct Train {
     /// Where it computes.
     #[arg(long, value_enum, default_value = "cpu")]
     device: Device,
+    /// Write the newest checkpoint as a model into this directory, and make no step.
+    #[arg(long, value_name = "PATH")]
+    export: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,21 +50,25 @@ impl Train {
             eprintln!("stopping after this step");
             asked.store(true, Ordering::Relaxed);
         });
-        let work = config.paths.work.clone();
+        let (work, export) = (config.paths.work.clone(), self.export.clone());
         let run = move || {
             let mut shown = |what: &str, line: Option<&LogLine>| show(what, line, as_json);
-            silo_train::train(&config, device, &stop, &mut shown).map(|outcome| (outcome, config))
+            let outcome = match &export {
+                Some(output) => silo_train::export_checkpoint(&config, device, output, &mut shown),
+                None => silo_train::train(&config, device, &stop, &mut shown),
+            };
+            outcome.map(|outcome| (outcome, config))
         };
         let (outcome, config) = tokio::task::spawn_blocking(run).await??;
         let (done, step, output) = match outcome {
             Outcome::Finished => (true, config.optimizer.steps, Some(config.paths.output)),
-            Outcome::Stopped { step } => (false, step, None),
+            Outcome::Stopped { step } => (false, step, self.export),
         };
         if as_json {
             return output::json(&serde_json::json!({"finished": done, "step": step, "output": output}));
         }
         match output {
-            Some(path) => println!("finished after {step} steps: {}", path.display()),
+            Some(path) => println!("the model after {step} steps: {}", path.display()),
             None => println!("stopped after {step} steps; the same command goes on from {}", work.display()),
         }
         Ok(())

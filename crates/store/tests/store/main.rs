@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use silo_core::{
-    ContentHash, Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
-    PassageSearch, Permissions, Purpose, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
+    ContentHash, Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
+    PassageQuery, PassageSearch, Permissions, Purpose, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
 };
 use silo_store::{AddedShard, Bm25, Ivf, KeyType, NewShard, Recipe, Store, StoreError, quantizer_about};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -254,7 +254,7 @@ fn a_shard_of_another_recipe_is_kept_but_not_retrieved_from() {
     let status = other.status();
     assert!(status.snapshot.shards.is_empty());
     let reason = &status.unavailable[&ShardId(1)];
-    assert!(reason.contains("recipe") && reason.contains("add its documents again"), "{reason}");
+    assert!(reason.contains("recipe") && reason.contains("silo shard rebuild"), "{reason}");
     drop(other);
     assert_eq!(open(root.path()).snapshot().shards.len(), 1);
 }
@@ -280,11 +280,50 @@ fn inverted_lists_find_what_is_there_and_fit_their_model_only() {
     let mut other = inverted();
     let about = [("model".to_owned(), "another".to_owned())].into();
     let keys: Vec<f32> = (0..40).flat_map(|i| ScriptedModel::key(i, i + 1)).collect();
-    let quantizer = train_quantizer(&keys, ScriptedModel::KEY_DIM, Training { projected: 2, n_lists: 2, seed: 1, about });
+    let quantizer =
+        train_quantizer(&keys, ScriptedModel::KEY_DIM, Training { projected: 2, n_lists: 2, seed: 1, about });
     other.ivf.as_mut().unwrap().quantizer = Some(Arc::new(quantizer.unwrap()));
     let message = open_with(root.path(), other).err().unwrap().to_string();
     assert!(message.contains("made for model another"), "{message}");
     // A store of another recipe keeps the shard and does not retrieve from it.
     let exact = open(root.path());
     assert!(exact.status().unavailable.values().next().unwrap().contains("'inverted'"));
+}
+
+/// A rebuilt shard is the one that would have been added, under its old number; nothing of the old files stays.
+#[test]
+fn a_shard_of_another_recipe_comes_back_by_rebuilding_it() {
+    let (root, fresh) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let texts = ["one fish two fish", "red fish", "blue fish"];
+    let store = open(root.path());
+    let first = add(&store, "s", &texts).unwrap();
+    let gone = add(&store, "other", &["withdrawn"]).unwrap();
+    store.remove_shard(gone.id).unwrap();
+    let no_progress: &dyn Fn(u64, u64) = &|_, _| {};
+    let never = AtomicBool::new(false);
+    assert!(matches!(store.rebuild_shard(gone.id, &model(), &never, no_progress), Err(StoreError::ShardRemoved(_))));
+    drop(store);
+
+    let store = open_with(root.path(), inverted()).unwrap();
+    let refused = store.status().unavailable[&first.id].clone();
+    assert!(refused.contains("silo shard rebuild"), "{refused}");
+    let cancelled = store.rebuild_shard(first.id, &model(), &AtomicBool::new(true), no_progress);
+    assert!(matches!(cancelled, Err(StoreError::Cancelled | StoreError::Model { .. })), "{cancelled:?}");
+    assert!(store.snapshot().shards.is_empty(), "it stays what it was");
+    let before = store.snapshot();
+    let rebuilt = store.rebuild_shard(first.id, &model(), &never, no_progress).unwrap();
+    assert_eq!((rebuilt.id, rebuilt.manifest.n_documents, rebuilt.n_duplicates), (first.id, 3, 0));
+    assert!(rebuilt.epoch > before.epoch && store.status().unavailable.is_empty());
+
+    let expected = open_with(fresh.path(), inverted()).unwrap();
+    add(&expected, "s", &texts).unwrap();
+    let check = |store: &Store| {
+        assert_eq!(store.snapshot().root, expected.snapshot().root);
+        let find = |s: &Store| logical(s, &search(s, &Filter::default(), &key_after(b' ', b'f'), 9));
+        assert_eq!(find(store), find(&expected));
+    };
+    check(&store);
+    assert_eq!(std::fs::read_dir(root.path().join("shards")).unwrap().count(), 1);
+    drop(store);
+    check(&open_with(root.path(), inverted()).unwrap());
 }

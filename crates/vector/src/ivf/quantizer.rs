@@ -139,8 +139,10 @@ impl Quantizer {
             let projected = self.project(key);
             let distances = self.centroids.chunks_exact(self.projected()).map(|c| squared_l2(&projected, c));
             let nearest = distances.enumerate().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(list, _)| list as u32);
-            let code: Vec<u8> =
-                projected.iter().map(|y| (y / self.step + ZERO_CODE).round_ties_even().clamp(0.0, 255.0) as u8).collect();
+            let code: Vec<u8> = projected
+                .iter()
+                .map(|y| (y / self.step + ZERO_CODE).round_ties_even().clamp(0.0, 255.0) as u8)
+                .collect();
             (nearest, code)
         });
         let (lists, codes): (Vec<u32>, Vec<Vec<u8>>) = rows.unzip();

@@ -97,13 +97,7 @@ fn scan_all(
     lists.par_chunks(JOB_LISTS).map(job).reduce(|| (TopK::new(wanted), 0), merge)
 }
 
-fn scan_list(
-    query: &[i16],
-    parts: &[ListPart<'_>],
-    list: u32,
-    mut best: TopK,
-    order: &RowOrder<'_>,
-) -> (TopK, usize) {
+fn scan_list(query: &[i16], parts: &[ListPart<'_>], list: u32, mut best: TopK, order: &RowOrder<'_>) -> (TopK, usize) {
     let mut seen = 0;
     for part in parts {
         let (from, to) = (part.lists.offsets[list as usize] as usize, part.lists.offsets[list as usize + 1] as usize);
@@ -186,7 +180,12 @@ mod tests {
     impl Owned {
         fn new(quantizer: &Quantizer, keys: &[f32]) -> Self {
             let (lists, codes) = quantizer.encode(keys);
-            let mut out = Self { keys: keys.iter().map(|x| f16::from_f32(*x)).collect(), offsets: vec![0], rows: vec![], codes: vec![] };
+            let mut out = Self {
+                keys: keys.iter().map(|x| f16::from_f32(*x)).collect(),
+                offsets: vec![0],
+                rows: vec![],
+                codes: vec![],
+            };
             for list in 0..quantizer.n_lists() as u32 {
                 for row in (0..lists.len()).filter(|r| lists[*r] == list) {
                     out.rows.push(row as u32);

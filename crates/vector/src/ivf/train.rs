@@ -75,7 +75,12 @@ fn apply(pca: &PCAMatrix, inputs: &[f32], n: usize, outputs: &mut [f32]) {
     assert_eq!((inputs.len(), outputs.len()), (n * pca.d_in() as usize, n * pca.d_out() as usize));
     // SAFETY: the transform reads n·d_in and writes n·d_out values, which is what the slices hold.
     unsafe {
-        faiss_sys::faiss_VectorTransform_apply_noalloc(pca.inner_ptr(), n as i64, inputs.as_ptr(), outputs.as_mut_ptr());
+        faiss_sys::faiss_VectorTransform_apply_noalloc(
+            pca.inner_ptr(),
+            n as i64,
+            inputs.as_ptr(),
+            outputs.as_mut_ptr(),
+        );
     }
 }
 

@@ -1,0 +1,117 @@
+//! Domains: what of a source goes to the store, and what is held out.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use silo_core::{Document, SourceId, TokenId, Tokenizer};
+use silo_corpus::{CorpusDocument, Split, read_documents};
+
+use crate::EvalError;
+
+/// How much of each domain is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sizes {
+    /// Bytes of text that go to the store.
+    pub store_bytes: usize,
+    /// Tokens to tune on.
+    pub validation_tokens: usize,
+    /// Tokens to measure on.
+    pub test_tokens: usize,
+}
+
+/// A held-out text, or the beginning of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// Its tokens.
+    pub tokens: Vec<TokenId>,
+    /// Bytes of these tokens.
+    pub n_bytes: u64,
+}
+
+/// A domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Domain {
+    /// The source.
+    pub source: SourceId,
+    /// For the store.
+    pub stored: Vec<Document>,
+    /// To tune on.
+    pub validation: Vec<Text>,
+    /// To measure on.
+    pub test: Vec<Text>,
+}
+
+impl Domain {
+    /// Reads a domain of a built corpus. Documents are taken in the order of their hashes, which is a random one, and the last is cut
+    /// where the size is reached.
+    pub fn read(corpus: &Path, name: &str, sizes: Sizes, tokenizer: &dyn Tokenizer) -> Result<Self, EvalError> {
+        let path = corpus.join(format!("{name}.jsonl.zst"));
+        let missing = |what: String| EvalError::NoText { path: corpus.to_owned(), what };
+        let source: SourceId = name.parse().map_err(|_| missing(format!("source '{name}'")))?;
+        if !path.exists() {
+            return Err(missing(format!("source '{name}'")));
+        }
+        let mut documents = read_documents(&path)?;
+        documents.sort_by_key(|d| d.hash);
+        let of = |split: Split| documents.iter().filter(move |d| d.split == split);
+        // The store keeps what is too much like other text; held-out text must not be.
+        let held_out = |split| of(split).filter(|d| d.excluded.is_none());
+        let domain = Self {
+            source,
+            stored: stored(of(Split::Train), sizes.store_bytes),
+            validation: texts(held_out(Split::Validation), sizes.validation_tokens, tokenizer)?,
+            test: texts(held_out(Split::Test), sizes.test_tokens, tokenizer)?,
+        };
+        for (empty, what) in [
+            (domain.stored.is_empty(), "text for the store"),
+            (domain.validation.is_empty(), "validation text"),
+            (domain.test.is_empty(), "test text"),
+        ] {
+            if empty {
+                return Err(missing(format!("{what} of '{name}'")));
+            }
+        }
+        Ok(domain)
+    }
+}
+
+fn stored<'a>(documents: impl Iterator<Item = &'a CorpusDocument>, max_bytes: usize) -> Vec<Document> {
+    let mut n = 0;
+    let before = |d: &&CorpusDocument| {
+        let fits = n < max_bytes;
+        n += d.text.len();
+        fits
+    };
+    documents.take_while(before).map(document).collect()
+}
+
+fn document(d: &CorpusDocument) -> Document {
+    Document {
+        source: d.source.clone(),
+        uri: d.uri.clone(),
+        title: d.title.clone(),
+        licence: d.licence.clone(),
+        tier: d.tier,
+        text: d.text.clone(),
+    }
+}
+
+fn texts<'a>(
+    documents: impl Iterator<Item = &'a CorpusDocument>,
+    max_tokens: usize,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Vec<Text>, EvalError> {
+    let (mut out, mut left) = (Vec::new(), max_tokens);
+    for document in documents {
+        if left == 0 {
+            break;
+        }
+        let mut tokens = tokenizer.encode(&document.text)?;
+        tokens.truncate(left);
+        left -= tokens.len();
+        let n_bytes = tokens.iter().map(|t| tokenizer.bytes(*t).len() as u64).sum();
+        out.push(Text { tokens, n_bytes });
+    }
+    Ok(out)
+}

@@ -1,0 +1,21 @@
+//! What can go wrong in an evaluation.
+
+use std::path::PathBuf;
+
+/// What can go wrong in an evaluation.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages document the variants and their fields")]
+pub enum EvalError {
+    #[error(transparent)]
+    Corpus(#[from] silo_corpus::CorpusError),
+    #[error(transparent)]
+    Engine(#[from] silo_engine::EngineError),
+    #[error(transparent)]
+    Store(#[from] silo_store::StoreError),
+    #[error(transparent)]
+    Tokenizer(#[from] silo_core::TokenizerError),
+    #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other domains", path.display())]
+    NoText { path: PathBuf, what: String },
+    #[error("the grid has no {0}; name at least one")]
+    EmptyGrid(&'static str),
+}

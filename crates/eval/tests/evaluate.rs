@@ -1,0 +1,132 @@
+//! The table against scoring every text by itself.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use silo_core::{ContentHash, Filter, KeySite, LanguageModel, Permissions, Source, Tier, Tokenizer};
+use silo_corpus::{CorpusDocument, Split, write_documents};
+use silo_engine::{Engine, EngineConfig, KnnOverrides, Mode, Retrieval, ScoreRequest};
+use silo_eval::{Domain, Grid, Loss, Measurement, Scope, Setting, Sizes, evaluate};
+use silo_store::{Bm25, KeyType, NewShard, Recipe, Store};
+use silo_testkit::{ByteTokenizer, ScriptedModel};
+
+const SIZES: Sizes = Sizes { store_bytes: 900, validation_tokens: 60, test_tokens: 100 };
+
+fn document(source: &str, i: usize, split: Split) -> CorpusDocument {
+    let text = format!("{source} tells tale number {i}, of {} ships and {} storms.", i % 4, i % 3);
+    CorpusDocument {
+        source: source.parse().unwrap(),
+        uri: format!("test:{source}/{i}"),
+        title: String::new(),
+        licence: "LicenseRef-test".into(),
+        tier: Tier::Restricted,
+        evidence: String::new(),
+        train: false,
+        hash: ContentHash::of(text.as_bytes()),
+        split,
+        excluded: None,
+        overlap: None,
+        text,
+    }
+}
+
+fn corpus(root: &std::path::Path, names: &[&str]) {
+    for name in names {
+        let split = |i: usize| [Split::Train, Split::Train, Split::Validation, Split::Test][i % 4];
+        let documents: Vec<CorpusDocument> = (0..40).map(|i| document(name, i, split(i))).collect();
+        write_documents(&root.join(format!("{name}.jsonl.zst")), &documents).unwrap();
+    }
+}
+
+fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> Store {
+    let recipe = Recipe {
+        name: "test".into(),
+        key_site: KeySite::default(),
+        key_type: KeyType::F32,
+        window_tokens: 32,
+        stride_tokens: 16,
+        passage_tokens: 12,
+        passage_stride_tokens: 6,
+        bm25: Bm25::default(),
+        ivf: None,
+    };
+    let store = Store::open(root, model.card(), recipe, Arc::new(ByteTokenizer::default()), 1).unwrap();
+    for domain in domains {
+        let source = Source {
+            id: domain.source.clone(),
+            owner: "the teller".into(),
+            licence: "LicenseRef-test".into(),
+            licence_stated_at: "here".into(),
+            tier: Tier::Restricted,
+            permissions: Permissions::of_tier(Tier::Restricted),
+        };
+        store.create_source(&source).unwrap();
+        let new = NewShard { source: &domain.source, documents: &domain.stored };
+        store.add_shard(&new, model, &AtomicBool::new(false), &|_, _| {}).unwrap();
+    }
+    store
+}
+
+/// Loss of a domain's test text, scored by the engine with a measurement's own setting.
+fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
+    let mode = match m.setting {
+        Setting::Parametric => Mode::Parametric,
+        Setting::Knn | Setting::KnnShared => Mode::Knn,
+        Setting::Context => Mode::Context,
+        Setting::KnnAndContext => Mode::KnnAndContext,
+    };
+    let allow_sources = if m.scope == Scope::Matched { vec![domain.source.clone()] } else { Vec::new() };
+    let knn = m.parameters.map_or(KnnOverrides::default(), |p| KnnOverrides {
+        k: Some(p.k),
+        knn_weight: Some(p.knn_weight),
+        knn_temperature: Some(p.knn_temperature),
+    });
+    let filter = Filter { allow_sources, ..Filter::default() };
+    let mut loss = Loss::default();
+    for text in &domain.test {
+        let request =
+            ScoreRequest::new(text.tokens.clone(), Retrieval { mode, filter: filter.clone(), knn, context: None });
+        let score = engine.score(&request, &AtomicBool::new(false)).unwrap();
+        loss.nats -= score.tokens.iter().map(|t| t.log_probability).sum::<f64>();
+        loss.n_tokens += score.tokens.len() as u64;
+        loss.n_bytes += text.n_bytes;
+    }
+    loss
+}
+
+#[test]
+fn every_cell_is_what_the_engine_scores() {
+    let root = tempfile::tempdir().unwrap();
+    let names = ["alpha", "beta"];
+    corpus(root.path(), &names);
+    let model = ScriptedModel::new(64);
+    let tokenizer = ByteTokenizer::default();
+    let domains: Vec<Domain> = names.iter().map(|n| Domain::read(root.path(), n, SIZES, &tokenizer).unwrap()).collect();
+    for domain in &domains {
+        let n = |texts: &[silo_eval::Text]| texts.iter().map(|t| t.tokens.len()).sum::<usize>();
+        assert_eq!((n(&domain.validation), n(&domain.test)), (SIZES.validation_tokens, SIZES.test_tokens));
+        let bytes: usize = domain.stored.iter().map(|d| d.text.len()).sum();
+        assert!((SIZES.store_bytes..SIZES.store_bytes + 100).contains(&bytes), "{bytes}");
+    }
+    let store = Arc::new(store(&root.path().join("store"), &model, &domains));
+    let tokenizer: Arc<dyn Tokenizer> = Arc::new(tokenizer);
+    let engine = Engine::start(EngineConfig::default(), None, Arc::new(model), tokenizer, store).unwrap();
+    let grid = Grid { k: vec![2, 16], knn_temperature: vec![0.1, 1.0, 10.0], knn_weight: vec![0.2, 0.6] };
+    let (results, shared) = evaluate(&engine, &domains, &grid, &|_| {}).unwrap();
+    for (domain, result) in domains.iter().zip(&results) {
+        assert_eq!(result.measurements.len(), 8);
+        for m in &result.measurements {
+            let expected = scored(&engine, domain, m);
+            assert_eq!((m.test.n_tokens, m.test.n_bytes), (expected.n_tokens, expected.n_bytes));
+            assert!((m.test.nats - expected.nats).abs() < 1e-9 * expected.nats, "{m:?} {expected:?}");
+        }
+        let cell =
+            |setting, scope| result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope)).unwrap();
+        let own = cell(Setting::Knn, Scope::Mixed);
+        let all = cell(Setting::KnnShared, Scope::Mixed);
+        assert_eq!(all.parameters, Some(shared.parameters));
+        assert!(own.validation.nats <= all.validation.nats, "what is tuned per domain is best on its validation text");
+        assert!(own.test.nats < cell(Setting::Parametric, Scope::Mixed).test.nats);
+    }
+    assert!(Domain::read(root.path(), "gamma", SIZES, &ByteTokenizer::default()).is_err());
+}

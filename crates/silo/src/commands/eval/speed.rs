@@ -1,0 +1,148 @@
+//! `silo bench`.
+
+use std::fmt::Write;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use silo_core::TokenId;
+use silo_engine::Mode;
+use silo_eval::{DecodeSpeed, SearchQuality, decode_speed, search_quality};
+use silo_store::encode;
+
+use super::{Ground, Run, write};
+use crate::{output, wiring};
+
+pub fn run(run: &Run, as_json: bool) -> Result<()> {
+    let ground = Ground::open(&run.config)?;
+    let speed = ground.config.eval.speed.clone();
+    let texts: Vec<&[TokenId]> = ground.domains.iter().flat_map(|d| &d.test).map(|t| t.tokens.as_slice()).collect();
+    let long_enough = texts.iter().filter(|t| t.len() >= speed.prompt_tokens);
+    let prompts: Vec<Vec<TokenId>> = long_enough.map(|t| t[..speed.prompt_tokens].to_vec()).collect();
+    anyhow::ensure!(!prompts.is_empty(), "no test text has {} tokens", speed.prompt_tokens);
+    let mut decoding = Vec::new();
+    for &batch in &speed.batches {
+        for mode in [Mode::Parametric, Mode::Knn, Mode::Context, Mode::KnnAndContext] {
+            eprintln!("decoding: {mode:?}, batch {batch}");
+            decoding.push(decode_speed(&ground.engine, &prompts, mode, batch, speed.new_tokens, speed.runs)?);
+        }
+    }
+    let mut keys = Vec::new();
+    for encoded in encode(
+        &*ground.model,
+        ground.tokenizer.beginning_of_text(),
+        &texts,
+        ground.store.recipe(),
+        &AtomicBool::new(false),
+    )? {
+        keys.extend(encoded.keys.data);
+    }
+    let keys: Vec<&[f32]> = keys.chunks_exact(ground.model.card().key_dim).collect();
+    let every = (keys.len() / speed.queries).max(1);
+    let sample: Vec<&[f32]> = keys.into_iter().step_by(every).take(speed.queries).collect();
+    eprintln!("searching {} keys", sample.len());
+    let quality = search_quality(&ground.store, &sample, speed.k)?;
+    let memory = resident_bytes();
+    let (facts, built) = (ground.facts(run), serde_json::to_value(&ground.built)?);
+    let n_bytes: u64 = shard_bytes(&ground);
+    let ready = start_to_ready(ground)?;
+    let whole = json!({
+        "made": facts, "decoding": decoding, "search": quality, "built": built, "n_bytes_on_disk": n_bytes,
+        "resident_bytes": memory, "start_to_ready_seconds": ready,
+    });
+    std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
+    write(&run.output.join("speed.json"), &format!("{whole:#}\n"))?;
+    let table = markdown(&whole, &decoding, &quality);
+    write(&run.output.join("speed.md"), &table)?;
+    if as_json {
+        output::json(&whole)
+    } else {
+        print!("{table}");
+        Ok(())
+    }
+}
+
+/// Bytes of all live shards' files.
+fn shard_bytes(ground: &Ground) -> u64 {
+    use silo_core::SnapshotProvider;
+    let snapshot = ground.store.snapshot();
+    let shards = snapshot.shards.iter().filter_map(|s| ground.store.open_shard(s.id));
+    shards.map(|s| s.manifest().files.values().map(|f| f.bytes).sum::<u64>()).sum()
+}
+
+/// Seconds from nothing to an engine that answers: model loaded and packed, store opened and checked. Files are in the page cache.
+fn start_to_ready(ground: Ground) -> Result<f64> {
+    let config = ground.config.clone();
+    drop(ground);
+    let start = Instant::now();
+    let (model, tokenizer) = wiring::load_model(&config.model)?;
+    let store = wiring::open_store(&config.store, &*model, tokenizer)?;
+    let seconds = start.elapsed().as_secs_f64();
+    drop(store);
+    Ok(seconds)
+}
+
+/// Memory of this process that is held now, as Linux counts it: mapped files that were read are part of it.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn spread(values: &[f64]) -> String {
+    let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+    format!("{:.1} ({low:.1}–{high:.1})", median(values))
+}
+
+fn markdown(whole: &serde_json::Value, decoding: &[DecodeSpeed], quality: &SearchQuality) -> String {
+    let made = &whole["made"];
+    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+    let mut out = format!(
+        "# Speed\n\n* Command: `{}`\n* Commit: {}\n* Machine: {}\n* Model: {}, {} parameters\n* Store: {} entries, recipe {}, {} bytes on disk \
+         ({:.0} per entry, text and indexes included)\n* Raw data: `speed.json`\n\n## Decoding, tokens per second\n\nMedian (least–greatest) of several runs; greedy, \
+         all texts of a batch together. \"After the first token\" is decoding alone.\n\n| mode | batch | after the first token | from submission on | of parametric |\n| --- | --- | --- | --- | --- |\n",
+        text(&made["command"]),
+        text(&made["commit"]),
+        text(&made["machine"]),
+        text(&made["model"]["name"]),
+        made["model"]["n_parameters"],
+        made["n_entries"],
+        text(&made["recipe"]["name"]),
+        whole["n_bytes_on_disk"],
+        whole["n_bytes_on_disk"].as_f64().unwrap_or(0.0) / made["n_entries"].as_f64().unwrap_or(1.0)
+    );
+    for d in decoding {
+        let base = decoding.iter().find(|b| b.batch == d.batch && b.mode == "Parametric");
+        let ratio =
+            base.map_or(f64::NAN, |b| median(&d.decode_tokens_per_second) / median(&b.decode_tokens_per_second));
+        let (decode, total) = (spread(&d.decode_tokens_per_second), spread(&d.total_tokens_per_second));
+        out.write_fmt(format_args!("| {} | {} | {decode} | {total} | {ratio:.2} |\n", d.mode, d.batch))
+            .expect("a string takes all text");
+    }
+    out.write_fmt(format_args!(
+        "\n## Search\n\nk = {}, {} keys of test text, one at a time: recall {:.4} of exact search (nearest neighbour: {:.4}); {:.2} ms a query, exact {:.2} ms.\n",
+        quality.k, quality.n_queries, quality.recall, quality.recall_of_nearest, quality.milliseconds, quality.exact_milliseconds
+    )).expect("a string takes all text");
+    if let Some(built) = whole["built"].as_array().filter(|b| !b.is_empty()) {
+        let sum = |name: &str| built.iter().filter_map(|b| b[name].as_f64()).sum::<f64>();
+        out.write_fmt(format_args!(
+            "\n## Building\n\n{:.0} tokens in {:.1} s: {:.0} tokens per second, passages and lists included.\n",
+            sum("n_tokens"),
+            sum("seconds"),
+            sum("n_tokens") / sum("seconds")
+        ))
+        .expect("a string takes all text");
+    }
+    out.write_fmt(format_args!(
+        "\n## Memory and start\n\nResident after the runs above, which read all keys: {} bytes. From start to ready (files in the page cache): {:.2} s.\n",
+        whole["resident_bytes"], whole["start_to_ready_seconds"].as_f64().unwrap_or(f64::NAN)
+    )).expect("a string takes all text");
+    out
+}

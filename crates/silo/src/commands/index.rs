@@ -1,0 +1,161 @@
+//! `silo index`.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use silo_core::{ContentHash, Tier, TokenId};
+use silo_corpus::{CorpusDocument, LicenceGate, Split, read_documents};
+use silo_store::{Recipe, encode, quantizer_about};
+use silo_vector::{Training, train_quantizer};
+
+use super::corpus::read_report;
+use crate::config::{DeviceConfig, ModelConfig};
+use crate::{output, wiring};
+
+/// Documents that are encoded together.
+const DOCUMENTS_PER_BATCH: usize = 16;
+
+/// Tokens that are taken of one document, so that a few long ones do not make up the sample.
+const TOKENS_PER_DOCUMENT: usize = 1024;
+
+/// Index recipes: what approximate search needs.
+#[derive(Debug, Subcommand)]
+pub enum Index {
+    /// Make the quantiser that all shards of a recipe share, from openly licensed text.
+    Train(Train),
+}
+
+/// Makes a quantiser: projection and centroids, by Faiss, from keys of open text.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// The model whose keys it is for.
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// A recipe with the key site and windows that it is for; its own lists, if any, do not matter.
+    #[arg(long, default_value = "indexes/exact.toml", value_name = "PATH")]
+    recipe: PathBuf,
+    /// A corpus built by `silo corpus build`.
+    #[arg(long, default_value = "work/corpus", value_name = "PATH")]
+    corpus: PathBuf,
+    /// Open tiers that keys are taken from.
+    #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
+    tiers: Vec<Tier>,
+    /// Keys to take, from documents drawn by hash.
+    #[arg(long, default_value_t = 200_000)]
+    keys: usize,
+    /// Inverted lists.
+    #[arg(long, default_value_t = 1024)]
+    lists: usize,
+    /// Values of a projected key: bytes of a code. At most 256.
+    #[arg(long, default_value_t = 64)]
+    projected: usize,
+    /// Draws the first centroids.
+    #[arg(long, default_value_t = 1)]
+    seed: u32,
+    /// Where the quantiser goes.
+    #[arg(long, value_name = "PATH")]
+    output: PathBuf,
+}
+
+impl Index {
+    /// Runs the command.
+    pub fn run(self, as_json: bool) -> Result<()> {
+        match self {
+            Self::Train(c) => c.run(as_json),
+        }
+    }
+}
+
+impl Train {
+    fn run(self, as_json: bool) -> Result<()> {
+        let recipe = Recipe::read(&self.recipe)?;
+        let config = ModelConfig {
+            path: self.model.clone(),
+            key_site: recipe.key_site,
+            device: DeviceConfig::Cpu,
+            threads: 0,
+            require_open_training: false,
+        };
+        let (model, tokenizer) = wiring::load_model(&config)?;
+        recipe.check_model(model.card())?;
+        let mut documents = self.documents()?;
+        // Drawn by hash: a sample of all sources that does not depend on their order.
+        documents.sort_by_key(|d| d.hash);
+        let mut keys: Vec<f32> = Vec::new();
+        let (dim, mut n_documents) = (model.card().key_dim, 0);
+        for batch in documents.chunks(DOCUMENTS_PER_BATCH) {
+            if keys.len() >= self.keys * dim {
+                break;
+            }
+            let tokens: Vec<Vec<TokenId>> =
+                batch.iter().map(|d| tokenizer.encode(&d.text)).collect::<Result<_, _>>()?;
+            let slices: Vec<&[TokenId]> = tokens.iter().map(|t| &t[..t.len().min(TOKENS_PER_DOCUMENT)]).collect();
+            let bos = tokenizer.beginning_of_text();
+            for encoded in encode(&*model, bos, &slices, &recipe, &AtomicBool::new(false))? {
+                keys.extend_from_slice(&encoded.keys.data);
+            }
+            n_documents += batch.len();
+        }
+        keys.truncate(self.keys * dim);
+        let n_keys = keys.len() / dim;
+        let training = Training {
+            projected: self.projected,
+            n_lists: self.lists,
+            seed: self.seed,
+            about: self.about(n_keys, n_documents, quantizer_about(model.card())),
+        };
+        eprintln!("clustering {n_keys} keys of {n_documents} documents");
+        let bytes = train_quantizer(&keys, dim, training)?.to_bytes()?;
+        let partial = self.output.with_extension("partial");
+        std::fs::write(&partial, &bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+        std::fs::rename(&partial, &self.output).with_context(|| format!("cannot write {}", self.output.display()))?;
+        let sha256 = ContentHash::of(&bytes);
+        if as_json {
+            return output::json(&serde_json::json!({
+                "output": self.output, "sha256": sha256, "n_keys": n_keys, "n_lists": self.lists, "projected": self.projected,
+            }));
+        }
+        println!(
+            "{}: {} lists of codes of {} bytes, from {n_keys} keys",
+            self.output.display(),
+            self.lists,
+            self.projected
+        );
+        Ok(())
+    }
+
+    fn about(
+        &self,
+        n_keys: usize,
+        n_documents: usize,
+        model: [(String, String); 2],
+    ) -> std::collections::HashMap<String, String> {
+        let tiers = self.tiers.iter().map(Tier::to_string).collect::<Vec<_>>().join(",");
+        let more = [
+            ("tiers", tiers),
+            ("n_keys", n_keys.to_string()),
+            ("n_documents", n_documents.to_string()),
+            ("seed", self.seed.to_string()),
+        ];
+        model.into_iter().chain(more.map(|(k, v)| (k.to_owned(), v))).collect()
+    }
+
+    /// Training documents of the tiers, each of which has passed the licence gate: what decides where every other text is found must
+    /// itself be free to use.
+    fn documents(&self) -> Result<Vec<CorpusDocument>> {
+        let gate = LicenceGate::new(&self.tiers);
+        let mut out = Vec::new();
+        for source in read_report(&self.corpus)?.sources.iter().filter(|s| s.is_open()) {
+            let documents = read_documents(&self.corpus.join(format!("{}.jsonl.zst", source.name)))?;
+            let usable =
+                |d: &CorpusDocument| d.split == Split::Train && d.excluded.is_none() && gate.violation(d).is_none();
+            out.extend(documents.into_iter().filter(usable));
+        }
+        if out.is_empty() {
+            bail!("the corpus at {} has no training text of these tiers", self.corpus.display());
+        }
+        Ok(out)
+    }
+}
