@@ -29,7 +29,7 @@ pub(crate) struct Service {
     pub(crate) engine: Arc<Engine>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) served: Option<tokio::task::JoinHandle<Result<(), silo_server::ServeError>>>,
-    _root: TempDir,
+    root: TempDir,
 }
 
 /// Limits of the engine that tests change.
@@ -56,9 +56,13 @@ pub(crate) async fn start() -> Service {
 }
 
 pub(crate) async fn start_with(limits: Limits) -> Service {
-    let root = tempfile::tempdir().unwrap();
-    let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
+    start_at(tempfile::tempdir().unwrap(), recipe, limits).await
+}
+
+/// Starts a service over the store at `root`.
+async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> Service {
+    let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 2).unwrap());
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
     let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), 2).unwrap());
@@ -79,7 +83,7 @@ pub(crate) async fn start_with(limits: Limits) -> Service {
         engine,
         stop: Some(stop),
         served: Some(served),
-        _root: root,
+        root,
     }
 }
 
@@ -113,6 +117,16 @@ impl Service {
             lro::operation::Result::Response(any) => v1::Shard::decode(&any.value[..]).unwrap(),
             lro::operation::Result::Error(status) => panic!("{}", status.message),
         }
+    }
+
+    /// Stops the service, and gives its store's place.
+    async fn stop(self) -> TempDir {
+        let Self { generation, datastore, operations, engine, stop, served, root } = self;
+        drop((generation, datastore, operations));
+        stop.unwrap().send(()).unwrap();
+        served.unwrap().await.unwrap().unwrap();
+        drop(engine);
+        root
     }
 
     async fn score(&mut self, text: &str, mode: v1::RetrievalMode) -> Vec<u64> {
@@ -390,4 +404,32 @@ async fn a_draining_server_refuses_new_work() {
     // Shutting down is asynchronous; new work is refused from some moment on, by the service or by the closed listener.
     let refused = async { while health.generate(generate("the", 1, v1::RetrievalMode::Parametric)).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(20), refused).await.expect("new work is refused after the stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_of_another_recipe_are_rebuilt_over_grpc() {
+    let mut service = start().await;
+    let shard = service.add("notes", &["the cat sat on the mat", "a dog ran in the park"]).await;
+    let root = service.stop().await;
+    let halves =
+        Recipe { key_type: silo_store::KeyType::F16, ..Recipe::read(&project().join("indexes/tiny.toml")).unwrap() };
+    let mut service = start_at(root, halves, Limits::default()).await;
+    let text = "the cat sat on the park";
+    let alone = service.score(text, v1::RetrievalMode::Parametric).await;
+    assert_eq!(service.score(text, v1::RetrievalMode::Knn).await, alone, "nothing of it is retrieved");
+    let found = service.datastore.get_shard(v1::GetShardRequest { id: shard.id }).await.unwrap().into_inner();
+    assert_eq!(found.state(), v1::ShardState::Unavailable);
+    assert!(found.reason.contains("silo shard rebuild"), "{}", found.reason);
+
+    let unknown = service.datastore.rebuild_shards(v1::RebuildShardsRequest { ids: vec![99] }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    let operation = service.datastore.rebuild_shards(v1::RebuildShardsRequest { ids: vec![] }).await.unwrap();
+    let wait = lro::WaitOperationRequest { name: operation.into_inner().name, timeout: None };
+    let operation = service.operations.wait_operation(wait).await.unwrap().into_inner();
+    let progress = v1::RebuildShardsProgress::decode(&operation.metadata.unwrap().value[..]).unwrap();
+    assert_eq!((progress.documents_done, progress.documents_total), (2, 2));
+    let Some(lro::operation::Result::Response(any)) = operation.result else { panic!("{:?}", operation.result) };
+    let rebuilt = v1::RebuildShardsResponse::decode(&any.value[..]).unwrap().shards;
+    assert_eq!((rebuilt.len(), rebuilt[0].id, rebuilt[0].state()), (1, shard.id, v1::ShardState::Live));
+    assert_ne!(service.score(text, v1::RetrievalMode::Knn).await, alone);
 }

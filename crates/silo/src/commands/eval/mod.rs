@@ -33,6 +33,9 @@ pub enum Eval {
 pub struct Bench {
     #[command(flatten)]
     run: Run,
+    /// Also write the keys that are searched for, as rows of 32-bit numbers: for comparing other programs.
+    #[arg(long, value_name = "PATH")]
+    queries_output: Option<PathBuf>,
 }
 
 /// A measurement.
@@ -70,7 +73,7 @@ impl Eval {
 impl Bench {
     /// Runs the command.
     pub fn run(self, as_json: bool) -> Result<()> {
-        speed::run(&self.run, as_json)
+        speed::run(&self, as_json)
     }
 }
 
