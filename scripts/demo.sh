@@ -12,7 +12,11 @@ say() { printf '\n%s\n' "$*"; }
 title() { printf '\n\n== %s\n' "$*"; }
 quietly() { "$@" >"$work/last.log" 2>&1 || { cat "$work/last.log" >&2; exit 1; }; }
 field() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
-bits() { silo score --file "$held_out" --json "$@" | python3 -c 'import json, sys; d = json.load(sys.stdin); print(f"{d[\"bits_per_byte\"]:.4f} bits per byte, perplexity {d[\"perplexity\"]:.1f}")'; }
+bits() {
+  local result
+  result=$(silo score --file "$held_out" --json "${@:2}")
+  python3 -c 'import json, sys; d = json.loads(sys.argv[2]); print("%-35s %.4f bits per byte, perplexity %.1f" % (sys.argv[1], d["bits_per_byte"], d["perplexity"]))' "$1" "$result"
+}
 exact() { silo score --file "$held_out" --json "$@" | field log_probability; }
 
 title "1. Two sources that may not be trained on"
@@ -42,18 +46,19 @@ silo generate "To move the cursor to the end of the" --max-new-tokens 16 --tempe
 echo
 silo generate "To move the cursor to the end of the" --max-new-tokens 16 --temperature 0 --mode knn --attribute-tokens
 
-title "4. What the store is worth, on a text that neither model nor store has seen"
+title "4. What the store is worth, on a text that is not in it"
 held_out=$work/text/held-out.txt
 silo corpus text vim-doc --corpus "$work/corpus" --split test --max-bytes 8000 >"$held_out"
-echo "the model alone                     $(bits --mode parametric)"
-echo "with nearest neighbours (kNN-LM)    $(bits --mode knn)"
-echo "with passages before the text       $(bits --mode context)"
-echo "with both                           $(bits --mode knn-and-context)"
+bits "the model alone" --mode parametric
+bits "with nearest neighbours (kNN-LM)" --mode knn
+bits "with passages before the text" --mode context
+bits "with both" --mode knn-and-context
 
 title "5. An opt-out: the rights holder of vim-doc withdraws it"
 parametric=$(exact --mode parametric)
 echo "log p of the held-out text by the model alone:           $parametric"
-echo "with the neighbours of vim-doc, before the withdrawal:   $(exact --mode knn --deny-source anarchism)"
+before=$(exact --mode knn --deny-source anarchism)
+echo "with the neighbours of vim-doc, before the withdrawal:   $before"
 shard=$(silo shard ls --source vim-doc --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["id"])')
 silo shard remove "$shard"
 after=$(exact --mode knn --deny-source anarchism)

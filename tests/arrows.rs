@@ -26,6 +26,7 @@ const HELD_BEHIND: &[(&str, &[&str])] = &[
     ("candle-core", &["silo-model", "silo-train", "silo"]),
     ("tokenizers", &["silo-model", "silo-train"]),
     ("faiss", &["silo-vector"]),
+    ("faiss-sys", &["silo-vector"]),
     ("tantivy", &["silo-lexical"]),
     ("rusqlite", &["silo-store"]),
     ("tonic", &["silo-proto", "silo-server", "silo"]),

@@ -43,8 +43,8 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// Reads a domain of a built corpus. Documents are taken in the order of their hashes, which is a random one, and the last is cut
-    /// where the size is reached.
+    /// Reads a domain of a built corpus. Documents are taken in the order of their hashes, which is a random one, until the size is
+    /// reached; the last held-out one is cut there, the last one for the store is whole.
     pub fn read(corpus: &Path, name: &str, sizes: Sizes, tokenizer: &dyn Tokenizer) -> Result<Self, EvalError> {
         let path = corpus.join(format!("{name}.jsonl.zst"));
         let missing = |what: String| EvalError::NoText { path: corpus.to_owned(), what };

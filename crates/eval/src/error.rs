@@ -18,4 +18,6 @@ pub enum EvalError {
     NoText { path: PathBuf, what: String },
     #[error("the grid has no {0}; name at least one")]
     EmptyGrid(&'static str),
+    #[error("the grid is refused: {0}")]
+    Grid(&'static str),
 }

@@ -26,7 +26,19 @@ impl Grid {
             (self.knn_temperature.is_empty(), "knn_temperature"),
             (self.knn_weight.is_empty(), "knn_weight"),
         ];
-        empty.iter().find(|(empty, _)| *empty).map_or(Ok(()), |(_, what)| Err(EvalError::EmptyGrid(what)))
+        if let Some((_, what)) = empty.iter().find(|(empty, _)| *empty) {
+            return Err(EvalError::EmptyGrid(what));
+        }
+        if self.k.contains(&0) {
+            return Err(EvalError::Grid("k must be 1 or more"));
+        }
+        if !self.knn_temperature.iter().all(|t| *t > 0.0 && t.is_finite()) || !self.knn_temperature.is_sorted() {
+            return Err(EvalError::Grid("knn_temperature must be above 0 and rise"));
+        }
+        if !self.knn_weight.iter().all(|w| (0.0..=1.0).contains(w)) {
+            return Err(EvalError::Grid("knn_weight must be from 0 to 1"));
+        }
+        Ok(())
     }
 
     /// The greatest k: what has to be searched for.
@@ -61,7 +73,8 @@ pub fn tune(grid: &Grid, evidence: &[&Evidence]) -> Result<Tuned, EvalError> {
                 let nats: f64 = evidence.iter().zip(&found).map(of_token).sum();
                 if best.is_none_or(|b| nats < b.nats) {
                     let parameters = KnnParameters { k, knn_weight, knn_temperature };
-                    let at_the_edge = t == 0 || t + 1 == grid.knn_temperature.len();
+                    let several = grid.knn_temperature.len() > 1;
+                    let at_the_edge = several && (t == 0 || t + 1 == grid.knn_temperature.len());
                     best = Some(Tuned { parameters, nats, at_the_edge });
                 }
             }
@@ -106,8 +119,12 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_grid_is_refused() {
+    fn senseless_grids_are_refused() {
         let grid = Grid { k: vec![1], knn_temperature: vec![], knn_weight: vec![0.5] };
-        assert!(tune(&grid, &[]).unwrap_err().to_string().contains("knn_temperature"));
+        assert!(tune(&grid, &[]).unwrap_err().to_string().contains("no knn_temperature"));
+        let zero = Grid { knn_temperature: vec![0.0, 1.0], ..grid.clone() };
+        assert!(tune(&zero, &[]).unwrap_err().to_string().contains("must be above 0"));
+        let heavy = Grid { knn_temperature: vec![1.0], knn_weight: vec![2.0], ..grid };
+        assert!(tune(&heavy, &[]).unwrap_err().to_string().contains("from 0 to 1"));
     }
 }

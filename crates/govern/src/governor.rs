@@ -130,7 +130,7 @@ impl Governor {
     pub fn rebuild_shard(
         &self,
         id: ShardId,
-        cancel: &AtomicBool,
+        cancel: &Arc<AtomicBool>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, GovernError> {
         Ok(self.store.rebuild_shard(id, &*self.model, cancel, progress)?)

@@ -147,8 +147,10 @@ impl DatastoreService for Datastore {
         let asked = request.into_inner().ids;
         let find = self.blocking(move |g| {
             let unavailable = || g.store().status().unavailable.keys().copied().collect();
-            let ids: Vec<ShardId> =
+            let mut ids: Vec<ShardId> =
                 if asked.is_empty() { unavailable() } else { asked.into_iter().map(ShardId).collect() };
+            ids.sort_unstable();
+            ids.dedup();
             let mut total = 0;
             for id in &ids {
                 let record = g.store().shard(*id).map_err(govern)?;

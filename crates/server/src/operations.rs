@@ -30,7 +30,7 @@ struct Work {
     task: Task,
     total: u64,
     done: AtomicU64,
-    cancel: AtomicBool,
+    cancel: Arc<AtomicBool>,
     result: Mutex<Option<lro::operation::Result>>,
     finished: Notify,
 }
@@ -89,7 +89,7 @@ impl Registry {
             task,
             total,
             done: AtomicU64::new(0),
-            cancel: AtomicBool::new(false),
+            cancel: Arc::default(),
             result: Mutex::new(None),
             finished: Notify::new(),
         });
@@ -97,7 +97,7 @@ impl Registry {
             let mut all = self.all();
             let waiting = all.values().filter(|w| w.result().is_none()).count();
             if waiting >= self.config.max_queued_additions {
-                return Err(status::overloaded("additions", waiting));
+                return Err(status::overloaded("operations", waiting));
             }
             self.forget_old(&mut all);
             all.insert(number, work.clone());
@@ -167,14 +167,18 @@ fn perform(governor: &Governor, work: &Work) -> Result<Any, Status> {
 }
 
 fn rebuild(governor: &Governor, work: &Work, ids: &[ShardId]) -> Result<v1::RebuildShardsResponse, Status> {
-    let mut shards = Vec::new();
+    let mut answer = v1::RebuildShardsResponse::default();
     for &id in ids {
         let before = work.done.load(Ordering::Relaxed);
         let progress = |done, _| work.done.store(before + done, Ordering::Relaxed);
-        let rebuilt = governor.rebuild_shard(id, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
-        shards.push(shard(governor, &rebuilt)?);
+        match governor.rebuild_shard(id, &work.cancel, &progress) {
+            Ok(rebuilt) => answer.shards.push(shard(governor, &rebuilt)?),
+            Err(error) if work.cancel.load(Ordering::Relaxed) => return Err(status::govern(&error)),
+            // One shard that cannot be rebuilt must not keep the others from it.
+            Err(error) => answer.failures.push(v1::RebuildFailure { id: id.0, reason: error.to_string() }),
+        }
     }
-    Ok(v1::RebuildShardsResponse { shards })
+    Ok(answer)
 }
 
 /// An added or rebuilt shard.

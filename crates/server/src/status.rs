@@ -177,6 +177,9 @@ fn store(error: &silo_govern::StoreError) -> Shape<'static> {
         E::SourceExists(id) => {
             Shape { resource: Some(("source", id.to_string())), ..Shape::new(Code::AlreadyExists, "SOURCE_EXISTS") }
         }
+        E::Changed(id) => {
+            Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::Aborted, "SHARD_CHANGED") }
+        }
         E::Empty => Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "NO_DOCUMENT") },
         E::Incompatible { .. } => Shape::new(Code::FailedPrecondition, "INCOMPATIBLE_SHARD"),
         E::Locked { .. } => Shape::new(Code::FailedPrecondition, "STORE_LOCKED"),

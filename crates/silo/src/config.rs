@@ -266,8 +266,9 @@ mod tests {
         read_train_config(&configs.join("train.toml")).unwrap();
         read_eval_config(&configs.join("eval.toml")).unwrap();
         let indexes = configs.join("../indexes");
-        for entry in std::fs::read_dir(indexes).unwrap() {
-            silo_store::Recipe::read(&entry.unwrap().path()).unwrap();
+        let files = std::fs::read_dir(indexes).unwrap().map(|e| e.unwrap().path());
+        for recipe in files.filter(|p| p.extension().is_some_and(|e| e == "toml")) {
+            silo_store::Recipe::read(&recipe).unwrap();
         }
     }
 }

@@ -18,7 +18,7 @@ pub enum StoreError {
     #[error("{} has the format version {found}, this program reads version {expected}; use the program that wrote it, or \
              rebuild the store", path.display())]
     Version { path: PathBuf, found: u32, expected: u32 },
-    #[error("{} is damaged: {reason}; restore the shard from a backup, or remove it and add it again", path.display())]
+    #[error("{} is damaged: {reason}; if its text is whole, `silo shard rebuild` makes the shard anew, else remove it and add it again", path.display())]
     Damaged { path: PathBuf, reason: String },
     #[error("there is no source '{0}'; create it first")]
     UnknownSource(SourceId),
@@ -33,6 +33,8 @@ pub enum StoreError {
              again with `silo shard rebuild`, or serve it with those"
     )]
     Incompatible { what: &'static str, got: String, expected: String },
+    #[error("shard {0} was changed by someone else meanwhile; look at it, and try again")]
+    Changed(ShardId),
     #[error("there is no document to add")]
     Empty,
     #[error("the recipe {} is not usable: {reason}", path.display())]

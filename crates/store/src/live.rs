@@ -82,8 +82,11 @@ impl Live {
         self.renew_snapshot(epoch, None);
     }
 
-    /// Takes a damaged shard out of what is retrieved; false if it is not live.
-    pub(crate) fn quarantine(&mut self, id: ShardId, reason: String) -> bool {
+    /// Takes a damaged shard out of what is retrieved; false if it is not live any more: removed, or rebuilt meanwhile.
+    pub(crate) fn quarantine(&mut self, id: ShardId, damaged: &Arc<Shard>, reason: String) -> bool {
+        if !self.shards.get(&id).is_some_and(|live| Arc::ptr_eq(live, damaged)) {
+            return false;
+        }
         let Some(shard) = self.shards.remove(&id) else { return false };
         self.unavailable.insert(id, reason);
         self.renew_source(&shard.manifest().source);

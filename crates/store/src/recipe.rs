@@ -63,7 +63,7 @@ pub struct Ivf {
     pub quantizer_sha256: ContentHash,
     /// Lists that a query looks into.
     pub n_probe: usize,
-    /// The best `k · rerank` by code are ranked by their exact distance.
+    /// So many of the best by code, and at least k, are ranked by their exact distance.
     pub rerank: usize,
     /// The quantiser itself; not in manifests, which name it by its hash.
     #[serde(skip)]
@@ -103,9 +103,23 @@ struct IvfFile {
 impl Recipe {
     /// Reads a recipe file and the quantiser that it names. Unknown keys and senseless numbers are refused.
     pub fn read(path: &Path) -> Result<Self, StoreError> {
+        let file = Self::parse(path)?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let ivf = file.ivf.as_ref().map(|ivf| ivf.read(directory)).transpose()?;
+        Self::resolve(path, file, ivf)
+    }
+
+    /// Reads a recipe file for exact search, whatever it says of lists: they may still have to be made.
+    pub fn read_without_lists(path: &Path) -> Result<Self, StoreError> {
+        Self::resolve(path, Self::parse(path)?, None)
+    }
+
+    fn parse(path: &Path) -> Result<RecipeFile, StoreError> {
         let text = std::fs::read_to_string(path).map_err(StoreError::io(path))?;
-        let file: RecipeFile = toml::from_str(&text).map_err(|e| Self::refuse(path, e.to_string().trim()))?;
-        let ivf = file.ivf.map(|ivf| ivf.read(path.parent().unwrap_or(Path::new("")))).transpose()?;
+        toml::from_str(&text).map_err(|e| Self::refuse(path, e.to_string().trim()))
+    }
+
+    fn resolve(path: &Path, file: RecipeFile, ivf: Option<Ivf>) -> Result<Self, StoreError> {
         let recipe = Self {
             name: file.name,
             key_site: file.key_site,
@@ -207,9 +221,10 @@ impl Recipe {
 }
 
 impl IvfFile {
-    fn read(self, directory: &Path) -> Result<Ivf, StoreError> {
-        let path = directory.join(self.quantizer);
-        let bytes = std::fs::read(&path).map_err(StoreError::io(&path))?;
+    fn read(&self, directory: &Path) -> Result<Ivf, StoreError> {
+        let path = directory.join(&self.quantizer);
+        let bytes = std::fs::read(&path)
+            .map_err(|e| Recipe::refuse(&path, &format!("{e}; make a quantiser with `silo index train`")))?;
         let quantizer = Quantizer::from_bytes(&bytes)
             .map_err(|e| Recipe::refuse(&path, &format!("{e}; make one with `silo index train`")))?;
         let (n_probe, rerank) = (self.n_probe, self.rerank);

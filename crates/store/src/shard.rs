@@ -276,20 +276,20 @@ impl Shard {
     /// Document number `i`, in the order of the hashes.
     pub fn document(&self, i: usize) -> Result<StoredDocument, StoreError> {
         let r = &self.records()[i];
-        let part = |file: &Mapped, at: u64, n: u64| file.bytes()[at as usize..(at + n) as usize].to_vec();
-        let metadata: DocumentMetadata = serde_json::from_slice(&part(&self.metadata, r.metadata_at, r.metadata_bytes))
-            .map_err(|e| StoreError::damaged(&self.metadata.path, e))?;
-        let text = String::from_utf8(part(&self.text, r.text_at, r.text_bytes))
-            .map_err(|e| StoreError::damaged(&self.text.path, e))?;
-        let document = Document {
-            source: self.manifest.source.clone(),
-            uri: metadata.uri,
-            title: metadata.title,
-            licence: metadata.licence,
-            tier: metadata.tier,
-            text,
-        };
+        let document = read_document(r, &self.manifest, &self.metadata, &self.text)?;
         Ok(StoredDocument { document, hash: ContentHash(r.hash), tokens: self.tokens_of(i).to_vec() })
+    }
+
+    /// The documents of a shard whose other files need not be whole, nor made by the model and recipe of the day: what it can be
+    /// rebuilt from.
+    pub(crate) fn read_documents(path: &Path, manifest: &Manifest) -> Result<Vec<Document>, StoreError> {
+        let open = |name| {
+            check_file(path, manifest, name)?;
+            Mapped::open(path, name, manifest)
+        };
+        let (documents, metadata, text) = (open(format::DOCUMENTS)?, open(format::METADATA)?, open(format::TEXT)?);
+        documents.check::<DocumentRecord>(manifest.n_documents)?;
+        documents.slice().iter().map(|r| read_document(r, manifest, &metadata, &text)).collect()
     }
 
     /// Checks every file against its hash.
@@ -301,6 +301,31 @@ impl Shard {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn read_document(
+    r: &DocumentRecord,
+    manifest: &Manifest,
+    metadata: &Mapped,
+    text: &Mapped,
+) -> Result<Document, StoreError> {
+    let part = |file: &Mapped, at: u64, n: u64| {
+        let range = at as usize..at.saturating_add(n) as usize;
+        let bytes = file.bytes().get(range).map(<[u8]>::to_vec);
+        bytes.ok_or_else(|| StoreError::damaged(&file.path, "it ends before a document does"))
+    };
+    let fields: DocumentMetadata = serde_json::from_slice(&part(metadata, r.metadata_at, r.metadata_bytes)?)
+        .map_err(|e| StoreError::damaged(&metadata.path, e))?;
+    let whole =
+        String::from_utf8(part(text, r.text_at, r.text_bytes)?).map_err(|e| StoreError::damaged(&text.path, e))?;
+    Ok(Document {
+        source: manifest.source.clone(),
+        uri: fields.uri,
+        title: fields.title,
+        licence: fields.licence,
+        tier: fields.tier,
+        text: whole,
+    })
 }
 
 /// Opens a file that the manifest lists, if it has the size that is written there.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use silo_core::{
@@ -29,6 +29,9 @@ pub struct Store {
     live: ArcSwap<Live>,
     /// Changes happen one after the other; readers never wait for them.
     changes: Mutex<()>,
+    /// Shards that are being rebuilt, each with the flag that stops it.
+    rebuilds: Mutex<HashMap<ShardId, Arc<AtomicBool>>>,
+    rebuild_ended: Condvar,
     threads: rayon::ThreadPool,
     _lock: Lock,
 }
@@ -128,6 +131,8 @@ impl Store {
             catalog,
             live: ArcSwap::from_pointee(live),
             changes: Mutex::new(()),
+            rebuilds: Mutex::default(),
+            rebuild_ended: Condvar::new(),
             threads,
             _lock: lock,
         })
@@ -211,7 +216,7 @@ impl Store {
                 None => self.catalog.add_shard(&staging.name, manifest, &sha256)?,
                 Some(old) => {
                     let epoch = self.catalog.replace_shard(old, &staging.name, manifest, &sha256)?;
-                    (old.id, epoch.ok_or(StoreError::ShardRemoved(old.id))?)
+                    (old.id, epoch.ok_or(StoreError::Changed(old.id))?)
                 }
             };
             Ok((id, epoch, shard))
@@ -228,19 +233,24 @@ impl Store {
         live.insert(id, Arc::new(shard), epoch);
         let live = Arc::new(live);
         self.live.store(live.clone());
+        if let Some(old) = old {
+            // What cannot be deleted now goes with the next removal, or at the next start.
+            let _ = fs::remove_dir_all(self.root.join("shards").join(&old.directory));
+        }
         Ok((id, live))
     }
 
     /// Encodes the stored documents of a shard again, with the store's model and recipe, and puts the result in its place: one rename, one
     /// transaction. Until then the shard stays what it was; it keeps its number. This is how a shard of another model or recipe, or one
-    /// with damaged keys, is retrieved from again.
+    /// whose text is whole but not its other files, is retrieved from again. A removal of the shard sets `cancel`.
     pub fn rebuild_shard(
         &self,
         id: ShardId,
         model: &dyn LanguageModel,
-        cancel: &AtomicBool,
+        cancel: &Arc<AtomicBool>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, StoreError> {
+        let _entered = Rebuild::enter(self, id, cancel)?;
         let record = self.shard(id)?;
         if record.state == ShardState::Removed {
             return Err(StoreError::ShardRemoved(id));
@@ -250,16 +260,13 @@ impl Store {
         if sha256 != record.manifest_sha256 {
             return Err(StoreError::damaged(&old_path, "its manifest is not the one that was added"));
         }
-        let old = Shard::open(&old_path)?;
-        let documents = (0..old_manifest.n_documents as usize).map(|i| Ok(old.document(i)?.document));
-        let documents = documents.collect::<Result<Vec<_>, StoreError>>()?;
+        let documents = Shard::read_documents(&old_path, &old_manifest)?;
         let staging = Staging::create(&self.root)?;
         let builder =
             ShardBuilder { model, tokenizer: self.tokenizer.as_ref(), recipe: &self.recipe, cancel, progress };
         let manifest = builder.build(&staging.path, &record.source, &documents)?;
         self.check_compatible(&manifest)?;
         let (_, live) = self.enter(&staging, &manifest, Some(&record))?;
-        let _ = fs::remove_dir_all(&old_path); // swept at the next start otherwise
         let n_duplicates = live.sources.get(&record.source).map_or(0, |s| s.n_copies(id));
         Ok(AddedShard { id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
     }
@@ -267,19 +274,33 @@ impl Store {
     /// Withdraws a shard. When this returns it is durable, no new search can find the shard in any snapshot, and its files are
     /// deleted.
     pub fn remove_shard(&self, id: ShardId) -> Result<Removal, StoreError> {
+        let (source, epoch, root_before, root_after) = {
+            let _change = self.change();
+            let record = self.shard(id)?;
+            let epoch = self.catalog.remove_shard(id)?.ok_or(StoreError::ShardRemoved(id))?;
+            // From here on nothing can fail: what the catalog calls removed is gone for every search.
+            let mut live = (**self.live.load()).clone();
+            let root_before = live.snapshot.root;
+            live.remove(id, &record.source, epoch);
+            let root_after = live.snapshot.root;
+            self.live.store(Arc::new(live));
+            (record.source, epoch, root_before, root_after)
+        };
+        // A rebuild under way holds copies of the text: it is stopped, and deletes them before it ends.
+        let mut rebuilds = self.rebuilds();
+        while let Some(stop) = rebuilds.get(&id) {
+            stop.store(true, Ordering::Relaxed);
+            rebuilds = self.rebuild_ended.wait(rebuilds).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(rebuilds);
         let _change = self.change();
-        let record = self.shard(id)?;
-        let epoch = self.catalog.remove_shard(id)?.ok_or(StoreError::ShardRemoved(id))?;
-        // From here on nothing can fail: what the catalog calls removed is gone for every search.
-        let mut live = (**self.live.load()).clone();
-        let root_before = live.snapshot.root;
-        live.remove(id, &record.source, epoch);
-        let root_after = live.snapshot.root;
-        self.live.store(Arc::new(live));
-        let directory = self.root.join("shards").join(&record.directory);
-        let gone = fs::remove_dir_all(&directory).is_ok() || !directory.exists();
-        let purged = gone && sync_directory(&self.root.join("shards")).is_ok();
-        Ok(Removal { shard: id, source: record.source, epoch, root_before, root_after, purged })
+        let purged = self.catalog.shards().and_then(|records| sweep_shards(&self.root, &records)).is_ok();
+        Ok(Removal { shard: id, source, epoch, root_before, root_after, purged })
+    }
+
+    fn rebuilds(&self) -> MutexGuard<'_, HashMap<ShardId, Arc<AtomicBool>>> {
+        // The map is changed in single steps: a panic cannot leave half of one.
+        self.rebuilds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Checks the keys of all live shards, which opening does not, and takes damaged shards out of what is retrieved. Returns their
@@ -291,8 +312,8 @@ impl Store {
             let Err(error) = shard.verify() else { continue };
             let _change = self.change();
             let mut live = (**self.live.load()).clone();
-            // It may have been removed meanwhile, and its files with it.
-            if live.quarantine(id, error.to_string()) {
+            // It may have been removed or rebuilt meanwhile, and its files with it.
+            if live.quarantine(id, &shard, error.to_string()) {
                 self.live.store(Arc::new(live));
                 damaged.insert(id, error.to_string());
             }
@@ -351,6 +372,31 @@ impl SnapshotProvider for Store {
     }
 }
 
+/// A rebuild under way; dropped when nothing of it is left below `tmp/`.
+struct Rebuild<'a> {
+    store: &'a Store,
+    id: ShardId,
+}
+
+impl<'a> Rebuild<'a> {
+    fn enter(store: &'a Store, id: ShardId, cancel: &Arc<AtomicBool>) -> Result<Self, StoreError> {
+        match store.rebuilds().entry(id) {
+            std::collections::hash_map::Entry::Occupied(_) => Err(StoreError::Changed(id)),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(cancel.clone());
+                Ok(Self { store, id })
+            }
+        }
+    }
+}
+
+impl Drop for Rebuild<'_> {
+    fn drop(&mut self) {
+        self.store.rebuilds().remove(&self.id);
+        self.store.rebuild_ended.notify_all();
+    }
+}
+
 /// A directory below `tmp/` that is deleted unless it was renamed away.
 struct Staging {
     name: String,
@@ -374,19 +420,24 @@ impl Drop for Staging {
 
 /// Deletes what a crash may have left: unfinished builds, and shards that the catalog does not call live.
 fn sweep(root: &Path, records: &[ShardRecord]) -> Result<(), StoreError> {
-    let live: BTreeSet<&str> =
-        records.iter().filter(|r| r.state == ShardState::Live).map(|r| r.directory.as_str()).collect();
-    for (place, keep) in [("tmp", BTreeSet::new()), ("shards", live)] {
-        let place = root.join(place);
-        for entry in fs::read_dir(&place).map_err(StoreError::io(&place))? {
-            let entry = entry.map_err(StoreError::io(&place))?;
-            if !entry.file_name().to_str().is_some_and(|n| keep.contains(n)) {
-                fs::remove_dir_all(entry.path()).map_err(StoreError::io(&entry.path()))?;
-            }
+    delete_all_but(&root.join("tmp"), &BTreeSet::new())?;
+    sweep_shards(root, records)
+}
+
+/// Deletes the directories of shards that are not live.
+fn sweep_shards(root: &Path, records: &[ShardRecord]) -> Result<(), StoreError> {
+    let live = records.iter().filter(|r| r.state == ShardState::Live).map(|r| r.directory.as_str()).collect();
+    delete_all_but(&root.join("shards"), &live)
+}
+
+fn delete_all_but(place: &Path, keep: &BTreeSet<&str>) -> Result<(), StoreError> {
+    for entry in fs::read_dir(place).map_err(StoreError::io(place))? {
+        let entry = entry.map_err(StoreError::io(place))?;
+        if !entry.file_name().to_str().is_some_and(|n| keep.contains(n)) {
+            fs::remove_dir_all(entry.path()).map_err(StoreError::io(&entry.path()))?;
         }
-        sync_directory(&place)?;
     }
-    Ok(())
+    sync_directory(place)
 }
 
 fn open_live(root: &Path, record: &ShardRecord, card: &ModelCard, recipe: &Recipe) -> Result<Shard, StoreError> {

@@ -7,8 +7,10 @@ use silo_core::Tier;
 use silo_corpus::{SourceDeclaration, read_declarations};
 
 use crate::TrainError;
+use crate::config::TrainConfig;
 use crate::log::LogLine;
 use crate::run::RunFacts;
+use crate::text::Text;
 
 /// What training took of a source.
 #[derive(Default)]
@@ -19,9 +21,19 @@ struct Share {
     licences: BTreeSet<String>,
 }
 
+/// The declarations of all sources that are trained on: without them no credit can be given.
+pub(crate) fn declarations(config: &TrainConfig, text: &Text) -> Result<Vec<SourceDeclaration>, TrainError> {
+    let path = &config.paths.declarations;
+    let all = read_declarations(path)?;
+    match text.sources.iter().find(|s| !all.iter().any(|d| d.name == s.name)) {
+        Some(s) => Err(TrainError::Undeclared { path: path.clone(), name: s.name.to_string() }),
+        None => Ok(all),
+    }
+}
+
 /// The card as Markdown.
-pub(crate) fn text(facts: &RunFacts<'_>, n_parameters: usize) -> Result<String, TrainError> {
-    let declarations = read_declarations(&facts.config.paths.declarations)?;
+pub(crate) fn text(facts: &RunFacts<'_>, n_parameters: usize) -> String {
+    let declarations = facts.declarations;
     let mut shares: BTreeMap<String, Share> = BTreeMap::new();
     for document in &facts.text.training {
         let share = shares.entry(document.source.to_string()).or_default();
@@ -45,8 +57,8 @@ pub(crate) fn text(facts: &RunFacts<'_>, n_parameters: usize) -> Result<String, 
             format_args!("| {name} | {title} | {owner} | {tiers} | {licences} | {} | {mb:.2} |\n", share.n_documents),
         );
     }
-    out += &notices(facts, &shares, &declarations);
-    Ok(out)
+    out += &notices(facts, &shares, declarations);
+    out
 }
 
 /// Writing to a string does not fail.
@@ -66,8 +78,8 @@ fn head(facts: &RunFacts<'_>, n_parameters: usize) -> String {
          and little sense.\n\n\
          Llama architecture, {} layers of width {} (feed-forward {}), {} query and {} key-value heads, window of {} tokens, byte-level BPE \
          of {} tokens trained on the same text. Trained on {:.1} million tokens ({epochs:.2} passes over the text) in bf16 products with f32 sums and f32 weights. \
-         `training.json` is the record (configuration, hashes of text, order and checkpoints), `training_log.jsonl` the log, `curve.svg` \
-         its picture.\n\n",
+         `training.json` is the record (configuration, hashes of text, order and checkpoints), `training_log.jsonl` the log with every tenth \
+         step of it, `curve.svg` its picture.\n\n",
         config.name,
         n_parameters as f64 / 1e6,
         m.n_layers,

@@ -12,6 +12,15 @@ use silo_core::ContentHash;
 use crate::TrainError;
 use crate::optimizer::Moments;
 
+/// What a run is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// To go on.
+    Train,
+    /// To write its newest checkpoint as a model.
+    Export,
+}
+
 /// What must be the same for a checkpoint to be gone on from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunIdentity {
@@ -25,13 +34,13 @@ pub(crate) struct RunIdentity {
 }
 
 impl RunIdentity {
-    /// The first difference, in words.
-    pub(crate) fn difference(&self, other: &Self) -> Option<&'static str> {
+    /// The first difference, in words. What only looks at a run may do so on another kind of processor.
+    pub(crate) fn difference(&self, other: &Self, goal: Goal) -> Option<&'static str> {
         let checks = [
             (self.configuration == other.configuration, "configuration"),
             (self.tokenizer == other.tokenizer, "tokenizer"),
             (self.data == other.data, "training text"),
-            (self.backend == other.backend, "kind of processor"),
+            (self.backend == other.backend || goal == Goal::Export, "kind of processor"),
         ];
         checks.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
     }
@@ -94,12 +103,17 @@ impl Checkpoint {
         Ok(ContentHash::of(&bytes))
     }
 
-    /// The newest checkpoint, if there is one.
-    pub(crate) fn newest(directory: &Path) -> Result<Option<Self>, TrainError> {
+    /// The newest checkpoint, if there is one, and the hash of its file.
+    pub(crate) fn newest(directory: &Path) -> Result<Option<(Self, ContentHash)>, TrainError> {
         list(directory)?.last().map(|path| Self::read(path)).transpose()
     }
 
-    fn read(path: &Path) -> Result<Self, TrainError> {
+    /// That the file of a step is not what was written.
+    pub(crate) fn changed(directory: &Path, step: u64) -> TrainError {
+        TrainError::Checkpoint { path: directory.join(name(step)), reason: "its SHA-256 is not the logged one".into() }
+    }
+
+    fn read(path: &Path) -> Result<(Self, ContentHash), TrainError> {
         let damaged = |reason: String| TrainError::Checkpoint { path: path.to_owned(), reason };
         let bytes = fs::read(path).map_err(TrainError::io(path))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
@@ -114,11 +128,12 @@ impl Checkpoint {
             Ok::<Vec<f32>, TrainError>(view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
         };
         let [parameters, first, second] = PARTS.map(part);
-        Ok(Self {
+        let checkpoint = Self {
             step: field("step")?.parse().map_err(|_| damaged("its step is no number".into()))?,
             identity: serde_json::from_str(field("identity")?).map_err(|e| damaged(e.to_string()))?,
             parameters: parameters?,
             moments: Moments { first: first?, second: second? },
-        })
+        };
+        Ok((checkpoint, ContentHash::of(&bytes)))
     }
 }

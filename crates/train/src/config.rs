@@ -7,7 +7,7 @@ use silo_core::Tier;
 use silo_model::{LlamaShape, Rope, RopeStyle};
 
 use crate::TrainError;
-use crate::gemm::{BLOCK, TILE_DEPTH};
+use crate::gemm::TILE_DEPTH;
 
 /// A training run. All of it but [`Paths`] and [`Logging`] decides what comes out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub struct DataConfig {
     /// Sources to train on; all of the open tiers if empty.
     #[serde(default)]
     pub sources: Vec<String>,
-    /// At most so many bytes of validation text per tier.
+    /// About so many bytes of validation text per tier: whole documents, until there are as many.
     #[serde(default = "validation_bytes")]
     pub validation_bytes: usize,
 }
@@ -197,8 +197,11 @@ impl TrainConfig {
             "optimizer: epsilon and clip must be above 0, weight_decay not below",
         );
         fault(l.validate_every == 0 || l.checkpoint_every == 0 || l.keep == 0, "log: all numbers must be 1 or more");
+        let p = &self.paths;
+        let inside = [&p.work, &p.corpus, &p.declarations].into_iter().any(|other| other.starts_with(&p.output));
+        fault(inside, "paths.output must not be, or hold, one of the other paths: it is replaced as a whole");
         let unfit = m.context_tokens % TILE_DEPTH != 0 || m.context_tokens == 0;
-        fault(unfit, &format!("model.context_tokens must be a multiple of {BLOCK}"));
+        fault(unfit, &format!("model.context_tokens must be a multiple of {TILE_DEPTH}"));
         if faults.is_empty()
             && let Err(what) = self.shape().check()
         {

@@ -14,12 +14,21 @@ pub enum TrainError {
     Corpus(#[from] silo_corpus::CorpusError),
     #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other sources or tiers", path.display())]
     NoText { path: PathBuf, what: String },
+    #[error("{} declares no source '{name}', so the model card could not give it credit; name the directory of its declaration",
+            path.display())]
+    Undeclared { path: PathBuf, name: String },
     #[error("the tokenizer: {0}")]
     Tokenizer(String),
     #[error("the checkpoint {} is damaged: {reason}; delete it, and the run goes on from the one before it", path.display())]
     Checkpoint { path: PathBuf, reason: String },
+    #[error("{} exists and is no model of ours; name another directory for the model", .0.display())]
+    OutputTaken(PathBuf),
+    #[error("there is no checkpoint at {}; train first", .0.display())]
+    NoCheckpoint(PathBuf),
+    #[error("{}, line {line} is no line of a log: the file was changed; restore it, or delete it and lose the curve so far", path.display())]
+    Log { path: PathBuf, line: usize },
     #[error(
-        "{} holds a run with another {what}; give this one another paths.work, or delete that directory to start anew",
+        "{} holds a run with another {what}; give this one another paths.work, or go on with that one as it was begun",
         path.display()
     )]
     OtherRun { path: PathBuf, what: &'static str },

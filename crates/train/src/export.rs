@@ -22,6 +22,7 @@ pub(crate) fn write(
     parameters: &[f32],
     output: &Path,
 ) -> Result<(), TrainError> {
+    refuse_other_things(output)?;
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
     let partial = tempfile::tempdir_in(parent).map_err(TrainError::io(parent))?;
@@ -35,12 +36,27 @@ pub(crate) fn write(
     put(PROVENANCE_FILE, format!("{:#}\n", json!(provenance)))?;
     put("training.json", format!("{:#}\n", record(facts, layout)))?;
     put("training_log.jsonl", kept_lines(facts).map(log::line).collect())?;
-    put("README.md", card::text(facts, layout.len)?)?;
+    put("README.md", card::text(facts, layout.len))?;
     curve::draw(&facts.config.name, facts.lines, &partial.path().join("curve.svg"))?;
+    // The old model is there until the new one is; a crash between the two renames leaves both, under other names.
+    let old = parent.join(format!(".replaced-{}", std::process::id()));
     if output.exists() {
-        fs::remove_dir_all(output).map_err(TrainError::io(output))?;
+        fs::rename(output, &old).map_err(TrainError::io(output))?;
     }
-    fs::rename(partial.keep(), output).map_err(TrainError::io(output))
+    fs::rename(partial.keep(), output).map_err(TrainError::io(output))?;
+    if old.exists() {
+        fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+    }
+    Ok(())
+}
+
+/// A model of ours may be replaced, and an empty directory filled; anything else is somebody's.
+fn refuse_other_things(output: &Path) -> Result<(), TrainError> {
+    let holds_something = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
+    if (holds_something && !output.join(PROVENANCE_FILE).is_file()) || output.is_file() {
+        return Err(TrainError::OutputTaken(output.to_owned()));
+    }
+    Ok(())
 }
 
 /// Tiers that training documents come from.
@@ -61,7 +77,8 @@ fn tensors(shape: &LlamaShape, layout: &Layout, parameters: &[f32]) -> Vec<Named
     let (q, kv) = (shape.n_heads * shape.head_dim * dim, shape.n_kv_heads * shape.head_dim * dim);
     let tensor = |part| {
         let (data, n_in) = match part {
-            Part::Embedding | Part::Head | Part::RopeFactors => (&parameters[layout.embedding.clone()], Some(dim)),
+            Part::Embedding => (&parameters[layout.embedding.clone()], Some(dim)),
+            Part::Head | Part::RopeFactors => unreachable!("a tied model with plain rotary embedding has no such part"),
             Part::FinalNorm => (&parameters[layout.final_norm.clone()], None),
             Part::Layer(i, part) => {
                 let block = &layout.blocks[i];

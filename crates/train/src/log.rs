@@ -82,8 +82,16 @@ impl Log {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(TrainError::io(path)(e)),
         };
-        // The last line may be half-written; it is younger than the last checkpoint.
-        let mut lines: Vec<LogLine> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        // The last line may be half-written. It is younger than the last checkpoint, before which the log is brought to disk.
+        let n = text.lines().count();
+        let mut lines = Vec::with_capacity(n);
+        for (i, text) in text.lines().enumerate() {
+            match serde_json::from_str::<LogLine>(text) {
+                Ok(line) => lines.push(line),
+                Err(_) if i + 1 == n => {}
+                Err(_) => return Err(TrainError::Log { path: path.to_owned(), line: i + 1 }),
+            }
+        }
         lines.retain(|l| l.step() <= step);
         Ok(Self { path: path.to_owned(), file: None, lines })
     }
@@ -96,6 +104,19 @@ impl Log {
         fs::rename(&partial, path).map_err(TrainError::io(path))?;
         log.file = Some(OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?);
         Ok(log)
+    }
+
+    /// Brings it to disk.
+    pub(crate) fn sync(&self) -> Result<(), TrainError> {
+        self.file.as_ref().map_or(Ok(()), |f| f.sync_all().map_err(TrainError::io(&self.path)))
+    }
+
+    /// The hash of the checkpoint of a step, if it was noted.
+    pub(crate) fn checkpoint(&self, of: u64) -> Option<ContentHash> {
+        self.lines.iter().rev().find_map(|l| match l {
+            LogLine::Checkpoint { step, sha256 } if *step == of => Some(*sha256),
+            _ => None,
+        })
     }
 
     pub(crate) fn add(&mut self, new: LogLine) -> Result<(), TrainError> {

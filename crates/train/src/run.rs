@@ -9,22 +9,22 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Tier, Tokenizer};
-use silo_corpus::CorpusDocument;
+use silo_corpus::{CorpusDocument, SourceDeclaration};
 use silo_model::ByteLevelTokenizer;
 
 use crate::TrainError;
-use crate::checkpoint::{Checkpoint, RunIdentity};
+use crate::checkpoint::{Checkpoint, Goal, RunIdentity};
 use crate::config::TrainConfig;
 use crate::cpu::{CpuPass, Loss};
 use crate::data::{Documents, Row};
 use crate::device::TensorPass;
-use crate::export;
 use crate::gemm::Kernel;
 use crate::log::{Log, LogLine, Validation};
 use crate::optimizer::{AdamW, Moments};
 use crate::params::Layout;
 use crate::text::{Text, tokenize};
 use crate::tokenizer::{self, END_OF_TEXT};
+use crate::{card, export};
 
 /// Where a run computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -133,6 +133,7 @@ pub(crate) struct RunFacts<'a> {
     pub(crate) step: u64,
     pub(crate) identity: &'a RunIdentity,
     pub(crate) text: &'a Text,
+    pub(crate) declarations: &'a [SourceDeclaration],
     pub(crate) tokenizer_json: &'a str,
     pub(crate) n_training_tokens: usize,
     pub(crate) rows_per_epoch: u64,
@@ -151,7 +152,7 @@ pub fn train(
     let work = &config.paths.work;
     std::fs::create_dir_all(work).map_err(TrainError::io(work))?;
     let _lock = lock(work)?;
-    with_run(config, device, progress, |run, progress| {
+    with_run(config, device, Goal::Train, progress, |run, progress| {
         run.log = Log::open(&log_path(config), run.state.step)?;
         run.steps(stop, progress)?;
         let finished = run.state.step == config.optimizer.steps;
@@ -166,11 +167,13 @@ pub fn train(
 /// Writes the newest checkpoint of a run as a model into `output`, and makes no step.
 pub fn export_checkpoint(
     config: &TrainConfig,
-    device: TrainDevice,
     output: &Path,
     progress: &mut dyn FnMut(&str, Option<&LogLine>),
 ) -> Result<Outcome, TrainError> {
-    with_run(config, device, progress, |run, _| {
+    if Checkpoint::newest(&checkpoints(&config.paths.work))?.is_none() {
+        return Err(TrainError::NoCheckpoint(config.paths.work.clone()));
+    }
+    with_run(config, TrainDevice::Cpu, Goal::Export, progress, |run, _| {
         Ok((Outcome::Stopped { step: run.state.step }, Some(output.to_owned())))
     })
 }
@@ -179,6 +182,7 @@ pub fn export_checkpoint(
 fn with_run(
     config: &TrainConfig,
     device: TrainDevice,
+    goal: Goal,
     progress: &mut dyn FnMut(&str, Option<&LogLine>),
     work_with: impl FnOnce(
         &mut Run<'_>,
@@ -188,6 +192,7 @@ fn with_run(
     config.check()?;
     progress("reading the corpus", None);
     let text = Text::read(config)?;
+    let declarations = card::declarations(config, &text)?;
     let tokenizer_json = tokenizer_of(config, &text, progress)?;
     let tokenizer = ByteLevelTokenizer::from_json(tokenizer_json.as_bytes(), Some(END_OF_TEXT), &[END_OF_TEXT])
         .map_err(TrainError::Tokenizer)?;
@@ -206,7 +211,7 @@ fn with_run(
         backend: pass.name(),
     };
     let validation = validation_rows(&text.validation, &tokenizer, config.model.context_tokens)?;
-    let mut run = Run::start(config, pass, identity, &documents, validation)?;
+    let mut run = Run::start(config, pass, (identity, goal), &documents, validation)?;
     progress(
         &format!("{} tokens, {} rows an epoch, step {}", documents.n_tokens(), run.rows_per_epoch, run.state.step),
         None,
@@ -220,6 +225,7 @@ fn with_run(
         step: run.state.step,
         identity: &run.state.identity,
         text: &text,
+        declarations: &declarations,
         tokenizer_json: &tokenizer_json,
         n_training_tokens: documents.n_tokens(),
         rows_per_epoch: run.rows_per_epoch,
@@ -230,23 +236,31 @@ fn with_run(
     Ok(outcome)
 }
 
-/// The tokenizer of the run: trained once, then kept in its directory.
+/// The tokenizer of the run: trained once on its text, then kept in its directory beside the hash of what it was made from.
 fn tokenizer_of(
     config: &TrainConfig,
     text: &Text,
     progress: &mut dyn FnMut(&str, Option<&LogLine>),
 ) -> Result<String, TrainError> {
-    let path = config.paths.work.join("tokenizer.json");
-    match std::fs::read_to_string(&path) {
-        Ok(json) => return Ok(json),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(TrainError::Io { path, source: e }),
+    let mut made_from = Sha256::new();
+    made_from.update((config.tokenizer.vocab_size as u64).to_le_bytes());
+    text.training.iter().for_each(|d| made_from.update(d.hash.0));
+    let made_from = ContentHash(made_from.finalize().into()).to_string();
+    let work = &config.paths.work;
+    let (path, hash_path) = (work.join("tokenizer.json"), work.join("tokenizer.made-from"));
+    if let (Ok(json), Ok(hash)) = (std::fs::read_to_string(&path), std::fs::read_to_string(&hash_path))
+        && hash == made_from
+    {
+        return Ok(json);
     }
     progress("training the tokenizer", None);
     let json = tokenizer::train(text.training.iter().map(|d| d.text.as_str()), config.tokenizer.vocab_size)?;
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, &json).map_err(TrainError::io(&partial))?;
-    std::fs::rename(&partial, &path).map_err(TrainError::io(&path))?;
+    // The hash last: without it the tokenizer is made again.
+    for (path, contents) in [(&path, &json), (&hash_path, &made_from)] {
+        let partial = path.with_extension("partial");
+        std::fs::write(&partial, contents).map_err(TrainError::io(&partial))?;
+        std::fs::rename(&partial, path).map_err(TrainError::io(path))?;
+    }
     Ok(json)
 }
 
@@ -285,12 +299,12 @@ impl<'a> Run<'a> {
     fn start(
         config: &'a TrainConfig,
         pass: Pass,
-        identity: RunIdentity,
+        (identity, goal): (RunIdentity, Goal),
         documents: &'a Documents,
         validation: ValidationRows,
     ) -> Result<Self, TrainError> {
         let layout = Layout::new(&config.shape());
-        let state = initial_state(config, &layout, identity)?;
+        let (state, sha256) = initial_state(config, &layout, identity, goal)?;
         let row_tokens = config.model.context_tokens;
         let mut rows = RowStream { documents, row_tokens, seed: config.seed, epoch: None, hashes: BTreeMap::new() };
         let rows_per_epoch = rows.epoch(0).len() as u64;
@@ -299,6 +313,11 @@ impl<'a> Run<'a> {
             return Err(TrainError::NoText { path: config.paths.corpus.clone(), what });
         }
         let log = Log::read(&log_path(config), state.step)?;
+        if let (Some(logged), Some(found)) = (log.checkpoint(state.step), sha256)
+            && logged != found
+        {
+            return Err(Checkpoint::changed(&checkpoints(&config.paths.work), state.step));
+        }
         let optimizer = AdamW::new(config.optimizer.clone(), &layout);
         Ok(Self { config, layout, optimizer, pass, state, rows, rows_per_epoch, validation, log })
     }
@@ -316,6 +335,7 @@ impl<'a> Run<'a> {
                 self.note(line, progress)?;
             }
             if step.is_multiple_of(log.checkpoint_every) || step == steps || stopping {
+                self.log.sync()?;
                 let directory = checkpoints(&self.config.paths.work);
                 let sha256 = self.state.write(&directory, log.keep)?;
                 self.note(LogLine::Checkpoint { step, sha256 }, progress)?;
@@ -385,18 +405,21 @@ fn checkpoints(work: &Path) -> PathBuf {
     work.join("checkpoints")
 }
 
-/// The newest checkpoint, which must be of this run, or fresh parameters.
-fn initial_state(config: &TrainConfig, layout: &Layout, identity: RunIdentity) -> Result<Checkpoint, TrainError> {
+/// The newest checkpoint, which must be of this run, with the hash of its file; or fresh parameters.
+fn initial_state(
+    config: &TrainConfig,
+    layout: &Layout,
+    identity: RunIdentity,
+    goal: Goal,
+) -> Result<(Checkpoint, Option<ContentHash>), TrainError> {
     match Checkpoint::newest(&checkpoints(&config.paths.work))? {
-        None => Ok(Checkpoint {
-            step: 0,
-            identity,
-            parameters: layout.initial(config.seed),
-            moments: Moments::new(layout.len),
-        }),
-        Some(found) => match found.identity.difference(&identity) {
+        None => {
+            let (parameters, moments) = (layout.initial(config.seed), Moments::new(layout.len));
+            Ok((Checkpoint { step: 0, identity, parameters, moments }, None))
+        }
+        Some((found, sha256)) => match found.identity.difference(&identity, goal) {
             Some(what) => Err(TrainError::OtherRun { path: config.paths.work.clone(), what }),
-            None => Ok(found),
+            None => Ok((found, Some(sha256))),
         },
     }
 }

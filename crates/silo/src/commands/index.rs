@@ -70,7 +70,7 @@ impl Index {
 
 impl Train {
     fn run(self, as_json: bool) -> Result<()> {
-        let recipe = Recipe::read(&self.recipe)?;
+        let recipe = Recipe::read_without_lists(&self.recipe)?;
         let config = ModelConfig {
             path: self.model.clone(),
             key_site: recipe.key_site,
@@ -131,7 +131,7 @@ impl Train {
         n_keys: usize,
         n_documents: usize,
         model: [(String, String); 2],
-    ) -> std::collections::HashMap<String, String> {
+    ) -> std::collections::BTreeMap<String, String> {
         let tiers = self.tiers.iter().map(Tier::to_string).collect::<Vec<_>>().join(",");
         let more = [
             ("tiers", tiers),

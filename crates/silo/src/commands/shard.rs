@@ -277,13 +277,20 @@ impl Rebuild {
         let operation = connection.datastore().rebuild_shards(request).await.map_err(refused)?.into_inner();
         let answer: v1::RebuildShardsResponse = wait(&connection, operation).await?;
         if as_json {
-            output::json(&answer.shards.iter().map(describe).collect::<Vec<_>>())?;
-        } else if answer.shards.is_empty() {
+            let failures: Vec<Value> =
+                answer.failures.iter().map(|f| json!({"id": f.id, "reason": f.reason})).collect();
+            let shards: Vec<Value> = answer.shards.iter().map(describe).collect();
+            output::json(&json!({"shards": shards, "failures": failures}))?;
+        } else if answer.shards.is_empty() && answer.failures.is_empty() {
             println!("all shards are retrieved from: there is nothing to rebuild");
         } else {
             print(&answer.shards);
         }
-        connection.close().await
+        connection.close().await?;
+        match answer.failures.first() {
+            None => Ok(()),
+            Some(f) => bail!("{} shards could not be rebuilt; shard {}: {}", answer.failures.len(), f.id, f.reason),
+        }
     }
 }
 

@@ -43,18 +43,14 @@ impl Train {
         };
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
-        tokio::spawn(async move {
-            if super::asked_to_stop().await.is_err() {
-                return; // without signals it cannot be asked
-            }
-            eprintln!("stopping after this step");
-            asked.store(true, Ordering::Relaxed);
-        });
+        if self.export.is_none() {
+            tokio::spawn(stop_when_asked(asked));
+        }
         let (work, export) = (config.paths.work.clone(), self.export.clone());
         let run = move || {
             let mut shown = |what: &str, line: Option<&LogLine>| show(what, line, as_json);
             let outcome = match &export {
-                Some(output) => silo_train::export_checkpoint(&config, device, output, &mut shown),
+                Some(output) => silo_train::export_checkpoint(&config, output, &mut shown),
                 None => silo_train::train(&config, device, &stop, &mut shown),
             };
             outcome.map(|outcome| (outcome, config))
@@ -72,6 +68,18 @@ impl Train {
             None => println!("stopped after {step} steps; the same command goes on from {}", work.display()),
         }
         Ok(())
+    }
+}
+
+/// The first signal ends the run after the step that is being made, with a checkpoint; the second ends it at once.
+async fn stop_when_asked(stop: Arc<AtomicBool>) {
+    // Without signals it cannot be asked.
+    if super::asked_to_stop().await.is_ok() {
+        eprintln!("stopping after this step; once more stops at once");
+        stop.store(true, Ordering::Relaxed);
+        if super::asked_to_stop().await.is_ok() {
+            std::process::exit(1);
+        }
     }
 }
 

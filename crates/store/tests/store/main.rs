@@ -1,6 +1,7 @@
 //! The store through its public interface: additions, removals, restarts, damage.
 
 mod damage;
+mod rebuild;
 mod removal;
 
 use std::path::Path;
@@ -39,7 +40,7 @@ fn inverted() -> Recipe {
         Arc::new(train_quantizer(&keys, ScriptedModel::KEY_DIM, training).unwrap())
     });
     let quantizer_sha256 = ContentHash::of(&quantizer.to_bytes().unwrap());
-    let ivf = Ivf { quantizer_sha256, n_probe: 2, rerank: 2, quantizer: Some(quantizer.clone()) };
+    let ivf = Ivf { quantizer_sha256, n_probe: 2, rerank: 24, quantizer: Some(quantizer.clone()) };
     Recipe { name: "inverted".into(), ivf: Some(ivf), ..recipe() }
 }
 
@@ -288,42 +289,4 @@ fn inverted_lists_find_what_is_there_and_fit_their_model_only() {
     // A store of another recipe keeps the shard and does not retrieve from it.
     let exact = open(root.path());
     assert!(exact.status().unavailable.values().next().unwrap().contains("'inverted'"));
-}
-
-/// A rebuilt shard is the one that would have been added, under its old number; nothing of the old files stays.
-#[test]
-fn a_shard_of_another_recipe_comes_back_by_rebuilding_it() {
-    let (root, fresh) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let texts = ["one fish two fish", "red fish", "blue fish"];
-    let store = open(root.path());
-    let first = add(&store, "s", &texts).unwrap();
-    let gone = add(&store, "other", &["withdrawn"]).unwrap();
-    store.remove_shard(gone.id).unwrap();
-    let no_progress: &dyn Fn(u64, u64) = &|_, _| {};
-    let never = AtomicBool::new(false);
-    assert!(matches!(store.rebuild_shard(gone.id, &model(), &never, no_progress), Err(StoreError::ShardRemoved(_))));
-    drop(store);
-
-    let store = open_with(root.path(), inverted()).unwrap();
-    let refused = store.status().unavailable[&first.id].clone();
-    assert!(refused.contains("silo shard rebuild"), "{refused}");
-    let cancelled = store.rebuild_shard(first.id, &model(), &AtomicBool::new(true), no_progress);
-    assert!(matches!(cancelled, Err(StoreError::Cancelled | StoreError::Model { .. })), "{cancelled:?}");
-    assert!(store.snapshot().shards.is_empty(), "it stays what it was");
-    let before = store.snapshot();
-    let rebuilt = store.rebuild_shard(first.id, &model(), &never, no_progress).unwrap();
-    assert_eq!((rebuilt.id, rebuilt.manifest.n_documents, rebuilt.n_duplicates), (first.id, 3, 0));
-    assert!(rebuilt.epoch > before.epoch && store.status().unavailable.is_empty());
-
-    let expected = open_with(fresh.path(), inverted()).unwrap();
-    add(&expected, "s", &texts).unwrap();
-    let check = |store: &Store| {
-        assert_eq!(store.snapshot().root, expected.snapshot().root);
-        let find = |s: &Store| logical(s, &search(s, &Filter::default(), &key_after(b' ', b'f'), 9));
-        assert_eq!(find(store), find(&expected));
-    };
-    check(&store);
-    assert_eq!(std::fs::read_dir(root.path().join("shards")).unwrap().count(), 1);
-    drop(store);
-    check(&open_with(root.path(), inverted()).unwrap());
 }

@@ -3,8 +3,8 @@
 //!
 //! A search projects the query, looks into the nearest lists, ranks what it finds there by small integer codes, and ranks the best of
 //! that again by the exact distance of the whole keys. What is found depends on the visible entries alone, not on how they are spread
-//! over parts: codes and lists of an entry depend on its key, ties go by the caller's order, and where the first lists show fewer
-//! than k entries the next ones are looked into.
+//! over parts: codes and lists of an entry depend on its key, ties go by the caller's order, and where the first lists show too
+//! few entries the next ones are looked into.
 
 mod quantizer;
 mod search;

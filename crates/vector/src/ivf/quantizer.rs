@@ -1,6 +1,6 @@
 //! Projection, centroids and code step: everything that sorts keys into lists.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use safetensors::SafeTensors;
@@ -8,8 +8,10 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::exact::{dot, squared_l2};
 
+/// The metadata entry of a quantiser's file that says what it was made from.
+const ABOUT: &str = "about";
 /// Greatest number of projected values: the sum of as many squared differences still fits 31 bits.
-const MAX_PROJECTED: usize = 256;
+pub(crate) const MAX_PROJECTED: usize = 256;
 /// What a code of zero stands for.
 const ZERO_CODE: f32 = 128.0;
 /// Queries may lie this far outside of what codes can say.
@@ -29,7 +31,7 @@ pub struct Quantizer {
     /// Difference of two neighbouring codes.
     step: f32,
     /// What it was made from: free text.
-    about: HashMap<String, String>,
+    about: BTreeMap<String, String>,
 }
 
 /// Why bytes are no quantiser.
@@ -53,7 +55,7 @@ pub(crate) struct Parts {
 }
 
 impl Quantizer {
-    pub(crate) fn new(parts: Parts, about: HashMap<String, String>) -> Result<Self, QuantizerError> {
+    pub(crate) fn new(parts: Parts, about: BTreeMap<String, String>) -> Result<Self, QuantizerError> {
         let Parts { dim, projection, bias, centroids, step } = parts;
         let projected = bias.len();
         let fits = dim > 0
@@ -88,7 +90,9 @@ impl Quantizer {
         let dim = shape.get(1).copied().unwrap_or(0);
         let step = read("step")?.0.first().copied().unwrap_or(0.0);
         let parts = Parts { dim, projection, bias: read("bias")?.0, centroids: read("centroids")?.0, step };
-        Self::new(parts, header.metadata().clone().unwrap_or_default())
+        let about = header.metadata().as_ref().and_then(|m| m.get(ABOUT));
+        let about = about.ok_or_else(|| QuantizerError(format!("it has no '{ABOUT}'")))?;
+        Self::new(parts, serde_json::from_str(about).map_err(|e| QuantizerError(format!("its '{ABOUT}': {e}")))?)
     }
 
     /// As a safetensors file.
@@ -106,11 +110,13 @@ impl Quantizer {
         for (name, data, shape) in tensors {
             views.push((name, TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(data)).map_err(fail)?));
         }
-        safetensors::serialize(views, Some(self.about.clone())).map_err(fail)
+        // One entry: the order of several is random in the file, and its hash is what names a quantiser.
+        let about = serde_json::to_string(&self.about).map_err(|e| QuantizerError(e.to_string()))?;
+        safetensors::serialize(views, Some([(ABOUT.to_owned(), about)].into())).map_err(fail)
     }
 
     /// What it was made from.
-    pub fn about(&self) -> &HashMap<String, String> {
+    pub fn about(&self) -> &BTreeMap<String, String> {
         &self.about
     }
 

@@ -38,9 +38,10 @@ pub struct ListPart<'a> {
 /// How hard to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
-    /// Lists that are looked into, and more where these show fewer than k entries.
+    /// Lists that are looked into, and more where these show fewer entries than are ranked again.
     pub n_probe: usize,
-    /// The best `k · rerank` by code are ranked by their exact distance.
+    /// So many of the best by code, and at least k, are ranked by their exact distance. Up to here, the first k of a search are what a
+    /// search for k finds.
     pub rerank: usize,
 }
 
@@ -66,11 +67,11 @@ fn one(
         return Vec::new();
     }
     let (scaled, lists) = quantizer.query(query.key);
-    let wanted = query.k.saturating_mul(probe.rerank.max(1));
+    let wanted = query.k.max(probe.rerank);
     let (first, rest) = lists.split_at(probe.n_probe.clamp(1, lists.len()));
     let (mut best, mut seen) = scan_all(&scaled, parts, first, wanted, order);
     for &list in rest {
-        if seen >= query.k {
+        if seen >= wanted {
             break;
         }
         let (more, n) = scan_list(&scaled, parts, list, TopK::new(wanted), order);
@@ -165,7 +166,8 @@ mod tests {
     }
 
     fn quantizer() -> Quantizer {
-        let training = Training { projected: 6, n_lists: 9, seed: 1, about: Default::default() };
+        let about = (0..5).map(|i| (format!("field {i}"), format!("value {i}"))).collect();
+        let training = Training { projected: 6, n_lists: 9, seed: 1, about };
         train_quantizer(&keys(600, 5), DIM, training).unwrap()
     }
 
@@ -229,7 +231,7 @@ mod tests {
             let whole = Owned::new(&quantizer, &keys);
             let (left, right) = (Owned::new(&quantizer, &keys[..cut * DIM]), Owned::new(&quantizer, &keys[cut * DIM..]));
             let queries = [Query { key: &keys[(n - 1) * DIM..], k }];
-            let probe = Probe { n_probe, rerank: 2 };
+            let probe = Probe { n_probe, rerank: 8 };
             // The logical order: the row in the whole.
             let one = ivf_search(&quantizer, &[whole.part(0, vec![]), noise.part(1, vec![0..n as u32])], &queries, probe, &|a, b| a.1.cmp(&b.1));
             let logical = |(part, row): (u32, u32)| row + if part == 1 { cut as u32 } else { 0 };
@@ -240,11 +242,27 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// Fewer neighbours are the first of more: what is tuned for several k from one search holds for each of them.
+        #[test]
+        fn fewer_are_the_first_of_more(n in 1usize..300, k in 1usize..40, n_probe in 1usize..4, seed in any::<u64>()) {
+            let (quantizer, keys) = (quantizer(), keys(n, seed));
+            let owned = Owned::new(&quantizer, &keys);
+            let find = |k| {
+                let queries = [Query { key: &keys[(n / 2) * DIM..][..DIM], k }];
+                ivf_search(&quantizer, &[owned.part(0, vec![])], &queries, Probe { n_probe, rerank: 40 }, &|a, b| a.cmp(&b)).remove(0)
+            };
+            let more = find(40);
+            prop_assert_eq!(&find(k)[..], &more[..k.min(more.len())]);
+        }
+    }
+
     #[test]
     fn a_quantiser_survives_its_file_and_nothing_else_passes_for_one() {
         let quantizer = quantizer();
         let bytes = quantizer.to_bytes().unwrap();
         assert_eq!(Quantizer::from_bytes(&bytes).unwrap(), quantizer);
+        assert!((0..20).all(|_| quantizer.to_bytes().unwrap() == bytes), "its hash is its name");
         assert!(Quantizer::from_bytes(&bytes[..bytes.len() - 1]).is_err());
         assert!(Quantizer::from_bytes(b"not a quantiser").is_err());
         let few = Training { projected: 6, n_lists: 900, seed: 1, about: Default::default() };

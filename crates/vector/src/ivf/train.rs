@@ -1,12 +1,12 @@
 //! Making a quantiser with Faiss: PCA (Jégou et al. 2010), then k-means.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use faiss::cluster::{Clustering, ClusteringParameters};
 use faiss::index::flat::FlatIndex;
 use faiss::vector_transform::{NativeVectorTransform, PCAMatrix, VectorTransform};
 
-use super::quantizer::{Parts, Quantizer, QuantizerError};
+use super::quantizer::{MAX_PROJECTED, Parts, Quantizer, QuantizerError};
 
 /// Iterations of k-means.
 const ITERATIONS: u32 = 20;
@@ -25,7 +25,7 @@ pub struct Training {
     /// Draws the first centroids.
     pub seed: u32,
     /// Kept with the quantiser.
-    pub about: HashMap<String, String>,
+    pub about: BTreeMap<String, String>,
 }
 
 /// Makes a quantiser from sample keys that stand one after the other, `dim` values each.
@@ -33,8 +33,9 @@ pub fn train_quantizer(keys: &[f32], dim: usize, training: Training) -> Result<Q
     let Training { projected, n_lists, seed, about } = training;
     let n = keys.len() / dim.max(1);
     let fail = |what: String| QuantizerError::from_training(what);
-    if projected == 0 || projected > dim {
-        return Err(fail(format!("keys of {dim} values cannot be projected to {projected}")));
+    let most = dim.min(MAX_PROJECTED);
+    if projected == 0 || projected > most {
+        return Err(fail(format!("keys of {dim} values can be projected to 1 to {most}, not {projected}")));
     }
     if n_lists == 0 || n < n_lists.max(projected) {
         return Err(fail(format!("{n} keys are too few for {n_lists} lists of {projected} values; give more text")));

@@ -123,8 +123,9 @@ fn markdown(results: &[DomainResult], shared: &Tuned) -> String {
 fn page(facts: &serde_json::Value, table: &str) -> String {
     let text = |name: &str| facts[name].as_str().unwrap_or_default().to_owned();
     format!(
-        "# Domains\n\nHeld-out text of restricted sources, scored by the service's engine: document by document from the beginning of text, in \
-         windows of the model's context that move by half of it, each token once. Weight, temperature and k were chosen on validation text, \
+        "# Domains\n\nHeld-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the \
+         model's context that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
+         far, and are retrieved again every stride. Weight, temperature and k were chosen on validation text, \
          per domain and mode (\"shared\": one choice for all); test text was scored once with them.\n\n\
          * Command: `{}`\n* Commit: {}\n* Machine: {}\n* Model: {}, {} parameters\n* Store: {} entries, recipe {}\n* Raw data: `domains.csv`, \
          `domains.json`\n\nThe draws are those of hashes: nothing is random.\n\n{table}",

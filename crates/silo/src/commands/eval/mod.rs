@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
-use silo_core::{Calibration, LanguageModel, LicencePolicy, SnapshotProvider, Tokenizer};
+use silo_core::{Calibration, ContentHash, LanguageModel, LicencePolicy, SnapshotProvider, Tokenizer};
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
 use silo_eval::{Domain, tune_shared};
@@ -130,6 +130,7 @@ impl Ground {
         for name in &config.eval.domains {
             domains.push(Domain::read(&config.eval.corpus, name, config.eval.sizes, &*tokenizer)?);
         }
+        check_store(&config, &store, &domains)?;
         let mut built = Vec::new();
         for domain in &domains {
             built.extend(add(&config, &store, &*model, domain)?);
@@ -154,6 +155,31 @@ impl Ground {
             "root": snapshot.root.to_string(),
         })
     }
+}
+
+/// Refuses a store that holds something else than the domains as configured: its figures would be those of other text.
+fn check_store(config: &EvalConfig, store: &Store, domains: &[Domain]) -> Result<()> {
+    let root = config.store.root.display();
+    let advice = "delete the directory, and it is built again";
+    if let Some((id, reason)) = store.status().unavailable.iter().next() {
+        bail!("shard {id} of the store at {root} is not retrieved from ({reason}); {advice}");
+    }
+    for view in &store.snapshot().shards {
+        let source = &view.source.id;
+        let Some(domain) = domains.iter().find(|d| d.source == *source) else {
+            bail!("the store at {root} holds '{source}', which is no domain of this evaluation; {advice}");
+        };
+        let mut expected: Vec<ContentHash> = domain.stored.iter().map(silo_core::Document::hash).collect();
+        expected.sort_unstable();
+        expected.dedup();
+        let shard = store.open_shard(view.id).context("a shard was removed meanwhile")?;
+        if !shard.document_hashes().eq(expected) {
+            bail!(
+                "the store at {root} holds other text of '{source}' than the corpus and eval.sizes now give; {advice}"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Adds a domain's shard, if the store has none.
