@@ -107,6 +107,8 @@ struct Ground {
     store: Arc<Store>,
     engine: Engine,
     domains: Vec<Domain>,
+    /// The commit at the start.
+    commit: String,
     /// What adding a domain's shard took, for those that were added now.
     built: Vec<BuiltShard>,
 }
@@ -123,7 +125,7 @@ struct BuiltShard {
 
 impl Ground {
     fn open(path: &Path) -> Result<Self> {
-        let config = read_eval_config(path)?;
+        let (config, commit) = (read_eval_config(path)?, commit());
         let (model, tokenizer) = wiring::load_model(&config.model)?;
         let store = wiring::open_store(&config.store, &*model, tokenizer.clone())?;
         let mut domains = Vec::new();
@@ -137,15 +139,15 @@ impl Ground {
         }
         let engine = Engine::start(config.engine.clone(), None, model.clone(), tokenizer.clone(), store.clone())
             .context("cannot start the engine")?;
-        Ok(Self { config, model, tokenizer, store, engine, domains, built })
+        Ok(Self { config, model, tokenizer, store, engine, domains, commit, built })
     }
 
     /// What a result is made with: enough to make it again.
     fn facts(&self, run: &Run) -> serde_json::Value {
         let snapshot = self.store.snapshot();
         json!({
-            "command": std::env::args().collect::<Vec<_>>().join(" "),
-            "commit": commit(),
+            "command": std::iter::once("silo".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
+            "commit": self.commit,
             "machine": machine(),
             "config": run.config,
             "model": {"name": self.model.card().name, "hash": self.model.card().hash, "n_parameters": self.model.card().n_parameters},
