@@ -79,6 +79,19 @@ pub fn write_documents(path: &Path, documents: &[CorpusDocument]) -> Result<(), 
     std::fs::rename(&partial, path).map_err(CorpusError::io(path))
 }
 
+/// The first documents until there are `bytes` of text, the last one whole.
+pub fn about_bytes<'a>(
+    documents: impl Iterator<Item = &'a CorpusDocument>,
+    bytes: usize,
+) -> impl Iterator<Item = &'a CorpusDocument> {
+    let mut taken = 0;
+    documents.take_while(move |d| {
+        let wanted = taken < bytes;
+        taken += d.text.len();
+        wanted
+    })
+}
+
 /// Reads documents.
 pub fn read_documents(path: &Path) -> Result<Vec<CorpusDocument>, CorpusError> {
     read_lines(path)

@@ -23,7 +23,7 @@ pub use build::{BuildReport, CorpusBuilder, SourceReport};
 pub use declaration::{Importer, Override, Role, SourceDeclaration, read_declarations};
 pub use dedup::{NearDuplicates, Overlap};
 pub use error::CorpusError;
-pub use files::{CorpusDocument, Exclusion, read_documents, write_documents};
+pub use files::{CorpusDocument, Exclusion, about_bytes, read_documents, write_documents};
 pub use format::Format;
 pub use gate::{LicenceGate, Violation};
 pub use resolve::{Evidence, Resolver};

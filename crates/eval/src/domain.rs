@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use silo_core::{Document, SourceId, TokenId, Tokenizer};
-use silo_corpus::{CorpusDocument, Split, read_documents};
+use silo_corpus::{CorpusDocument, Split, about_bytes, read_documents};
 
 use crate::EvalError;
 
@@ -25,7 +25,7 @@ pub struct Sizes {
 pub struct Text {
     /// Its tokens.
     pub tokens: Vec<TokenId>,
-    /// Bytes of these tokens.
+    /// Bytes of those of them that are scored.
     pub n_bytes: u64,
 }
 
@@ -59,7 +59,7 @@ impl Domain {
         let held_out = |split| of(split).filter(|d| d.excluded.is_none());
         let domain = Self {
             source,
-            stored: stored(of(Split::Train), sizes.store_bytes),
+            stored: about_bytes(of(Split::Train), sizes.store_bytes).map(document).collect(),
             validation: texts(held_out(Split::Validation), sizes.validation_tokens, tokenizer)?,
             test: texts(held_out(Split::Test), sizes.test_tokens, tokenizer)?,
         };
@@ -74,16 +74,6 @@ impl Domain {
         }
         Ok(domain)
     }
-}
-
-fn stored<'a>(documents: impl Iterator<Item = &'a CorpusDocument>, max_bytes: usize) -> Vec<Document> {
-    let mut n = 0;
-    let before = |d: &&CorpusDocument| {
-        let fits = n < max_bytes;
-        n += d.text.len();
-        fits
-    };
-    documents.take_while(before).map(document).collect()
 }
 
 fn document(d: &CorpusDocument) -> Document {
@@ -110,7 +100,9 @@ fn texts<'a>(
         let mut tokens = tokenizer.encode(&document.text)?;
         tokens.truncate(left);
         left -= tokens.len();
-        let n_bytes = tokens.iter().map(|t| tokenizer.bytes(*t).len() as u64).sum();
+        // Without a beginning of text nothing predicts the first token: its bytes are not scored.
+        let first_scored = usize::from(tokenizer.beginning_of_text().is_none());
+        let n_bytes = tokens.iter().skip(first_scored).map(|t| tokenizer.bytes(*t).len() as u64).sum();
         out.push(Text { tokens, n_bytes });
     }
     Ok(out)

@@ -1,6 +1,6 @@
 //! Checkpoints: all that a run needs to go on with the same bits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,15 @@ pub(crate) struct Checkpoint {
 
 const PARTS: [&str; 3] = ["parameters", "first_moment", "second_moment"];
 const FORMAT: &str = "silo-checkpoint-1";
+/// The metadata entry that holds [`Header`].
+const HEADER: &str = "silo";
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: String,
+    step: u64,
+    identity: RunIdentity,
+}
 
 fn name(step: u64) -> String {
     format!("step-{step:08}.safetensors")
@@ -88,10 +97,10 @@ impl Checkpoint {
             let bytes = bytemuck::cast_slice(data);
             views.insert(part, TensorView::new(Dtype::F32, vec![data.len()], bytes).map_err(|e| damaged(&e))?);
         }
-        let identity = serde_json::to_string(&self.identity).map_err(|e| damaged(&e))?;
-        let fields = [("format", FORMAT.to_owned()), ("step", self.step.to_string()), ("identity", identity)];
-        let metadata: HashMap<String, String> = fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(&e))?;
+        let header = Header { format: FORMAT.into(), step: self.step, identity: self.identity.clone() };
+        // One entry: the order of several is random in the file, whose hash is to be that of the run's state.
+        let metadata = [(HEADER.to_owned(), serde_json::to_string(&header).map_err(|e| damaged(&e))?)];
+        let bytes = safetensors::serialize(views, Some(metadata.into())).map_err(|e| damaged(&e))?;
         fs::write(&partial, &bytes).map_err(TrainError::io(&partial))?;
         File::open(&partial).and_then(|f| f.sync_all()).map_err(TrainError::io(&partial))?;
         fs::rename(&partial, &path).map_err(TrainError::io(&path))?;
@@ -118,9 +127,10 @@ impl Checkpoint {
         let bytes = fs::read(path).map_err(TrainError::io(path))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
         let metadata = header.metadata().as_ref().ok_or_else(|| damaged("it has no metadata".into()))?;
-        let field = |name: &str| metadata.get(name).ok_or_else(|| damaged(format!("it has no '{name}'")));
-        if field("format")? != FORMAT {
-            return Err(damaged(format!("its format is '{}', not '{FORMAT}'", field("format")?)));
+        let text = metadata.get(HEADER).ok_or_else(|| damaged(format!("it has no '{HEADER}'")))?;
+        let header: Header = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
+        if header.format != FORMAT {
+            return Err(damaged(format!("its format is '{}', not '{FORMAT}'", header.format)));
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
         let part = |name: &str| {
@@ -129,8 +139,8 @@ impl Checkpoint {
         };
         let [parameters, first, second] = PARTS.map(part);
         let checkpoint = Self {
-            step: field("step")?.parse().map_err(|_| damaged("its step is no number".into()))?,
-            identity: serde_json::from_str(field("identity")?).map_err(|e| damaged(e.to_string()))?,
+            step: header.step,
+            identity: header.identity,
             parameters: parameters?,
             moments: Moments { first: first?, second: second? },
         };

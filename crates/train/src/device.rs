@@ -249,4 +249,23 @@ mod tests {
             assert!((of_rows.nats - loss.nats).abs() < 1e-6 * loss.nats);
         }
     }
+
+    /// Not one bit of a step depends on the number of threads or on the instructions that multiply.
+    #[test]
+    fn a_step_has_the_same_bits_on_any_threads_and_kernel() {
+        let (shape, rows) = (shape(), rows());
+        let parameters = parameters(&shape);
+        let gradients = |kernel, n_threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            pool.install(|| {
+                let mut out = vec![0.0; parameters.len()];
+                let loss = CpuPass::new(shape.clone(), kernel, 160, 3).gradients(&parameters, &rows, &mut out);
+                (loss.nats.to_bits(), out.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            })
+        };
+        let expected = gradients(Kernel::Portable, 1);
+        assert!(gradients(Kernel::Portable, 3) == expected);
+        // The same again where there is no AMX.
+        assert!(gradients(Kernel::best(), 1) == expected && gradients(Kernel::best(), 3) == expected);
+    }
 }

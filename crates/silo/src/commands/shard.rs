@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use silo_corpus::{CorpusDocument, Split};
+use silo_corpus::{CorpusDocument, Split, about_bytes};
 use silo_proto::{longrunning as lro, v1};
 
 use super::corpus::corpus_documents;
@@ -62,14 +62,13 @@ impl Add {
         };
         let mut documents = corpus_documents(corpus, &self.source, Split::Train)?;
         documents.sort_by_key(|d| d.hash);
-        let (mut bytes, most) = (0, self.max_bytes.unwrap_or(usize::MAX));
-        let fits = |d: &CorpusDocument| {
-            let fits = bytes < most;
-            bytes += d.text.len();
-            fits
+        let message = |d: &CorpusDocument| v1::Document {
+            uri: d.uri.clone(),
+            title: d.title.clone(),
+            licence: d.licence.clone(),
+            text: d.text.clone(),
         };
-        let message = |d: CorpusDocument| v1::Document { uri: d.uri, title: d.title, licence: d.licence, text: d.text };
-        Ok(documents.into_iter().take_while(fits).map(message).collect())
+        Ok(about_bytes(documents.iter(), self.max_bytes.unwrap_or(usize::MAX)).map(message).collect())
     }
 }
 

@@ -126,26 +126,42 @@ mod x86 {
     }
 }
 
-/// Runs `work` with the tiles configured on this thread.
-pub(super) fn with_tiles(work: impl FnOnce()) {
-    assert!(available(), "AMX was asked for where it is not");
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    {
-        x86::configure();
-        work();
-        x86::release();
-    }
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    drop(work);
+/// The tiles of this thread, configured; released when it is dropped.
+pub(super) struct Tiles {
+    /// Tiles belong to the thread that configured them.
+    _of_this_thread: std::marker::PhantomData<*const ()>,
 }
 
-/// See [`super::BlockKernel`]; only within [`with_tiles`].
-pub(super) fn block(left: [&[Tile]; 2], right: [&[Tile]; 2], out: &mut [f32], stride: usize, then: Then) {
+impl Tiles {
+    pub(super) fn configure() -> Self {
+        assert!(available(), "AMX was asked for where it is not");
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        x86::configure();
+        Self { _of_this_thread: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        x86::release();
+    }
+}
+
+/// See [`super::BlockKernel`].
+pub(super) fn block(
+    _configured: &Tiles,
+    left: [&[Tile]; 2],
+    right: [&[Tile]; 2],
+    out: &mut [f32],
+    stride: usize,
+    then: Then,
+) {
     let depth = left[0].len();
     assert!([left[1].len(), right[0].len(), right[1].len()] == [depth; 3] && depth > 0);
     assert!(out.len() >= (BLOCK - 1) * stride + BLOCK);
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    // SAFETY: lengths are checked above; this function is called within `with_tiles` only.
+    // SAFETY: lengths are checked above, and the tiles of this thread are configured.
     unsafe {
         let (left, right) = (left.map(|t| t.as_ptr().cast()), right.map(|t| t.as_ptr().cast()));
         x86::block(

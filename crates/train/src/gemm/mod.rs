@@ -96,16 +96,22 @@ pub(crate) fn multiply(
     then: Then,
 ) {
     match kernel {
-        Kernel::Amx => amx::with_tiles(|| blocks(amx::block, left, right, depth_tiles, out, then)),
-        Kernel::Portable => blocks(portable::block, left, right, depth_tiles, out, then),
+        Kernel::Amx => {
+            let tiles = amx::Tiles::configure();
+            let block = |l: [&[Tile]; 2], r: [&[Tile]; 2], out: &mut [f32], stride, then| {
+                amx::block(&tiles, l, r, out, stride, then);
+            };
+            blocks(&block, left, right, depth_tiles, out, then);
+        }
+        Kernel::Portable => blocks(&portable::block, left, right, depth_tiles, out, then),
     }
 }
 
 /// One block: `out[r][c] (+)= Σ left · right` for 32 × 32 outputs, `stride` apart.
-type BlockKernel = fn(left: [&[Tile]; 2], right: [&[Tile]; 2], out: &mut [f32], stride: usize, then: Then);
+type BlockKernel<'a> = dyn Fn([&[Tile]; 2], [&[Tile]; 2], &mut [f32], usize, Then) + 'a;
 
 fn blocks(
-    kernel: BlockKernel,
+    kernel: &BlockKernel<'_>,
     left: Operand<'_>,
     right: Operand<'_>,
     depth_tiles: usize,

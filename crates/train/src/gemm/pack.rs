@@ -160,11 +160,12 @@ fn pairs(values: &[f32; TILE_DEPTH]) -> [u32; 16] {
     out
 }
 
-/// A number rounded to the nearest bfloat16, ties to even, in the upper half of the result. (A NaN may become an infinity.)
+/// A number rounded to the nearest bfloat16, ties to even, in the upper half of the result. A NaN stays one: it must not be lost.
 #[inline(always)]
 fn round(x: f32) -> u32 {
     let bits = x.to_bits();
-    bits.wrapping_add(0x7fff + (bits >> 16 & 1))
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    if x.is_nan() { bits | 0x0040_0000 } else { rounded }
 }
 
 fn transpose(tile: &mut Tile) {
@@ -208,5 +209,38 @@ fn transpose_avx512(tile: &mut Tile) {
     for (row, value) in rows.iter_mut().zip(a) {
         // SAFETY: the row is 16 values.
         unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), value) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn numbers_are_rounded_as_half_rounds_them(bits in any::<u32>()) {
+            let x = f32::from_bits(bits);
+            let got = f32::from_bits(round(x) & 0xffff_0000);
+            let expected = bf16::from_f32(x).to_f32();
+            prop_assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{x}: {got} {expected}");
+        }
+
+        #[test]
+        fn a_tile_is_transposed_in_registers_as_by_hand(seed in any::<u32>()) {
+            let tile = Tile(std::array::from_fn(|i| (i as u32).wrapping_mul(2_654_435_761) ^ seed));
+            let mut by_hand = tile;
+            transpose(&mut by_hand);
+            prop_assert!((0..256).all(|i| by_hand.0[i] == tile.0[i % 16 * 16 + i / 16]));
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx512f") {
+                let mut in_registers = tile;
+                // SAFETY: the instructions are there.
+                unsafe { transpose_avx512(&mut in_registers) };
+                prop_assert_eq!(in_registers.0, by_hand.0);
+            }
+        }
     }
 }
