@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs what the build needs besides Rust: CMake and a C++ compiler for Faiss, OpenBLAS for its products (reference BLAS makes it
+# Installs what the build needs besides Rust: CMake, C++ and Fortran compilers for Faiss, OpenBLAS for its products (reference BLAS makes it
 # several times slower). Does nothing where they are.
 set -euo pipefail
 
 missing=()
 command -v c++ >/dev/null || missing+=(g++)
 command -v cmake >/dev/null || missing+=(cmake)
+command -v gfortran >/dev/null || missing+=(gfortran)
 echo 'int main(){}' | c++ -x c++ - -o /dev/null -lopenblas 2>/dev/null || missing+=(libopenblas-dev)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
