@@ -41,10 +41,11 @@ done
 silo source ls
 
 title "3. Generation that consults the store, with the share of every source in every token"
-say "Prompt: 'To move the cursor to the end of the'. The model alone, then with the store:"
-silo generate "To move the cursor to the end of the" --max-new-tokens 16 --temperature 0
-echo
-silo generate "To move the cursor to the end of the" --max-new-tokens 16 --temperature 0 --mode knn --attribute-tokens
+prompt="To move the cursor to the end of the"
+say "The prompt: '$prompt'. The model alone:"
+silo generate "$prompt" --max-new-tokens 16 --temperature 0
+say "With the neighbours of vim-doc (a filter of this request; without it, of all sources):"
+silo generate "$prompt" --max-new-tokens 16 --temperature 0 --mode knn --allow-source vim-doc --attribute-tokens
 
 title "4. What the store is worth, on a text that is not in it"
 held_out=$work/text/held-out.txt
