@@ -109,18 +109,6 @@ struct Ground {
     domains: Vec<Domain>,
     /// The commit at the start.
     commit: String,
-    /// What adding a domain's shard took, for those that were added now.
-    built: Vec<BuiltShard>,
-}
-
-/// How a shard was built.
-#[derive(Debug, serde::Serialize)]
-struct BuiltShard {
-    source: String,
-    n_tokens: u64,
-    n_entries: u64,
-    n_bytes_on_disk: u64,
-    seconds: f64,
 }
 
 impl Ground {
@@ -133,13 +121,12 @@ impl Ground {
             domains.push(Domain::read(&config.eval.corpus, name, config.eval.sizes, &*tokenizer)?);
         }
         check_store(&config, &store, &domains)?;
-        let mut built = Vec::new();
         for domain in &domains {
-            built.extend(add(&config, &store, &*model, domain)?);
+            add(&config, &store, &*model, domain)?;
         }
         let engine = Engine::start(config.engine.clone(), None, model.clone(), tokenizer.clone(), store.clone())
             .context("cannot start the engine")?;
-        Ok(Self { config, model, tokenizer, store, engine, domains, commit, built })
+        Ok(Self { config, model, tokenizer, store, engine, domains, commit })
     }
 
     /// What a result is made with: enough to make it again.
@@ -185,9 +172,9 @@ fn check_store(config: &EvalConfig, store: &Store, domains: &[Domain]) -> Result
 }
 
 /// Adds a domain's shard, if the store has none.
-fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &Domain) -> Result<Option<BuiltShard>> {
+fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &Domain) -> Result<()> {
     if store.snapshot().shards.iter().any(|s| s.source.id == domain.source) {
-        return Ok(None);
+        return Ok(());
     }
     if store.source(&domain.source).is_err() {
         let declarations = read_declarations(&config.eval.declarations)?;
@@ -197,17 +184,9 @@ fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &D
         store.create_source(&declaration.source(&LicencePolicy::default()))?;
     }
     eprintln!("adding the shard of {}", domain.source);
-    let started = std::time::Instant::now();
     let new = NewShard { source: &domain.source, documents: &domain.stored };
-    let added = store.add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
-    let m = added.manifest;
-    Ok(Some(BuiltShard {
-        source: domain.source.to_string(),
-        n_tokens: m.n_tokens,
-        n_entries: m.n_entries,
-        n_bytes_on_disk: m.files.values().map(|f| f.bytes).sum(),
-        seconds: started.elapsed().as_secs_f64(),
-    }))
+    store.add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
+    Ok(())
 }
 
 /// The commit of the working directory, and whether it differs from it.
