@@ -119,19 +119,11 @@ fn scan_list(query: &[i16], parts: &[ListPart<'_>], list: u32, mut best: TopK, o
 /// pairs of them are multiplied and added by one instruction.
 #[inline(always)]
 fn code_distance(query: &[i16], code: &[u8]) -> i32 {
-    let square = |q: i16, c: u8| {
+    let square = |(&q, &c): (&i16, &u8)| {
         let d = q - i16::from(c);
         i32::from(d) * i32::from(d)
     };
-    let (queries, query_tail) = query.as_chunks::<16>();
-    let (codes, code_tail) = code.as_chunks::<16>();
-    let mut sum = 0;
-    for (q, c) in queries.iter().zip(codes) {
-        for i in 0..16 {
-            sum += square(q[i], c[i]);
-        }
-    }
-    sum + query_tail.iter().zip(code_tail).map(|(&q, &c)| square(q, c)).sum::<i32>()
+    query.iter().zip(code).map(square).sum()
 }
 
 /// Ranks candidates by the exact distance of their keys.
