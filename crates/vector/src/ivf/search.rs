@@ -217,7 +217,7 @@ mod tests {
         fn a_full_probe_is_exact(n in 1usize..300, k in 0usize..30, seed in any::<u64>(), from in 0u32..100) {
             let (quantizer, keys) = (quantizer(), keys(n, seed));
             let owned = Owned::new(&quantizer, &keys);
-            let hidden = vec![from..from + 40];
+            let hidden: Vec<Range<u32>> = std::iter::once(from..from + 40).collect();
             let query = &keys[..DIM];
             let queries = [Query { key: query, k }];
             let probe = Probe { n_probe: quantizer.n_lists(), rerank: n };
@@ -238,7 +238,7 @@ mod tests {
             let queries = [Query { key: &keys[(n - 1) * DIM..], k }];
             let probe = Probe { n_probe, rerank: 8 };
             // The logical order: the row in the whole.
-            let one = ivf_search(&quantizer, &[whole.part(0, vec![]), noise.part(1, vec![0..n as u32])], &queries, probe, &|a, b| a.1.cmp(&b.1));
+            let one = ivf_search(&quantizer, &[whole.part(0, vec![]), noise.part(1, std::iter::once(0..n as u32).collect())], &queries, probe, &|a, b| a.1.cmp(&b.1));
             let logical = |(part, row): (u32, u32)| row + if part == 1 { cut as u32 } else { 0 };
             let two = ivf_search(&quantizer, &[left.part(0, vec![]), right.part(1, vec![])], &queries, probe, &|a, b| logical(a).cmp(&logical(b)));
             let two: Vec<_> = two[0].iter().map(|c| (c.distance, logical((c.part, c.row)))).collect();
