@@ -8,7 +8,7 @@ use silo_corpus::{BuildReport, CorpusDocument, SourceReport, Split, write_docume
 use silo_model::{CpuLlama, LoadedModel};
 use silo_train::{
     DataConfig, LogLine, Logging, ModelShape, OptimizerConfig, Outcome, Paths, TokenizerConfig, TrainConfig,
-    TrainDevice, TrainError, train,
+    TrainDevice, TrainError, export_checkpoint, train,
 };
 
 const STEPS: u64 = 6;
@@ -163,6 +163,20 @@ fn a_run_that_was_stopped_twice_gives_the_bits_of_one_that_was_not() {
     assert_eq!(last["sha256"], ContentHash::of(&newest).to_string());
     let card = std::fs::read_to_string(cut.paths.output.join("README.md")).unwrap();
     assert!(card.contains("**Tales of the test** by The teller. Licence: CC0-1.0"), "{card}");
+
+    // A checkpoint can be looked at without going on; what is no model of ours is not replaced.
+    let export = |config: &TrainConfig, to: &Path| export_checkpoint(config, to, &mut |_, _| {});
+    let copy = root.path().join("copy");
+    assert_eq!(export(&cut, &copy).unwrap(), Outcome::Stopped { step: STEPS });
+    assert_eq!(std::fs::read(copy.join("model.safetensors")).unwrap(), weights(&cut));
+    export(&cut, &copy).unwrap();
+    let corpus = cut.paths.corpus.clone();
+    assert!(export(&cut, &corpus).unwrap_err().to_string().contains("is no model of ours"));
+    assert!(corpus.join("report.json").exists());
+    assert!(export(&config(root.path(), "never-run"), &copy).unwrap_err().to_string().contains("no checkpoint"));
+    let mut swallowing = cut.clone();
+    swallowing.paths.output = root.path().to_owned();
+    assert!(run(&swallowing, None).unwrap_err().to_string().contains("paths.output must not be, or hold"));
 
     // Another seed is another run.
     let mut other = cut.clone();
