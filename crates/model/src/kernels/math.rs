@@ -67,7 +67,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// out = silu(gate) · up, with gate and up side by side in each row of `gate_up` (`[gate; up]`).
-pub(crate) fn silu_multiply(gate_up: &[f32], out: &mut [f32]) {
+pub fn silu_multiply(gate_up: &[f32], out: &mut [f32]) {
     let (gate, up) = gate_up.split_at(out.len());
     for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
         *o = g / (1.0 + exp(-g)) * u;

@@ -1,6 +1,6 @@
 //! Row-wise operations and their gradients.
 
-use silo_model::math::{dot, exp};
+use silo_model::math::{dot, exp, silu_multiply};
 
 /// out = x · s · weight with s = 1/√(mean(x²) + eps), which is kept in `scales` (Zhang and Sennrich 2019).
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], scales: &mut [f32]) {
@@ -52,10 +52,7 @@ pub(super) fn rms_norm_backward(input: NormInput<'_>, dy: &[f32], dx: &mut [f32]
 /// out = silu(gate) · up for rows `[gate; up]` (Shazeer 2020).
 pub(super) fn swiglu(gate_up: &[f32], ffn_dim: usize, out: &mut [f32]) {
     for (row, out) in gate_up.chunks_exact(2 * ffn_dim).zip(out.chunks_exact_mut(ffn_dim)) {
-        let (gate, up) = row.split_at(ffn_dim);
-        for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
-            *o = g / (1.0 + exp(-g)) * u;
-        }
+        silu_multiply(row, out);
     }
 }
 
