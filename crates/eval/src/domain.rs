@@ -18,6 +18,9 @@ pub struct Sizes {
     pub validation_tokens: usize,
     /// Tokens to measure on.
     pub test_tokens: usize,
+    /// Held-out text is scored in windows of at most this many tokens; 0 for the model's own.
+    #[serde(default)]
+    pub window_tokens: usize,
 }
 
 /// A held-out text, or the beginning of one.
@@ -40,6 +43,8 @@ pub struct Domain {
     pub validation: Vec<Text>,
     /// To measure on.
     pub test: Vec<Text>,
+    /// Tokens of the windows that texts are scored in; 0 for the model's own.
+    pub window_tokens: usize,
 }
 
 impl Domain {
@@ -62,6 +67,7 @@ impl Domain {
             stored: about_bytes(of(Split::Train), sizes.store_bytes).map(document).collect(),
             validation: texts(held_out(Split::Validation), sizes.validation_tokens, tokenizer)?,
             test: texts(held_out(Split::Test), sizes.test_tokens, tokenizer)?,
+            window_tokens: sizes.window_tokens,
         };
         for (empty, what) in [
             (domain.stored.is_empty(), "text for the store"),

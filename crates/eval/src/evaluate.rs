@@ -148,7 +148,8 @@ impl Gathered {
         };
         let (mut evidence, mut n_bytes) = (Vec::new(), 0);
         for text in texts {
-            let request = ScoreRequest::new(text.tokens.clone(), retrieval.clone());
+            let mut request = ScoreRequest::new(text.tokens.clone(), retrieval.clone());
+            request.window_tokens = domain.window_tokens;
             evidence.extend(engine.evidence(&request, &AtomicBool::new(false))?);
             n_bytes += text.n_bytes;
         }

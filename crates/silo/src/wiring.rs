@@ -51,7 +51,12 @@ pub fn load_model(config: &ModelConfig) -> Result<(Arc<dyn LanguageModel>, Arc<d
 #[cfg(feature = "cuda")]
 fn on_gpu(loaded: &LoadedModel, config: &ModelConfig) -> Result<Arc<dyn LanguageModel>> {
     use silo_model::{Precision, TensorLlama};
-    let device = candle_core::Device::new_cuda(0).context("the GPU cannot be used")?;
+    // The first line says what it is; a stack trace may follow.
+    let unusable = |e: candle_core::Error| {
+        let reason = e.to_string().lines().next().unwrap_or_default().to_owned();
+        anyhow::anyhow!("model.device is cuda, but the first GPU cannot be used: {reason}; see nvidia-smi, or set cpu")
+    };
+    let device = candle_core::Device::new_cuda(0).map_err(unusable)?;
     Ok(Arc::new(TensorLlama::new(loaded, config.key_site, device, Precision::Bf16)?))
 }
 

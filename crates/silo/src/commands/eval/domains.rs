@@ -122,13 +122,18 @@ fn markdown(results: &[DomainResult], shared: &Tuned) -> String {
 
 fn page(facts: &serde_json::Value, table: &str) -> String {
     let text = |name: &str| facts[name].as_str().unwrap_or_default().to_owned();
+    let window = match facts["sizes"]["window_tokens"].as_u64() {
+        None | Some(0) => "the model's context".to_owned(),
+        Some(n) => format!("{n} tokens"),
+    };
     format!(
-        "# Domains\n\nHeld-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the \
-         model's context that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
+        "# Domains\n\nHeld-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of {} \
+         that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
          far, and are retrieved again every stride. Weight, temperature and k were chosen on validation text, \
          per domain and mode (\"shared\": one choice for all); test text was scored once with them.\n\n\
          * Command: `{}`\n* Commit: {}\n* Machine: {}\n* Model: {}, {} parameters\n* Store: {} entries, recipe {}\n* Raw data: `domains.csv`, \
          `domains.json`\n\nThe draws are those of hashes: nothing is random.\n\n{table}",
+        window,
         text("command"),
         text("commit"),
         text("machine"),
