@@ -14,7 +14,7 @@ use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
 use silo_proto::v1::generation_service_client::GenerationServiceClient;
 use silo_proto::{longrunning as lro, v1};
 use silo_server::{Server, ServerConfig};
-use silo_store::{Recipe, Store};
+use silo_store::{Recipe, Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
@@ -65,7 +65,8 @@ async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> Service {
     let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 2).unwrap());
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
-    let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), 2).unwrap());
+    let options = StoreOptions { n_threads: 2, at_boundary: None };
+    let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
     let governor = Governor::new(GovernConfig::default(), store.clone(), model.clone(), tokenizer.clone());
     let Limits { max_active, max_queued, stream_buffer_tokens } = limits;
     let engine = EngineConfig { max_active, max_queued, stream_buffer_tokens, ..EngineConfig::default() };
@@ -219,7 +220,7 @@ async fn a_removed_shard_is_as_if_it_had_never_been_there_while_streams_run() {
         streams.push(stream);
     }
     let removal = s.remove(added.id).await;
-    assert!(removal.purged);
+    let removal = removal.removal.unwrap();
     assert_eq!((&removal.root_after, &s.root().await), (&root, &root));
     for (mode, before) in MODES.into_iter().zip(&before) {
         assert_eq!(&s.score(TEXT, mode).await, before, "{mode:?}");

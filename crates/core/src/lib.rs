@@ -28,6 +28,7 @@ pub mod merkle;
 pub mod mixture;
 pub mod sampling;
 mod seams;
+mod selection;
 mod snapshot;
 mod source;
 
@@ -37,5 +38,6 @@ pub use document::Document;
 pub use id::{ContentHash, Epoch, InvalidId, RootHash, ShardId, ShardIndex, SourceId, TokenId};
 pub use licence::{LicencePolicy, Tier, UnknownLicence};
 pub use seams::*;
+pub use selection::Selection;
 pub use snapshot::{Filter, ShardMask, ShardView, Snapshot, UnknownName};
 pub use source::{Permissions, Purpose, Source};

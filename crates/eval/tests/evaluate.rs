@@ -7,10 +7,10 @@ use silo_core::{ContentHash, Filter, KeySite, LanguageModel, Permissions, Source
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, KnnOverrides, Mode, Retrieval, ScoreRequest};
 use silo_eval::{Domain, Grid, Loss, Measurement, Scope, Setting, Sizes, evaluate};
-use silo_store::{Bm25, KeyType, NewShard, Recipe, Store};
+use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
 
-const SIZES: Sizes = Sizes { store_bytes: 900, validation_tokens: 60, test_tokens: 100 };
+const SIZES: Sizes = Sizes { store_bytes: 900, validation_tokens: 60, test_tokens: 100, window_tokens: 0 };
 
 fn document(source: &str, i: usize, split: Split) -> CorpusDocument {
     let text = format!("{source} tells tale number {i}, of {} ships and {} storms.", i % 4, i % 3);
@@ -50,7 +50,8 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
         bm25: Bm25::default(),
         ivf: None,
     };
-    let store = Store::open(root, model.card(), recipe, Arc::new(ByteTokenizer::default()), 1).unwrap();
+    let options = StoreOptions { n_threads: 1, at_boundary: None };
+    let store = Store::open(root, model.card(), recipe, Arc::new(ByteTokenizer::default()), options).unwrap();
     for domain in domains {
         let source = Source {
             id: domain.source.clone(),

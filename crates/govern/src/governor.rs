@@ -1,11 +1,12 @@
 //! Declarations, additions, removals.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
-use silo_core::{Document, LanguageModel, LicencePolicy, ShardId, Source, SourceId, Tokenizer};
-use silo_store::{AddedShard, NewShard, Removal, Store};
+use silo_core::{Document, LanguageModel, LicencePolicy, Selection, ShardId, Source, SourceId, Tokenizer};
+use silo_store::{AddedShard, BackupManifest, NewShard, Purged, Removal, RemovalPart, Store};
 
 use crate::{Declaration, GovernError, declare};
 
@@ -15,6 +16,8 @@ use crate::{Declaration, GovernError, declare};
 pub struct GovernConfig {
     /// How licences become tiers.
     pub licences: LicencePolicy,
+    /// Folder below which backups are made; none are, if there is none.
+    pub backups: Option<PathBuf>,
     /// Longest document, in bytes.
     pub max_document_bytes: usize,
     /// Most documents of one shard.
@@ -27,6 +30,7 @@ impl Default for GovernConfig {
     fn default() -> Self {
         Self {
             licences: LicencePolicy::default(),
+            backups: None,
             max_document_bytes: 16 << 20,
             max_shard_documents: 1_000_000,
             max_shard_bytes: 1 << 30,
@@ -136,8 +140,49 @@ impl Governor {
         Ok(self.store.rebuild_shard(id, &*self.model, cancel, progress)?)
     }
 
-    /// Withdraws a shard.
-    pub fn remove_shard(&self, id: ShardId) -> Result<Removal, GovernError> {
-        Ok(self.store.remove_shard(id)?)
+    /// What a withdrawal would take away now.
+    pub fn plan(&self, selection: &Selection) -> Result<Vec<RemovalPart>, GovernError> {
+        Ok(self.store.plan(selection)?)
+    }
+
+    /// Withdraws what is selected.
+    pub fn withdraw(&self, selection: &Selection) -> Result<Removal, GovernError> {
+        Ok(self.store.withdraw(selection)?)
+    }
+
+    /// Takes a shard out of what is retrieved.
+    pub fn suspend_shard(&self, id: ShardId) -> Result<Removal, GovernError> {
+        Ok(self.store.suspend_shard(id)?)
+    }
+
+    /// Puts a suspended shard back.
+    pub fn resume_shard(&self, id: ShardId) -> Result<Removal, GovernError> {
+        Ok(self.store.resume_shard(id)?)
+    }
+
+    /// The backups that hold something of a withdrawal.
+    pub fn backups_with(&self, removal: &Removal) -> Result<Vec<String>, GovernError> {
+        Ok(self.store.backups_with(removal)?)
+    }
+
+    /// Copies the store to a new folder of that name below the configured one.
+    pub fn backup(
+        &self,
+        name: &str,
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<BackupManifest, GovernError> {
+        let folder = self.config.backups.as_ref().ok_or(GovernError::NoBackups)?;
+        Ok(self.store.backup(folder, name, cancel, progress)?)
+    }
+
+    /// Strikes a backup out of the list of those that may hold what is withdrawn.
+    pub fn forget_backup(&self, name: &str) -> Result<(), GovernError> {
+        Ok(self.store.forget_backup(name)?)
+    }
+
+    /// Gets the bytes of what was withdrawn out of all files.
+    pub fn purge(&self, cancel: &Arc<AtomicBool>, progress: &dyn Fn(u64, u64)) -> Result<Purged, GovernError> {
+        Ok(self.store.purge(cancel, progress)?)
     }
 }

@@ -14,4 +14,6 @@ pub use declare::{Declaration, declare};
 pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};
 pub use look::{Found, FoundNeighbor, FoundPassage, Look};
-pub use silo_store::{AddedShard, Removal, ShardRecord, ShardState, StoreError};
+pub use silo_store::{
+    AddedShard, BackupManifest, BackupRecord, Purged, Removal, RemovalPart, ShardDetail, ShardState, StoreError,
+};

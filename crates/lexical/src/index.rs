@@ -103,6 +103,7 @@ pub struct PassageIndex {
     segment: Option<SegmentReader>,
     field: Field,
     lengths: Vec<u32>,
+    n_words: u64,
 }
 
 impl std::fmt::Debug for PassageIndex {
@@ -130,7 +131,8 @@ impl PassageIndex {
         if segment.as_ref().map_or(0, |s| s.max_doc() as usize) != lengths.len() || bytes.len() % 4 != 0 {
             return Err(damaged("its lengths are not those of its passages"));
         }
-        Ok(Self { path: path.to_owned(), segment, field, lengths })
+        let n_words = lengths.iter().map(|&n| u64::from(n)).sum();
+        Ok(Self { path: path.to_owned(), segment, field, lengths, n_words })
     }
 
     /// Passages in it.
@@ -145,7 +147,7 @@ impl PassageIndex {
 
     /// Words of all passages.
     pub(crate) fn n_words(&self) -> u64 {
-        self.lengths.iter().map(|&n| u64::from(n)).sum()
+        self.n_words
     }
 
     /// Calls `each` with (passage, occurrences) of every passage that holds `word`.

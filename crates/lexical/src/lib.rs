@@ -17,7 +17,7 @@
 //! builder.add("nothing else")?;
 //! builder.finish()?;
 //! let index = PassageIndex::open(directory.path())?;
-//! let parts = [Part { index: &index, hidden: vec![] }];
+//! let parts = [Part { index: &index, hidden: None }];
 //! let hits = search(&parts, "Cat!", 10, Bm25::default(), &|a, b| a.cmp(&b))?;
 //! assert_eq!(hits.iter().map(|h| h.passage).collect::<Vec<_>>(), [1, 0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -1,8 +1,10 @@
 //! Scores over a set of indexes.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use fixedbitset::FixedBitSet;
 use serde::{Deserialize, Serialize};
 
 use crate::index::{analyser, words};
@@ -44,21 +46,20 @@ pub type PassageOrder<'a> = dyn Fn((u32, u32), (u32, u32)) -> Ordering + 'a;
 pub struct Part<'a> {
     /// The index.
     pub index: &'a PassageIndex,
-    /// Sorted ranges that do not overlap.
-    pub hidden: Vec<std::ops::Range<u32>>,
+    /// Passages that nobody sees.
+    pub hidden: Option<Cow<'a, FixedBitSet>>,
 }
 
 impl Part<'_> {
     fn shows(&self, passage: u32) -> bool {
-        let after = self.hidden.partition_point(|r| r.start <= passage);
-        after == 0 || self.hidden[after - 1].end <= passage
+        !self.hidden.as_deref().is_some_and(|h| h.contains(passage as usize))
     }
 
     /// Passages that may be seen, and their words.
     fn visible(&self) -> (u64, u64) {
-        let hidden = || self.hidden.iter().cloned().flatten();
-        let words: u64 = hidden().map(|p| u64::from(self.index.length(p))).sum();
-        (self.index.n_passages() as u64 - hidden().count() as u64, self.index.n_words() - words)
+        let all = (self.index.n_passages() as u64, self.index.n_words());
+        let hidden = self.hidden.iter().flat_map(|h| h.ones());
+        hidden.fold(all, |(n, words), p| (n - 1, words - u64::from(self.index.length(p as u32))))
     }
 }
 
@@ -168,14 +169,14 @@ mod tests {
             let ((_b, left), (_c, right)) = (build(left), build(right));
             let split = left.n_passages() as u32;
             let number = |(part, passage): (u32, u32)| if part == 0 { passage } else { split + passage };
-            let all = |index| Part { index, hidden: Vec::new() };
+            let all = |index| Part { index, hidden: None };
             let one = search(&[all(&whole)], &query, k, bm25, &|a, b| a.cmp(&b)).unwrap();
             let two = search(&[all(&left), all(&right)], &query, k, bm25, &|a, b| number(a).cmp(&number(b))).unwrap();
             let bits = |hits: &[Hit]| hits.iter().map(|h| (number((h.part, h.passage)), h.score.to_bits())).collect::<Vec<_>>();
             prop_assert_eq!(one.iter().map(|h| (h.passage, h.score.to_bits())).collect::<Vec<_>>(), bits(&two));
             // What is hidden is as if it were not there.
-            let behind = left.n_passages() as u32..passages.len() as u32;
-            let hidden = Part { index: &whole, hidden: std::iter::once(behind).collect() };
+            let behind = (left.n_passages()..passages.len()).collect();
+            let hidden = Part { index: &whole, hidden: Some(Cow::Owned(behind)) };
             let rest = search(&[hidden], &query, k, bm25, &|a, b| a.cmp(&b)).unwrap();
             prop_assert_eq!(rest, search(&[all(&left)], &query, k, bm25, &|a, b| a.cmp(&b)).unwrap());
             let expected = oracle(&passages, &query, bm25);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use silo_core::{ShardId, SourceId};
-use silo_govern::{GovernConfig, GovernError, Governor, Look, ShardRecord, ShardState};
+use silo_core::{Selection, ShardId, SnapshotProvider, SourceId};
+use silo_govern::{GovernConfig, GovernError, Governor, Look, ShardState};
 use silo_proto::v1::datastore_service_server::DatastoreService;
 use silo_proto::{longrunning as lro, v1};
 use tokio::sync::Semaphore;
@@ -44,13 +44,29 @@ impl Datastore {
         let governor = self.governor.clone();
         tokio::task::spawn_blocking(move || work(&governor)).await.map_err(status::internal)?.map(Response::new)
     }
+
+    /// Withdraws, or says what would be withdrawn.
+    async fn withdraw(
+        &self,
+        selection: Selection,
+        validate_only: bool,
+    ) -> Result<(Vec<v1::RemovedPart>, Option<v1::Removal>), Status> {
+        let registry = self.registry.clone();
+        let done = self.blocking(move |g| {
+            if validate_only {
+                return Ok((to_proto::parts(&g.plan(&selection).map_err(govern)?), None));
+            }
+            let removal = g.withdraw(&selection).map_err(govern)?;
+            let backups = g.backups_with(&removal).map_err(govern)?;
+            let removal = to_proto::removal(&removal, registry.purge(), backups);
+            Ok((removal.parts.clone(), Some(removal)))
+        });
+        Ok(done.await?.into_inner())
+    }
 }
 
-fn describe(governor: &Governor, record: &ShardRecord) -> v1::Shard {
-    let status = governor.store().status();
-    let open = governor.store().open_shard(record.id);
-    let n_bytes = open.map_or(0, |s| s.manifest().files.values().map(|f| f.bytes).sum());
-    to_proto::shard(record, status.unavailable.get(&record.id), n_bytes)
+fn shard(governor: &Governor, id: ShardId) -> Result<v1::Shard, Status> {
+    governor.store().detail(id).map(|d| to_proto::shard(&d)).map_err(govern)
 }
 
 /// Reads the header and all documents of an addition.
@@ -111,7 +127,7 @@ impl DatastoreService for Datastore {
         request: Request<v1::ListSourcesRequest>,
     ) -> Result<Response<v1::ListSourcesResponse>, Status> {
         let m = request.into_inner();
-        let all = self.governor.store().status().snapshot.sources.iter().map(|s| to_proto::source(s)).collect();
+        let all = self.governor.store().snapshot().sources.iter().map(|s| to_proto::source(s)).collect();
         let (sources, next_page_token) = page::page(all, m.page_size, &m.page_token)?;
         Ok(Response::new(v1::ListSourcesResponse { sources, next_page_token }))
     }
@@ -146,7 +162,7 @@ impl DatastoreService for Datastore {
         self.draining.check()?;
         let asked = request.into_inner().ids;
         let find = self.blocking(move |g| {
-            let unavailable = || g.store().status().unavailable.keys().copied().collect();
+            let unavailable = || g.store().unavailable().into_keys().collect();
             let mut ids: Vec<ShardId> =
                 if asked.is_empty() { unavailable() } else { asked.into_iter().map(ShardId).collect() };
             ids.sort_unstable();
@@ -167,7 +183,7 @@ impl DatastoreService for Datastore {
 
     async fn get_shard(&self, request: Request<v1::GetShardRequest>) -> Result<Response<v1::Shard>, Status> {
         let id = ShardId(request.into_inner().id);
-        self.blocking(move |g| g.store().shard(id).map(|r| describe(g, &r)).map_err(govern)).await
+        self.blocking(move |g| g.store().detail(id).map(|d| to_proto::shard(&d)).map_err(govern)).await
     }
 
     async fn list_shards(
@@ -176,16 +192,42 @@ impl DatastoreService for Datastore {
     ) -> Result<Response<v1::ListShardsResponse>, Status> {
         let m = request.into_inner();
         self.blocking(move |g| {
-            let mut records = g.store().shards().map_err(govern)?;
-            records.retain(|r| m.show_removed || r.state == ShardState::Live);
+            let mut details = g.store().details().map_err(govern)?;
+            details.retain(|d| m.show_removed || d.record.state != ShardState::Removed);
             if !m.source.is_empty() {
                 let id = from_proto::source_id(&m.source, "source").map_err(|e| status::bad_field(&e))?;
                 g.store().source(&id).map_err(govern)?;
-                records.retain(|r| r.source == id);
+                details.retain(|d| d.record.source == id);
             }
-            let (records, next_page_token) = page::page(records, m.page_size, &m.page_token)?;
-            let shards = records.iter().map(|r| describe(g, r)).collect();
+            let (details, next_page_token) = page::page(details, m.page_size, &m.page_token)?;
+            let shards = details.iter().map(to_proto::shard).collect();
             Ok(v1::ListShardsResponse { shards, next_page_token })
+        })
+        .await
+    }
+
+    async fn suspend_shard(
+        &self,
+        request: Request<v1::SuspendShardRequest>,
+    ) -> Result<Response<v1::SuspendShardResponse>, Status> {
+        let id = ShardId(request.into_inner().id);
+        self.blocking(move |g| {
+            let removal = g.suspend_shard(id).map_err(govern)?;
+            let removal = Some(to_proto::removal(&removal, String::new(), Vec::new()));
+            Ok(v1::SuspendShardResponse { shard: Some(shard(g, id)?), removal })
+        })
+        .await
+    }
+
+    async fn resume_shard(
+        &self,
+        request: Request<v1::ResumeShardRequest>,
+    ) -> Result<Response<v1::ResumeShardResponse>, Status> {
+        let id = ShardId(request.into_inner().id);
+        self.blocking(move |g| {
+            let removal = g.resume_shard(id).map_err(govern)?;
+            let removal = Some(to_proto::removal(&removal, String::new(), Vec::new()));
+            Ok(v1::ResumeShardResponse { shard: Some(shard(g, id)?), removal })
         })
         .await
     }
@@ -195,52 +237,56 @@ impl DatastoreService for Datastore {
         request: Request<v1::RemoveShardRequest>,
     ) -> Result<Response<v1::RemoveShardResponse>, Status> {
         let m = request.into_inner();
-        self.blocking(move |g| {
-            let id = ShardId(m.id);
-            let record = g.store().shard(id).map_err(govern)?;
-            if record.state == ShardState::Removed {
-                return Err(govern(silo_govern::StoreError::ShardRemoved(id)));
-            }
-            if m.validate_only {
-                let snapshot = g.store().status().snapshot;
-                let (epoch, root) = (snapshot.epoch.0, snapshot.root.to_string());
-                let shard = Some(describe(g, &record));
-                return Ok(v1::RemoveShardResponse {
-                    shard,
-                    epoch,
-                    root_before: root.clone(),
-                    root_after: root,
-                    purged: false,
-                });
-            }
-            let removal = g.remove_shard(id).map_err(|e| status::govern(&e))?;
-            let record = g.store().shard(id).map_err(govern)?;
-            Ok(v1::RemoveShardResponse {
-                shard: Some(describe(g, &record)),
-                epoch: removal.epoch.0,
-                root_before: removal.root_before.to_string(),
-                root_after: removal.root_after.to_string(),
-                purged: removal.purged,
-            })
-        })
-        .await
+        let id = ShardId(m.id);
+        let (_, removal) = self.withdraw(Selection::Shard(id), m.validate_only).await?;
+        self.blocking(move |g| Ok(v1::RemoveShardResponse { shard: Some(shard(g, id)?), removal })).await
+    }
+
+    async fn remove_documents(
+        &self,
+        request: Request<v1::RemoveDocumentsRequest>,
+    ) -> Result<Response<v1::RemoveDocumentsResponse>, Status> {
+        let m = request.into_inner();
+        let selection =
+            m.selection.ok_or_else(|| bad("selection", "it is missing: name a source, documents or a URI prefix"))?;
+        let selection = from_proto::selection(selection).map_err(|e| status::bad_field(&e))?;
+        let (parts, removal) = self.withdraw(selection, m.validate_only).await?;
+        Ok(Response::new(v1::RemoveDocumentsResponse { parts, removal }))
+    }
+
+    async fn backup_store(&self, request: Request<v1::BackupStoreRequest>) -> Result<Response<lro::Operation>, Status> {
+        self.draining.check()?;
+        self.registry.backup(request.into_inner().name).map(Response::new)
+    }
+
+    async fn forget_backup(
+        &self,
+        request: Request<v1::ForgetBackupRequest>,
+    ) -> Result<Response<v1::ForgetBackupResponse>, Status> {
+        let name = request.into_inner().name;
+        self.blocking(move |g| g.forget_backup(&name).map(|()| v1::ForgetBackupResponse {}).map_err(govern)).await
     }
 
     async fn get_store(&self, _: Request<v1::GetStoreRequest>) -> Result<Response<v1::StoreStatus>, Status> {
-        let status = self.governor.store().status();
-        let sum = |f: fn(&silo_core::ShardView) -> u64| status.snapshot.shards.iter().map(f).sum();
-        Ok(Response::new(v1::StoreStatus {
-            epoch: status.snapshot.epoch.0,
-            root: status.snapshot.root.to_string(),
-            n_sources: status.snapshot.sources.len() as u64,
-            n_shards: status.snapshot.shards.len() as u64,
-            n_documents: sum(|s| s.n_documents),
-            n_entries: sum(|s| s.n_entries),
-            n_passages: sum(|s| s.n_passages),
-            model_hash: status.model.to_string(),
-            recipe: status.recipe.name.clone(),
-            recipe_hash: status.recipe.hash().to_string(),
-        }))
+        self.blocking(|g| {
+            let status = g.store().status().map_err(govern)?;
+            let sum = |f: fn(&silo_core::ShardView) -> u64| status.snapshot.shards.iter().map(f).sum();
+            Ok(v1::StoreStatus {
+                epoch: status.snapshot.epoch.0,
+                root: status.snapshot.root.to_string(),
+                n_sources: status.snapshot.sources.len() as u64,
+                n_shards: status.snapshot.shards.len() as u64,
+                n_documents: sum(|s| s.n_documents),
+                n_entries: sum(|s| s.n_entries),
+                n_passages: sum(|s| s.n_passages),
+                model_hash: status.model.to_string(),
+                recipe: status.recipe.name.clone(),
+                recipe_hash: status.recipe.hash().to_string(),
+                n_unpurged: status.n_unpurged,
+                backups: status.backups.iter().map(to_proto::backup).collect(),
+            })
+        })
+        .await
     }
 
     async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use silo_core::sampling::SamplingParameters;
-use silo_core::{Document, Filter, Permissions, ShardId, SourceId, Tier, Tokenizer};
+use silo_core::{Document, Filter, Permissions, Selection, ShardId, SourceId, Tier, Tokenizer};
 use silo_engine::{
     Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
 };
@@ -204,4 +204,23 @@ pub(crate) fn declaration(m: v1::Source) -> Result<Declaration> {
 pub(crate) fn document(m: v1::Document, source: &SourceId) -> Document {
     let (uri, title, licence, text) = (m.uri, m.title, m.licence, m.text);
     Document { source: source.clone(), uri, title, licence, tier: Tier::Restricted, text }
+}
+
+pub(crate) fn selection(m: v1::remove_documents_request::Selection) -> Result<Selection> {
+    use v1::remove_documents_request::Selection as M;
+    match m {
+        M::Source(name) => Ok(Selection::Source(source_id(&name, "source")?)),
+        M::Documents(list) => {
+            let hash = |text: &String| {
+                text.parse().map_err(|e: silo_core::InvalidId| BadField::new("documents.documents", e.to_string()))
+            };
+            let source = source_id(&list.source, "documents.source")?;
+            Ok(Selection::Documents { source, documents: list.documents.iter().map(hash).collect::<Result<_>>()? })
+        }
+        M::UriPrefix(p) => {
+            let named = !p.source.is_empty();
+            let source = named.then(|| source_id(&p.source, "uri_prefix.source")).transpose()?;
+            Ok(Selection::UriPrefix { source, prefix: p.prefix })
+        }
+    }
 }

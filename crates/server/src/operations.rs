@@ -1,4 +1,4 @@
-//! Long-running operations (AIP-151): additions and rebuilds, one after the other.
+//! Long-running operations (AIP-151): additions and rebuilds, one after the other; beside them purges and backups, likewise.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,13 +23,18 @@ enum Task {
     Add { source: SourceId, documents: Mutex<Vec<Document>> },
     /// Encodes shards again.
     Rebuild { ids: Vec<ShardId> },
+    /// Gets withdrawn bytes out of all files.
+    Purge,
+    /// Copies the store.
+    Backup { name: String },
 }
 
 /// An operation's state.
 struct Work {
     task: Task,
-    total: u64,
+    total: AtomicU64,
     done: AtomicU64,
+    begun: AtomicBool,
     cancel: Arc<AtomicBool>,
     result: Mutex<Option<lro::operation::Result>>,
     finished: Notify,
@@ -50,7 +55,10 @@ pub(crate) struct Registry {
     next: AtomicU64,
     /// Names must not be those of a server that ran before.
     instance: String,
-    turn: Semaphore,
+    /// Of what encodes text.
+    encoding: Semaphore,
+    /// Of what moves files.
+    files: Semaphore,
 }
 
 fn pack<M: Name>(message: &M) -> Any {
@@ -60,8 +68,9 @@ fn pack<M: Name>(message: &M) -> Any {
 impl Registry {
     pub(crate) fn new(governor: Arc<Governor>, config: Arc<ServerConfig>) -> Arc<Self> {
         let instance = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
-        let (all, next, turn) = (Mutex::default(), AtomicU64::new(1), Semaphore::new(1));
-        Arc::new(Self { governor, config, all, next, instance, turn })
+        let (all, next) = (Mutex::default(), AtomicU64::new(1));
+        let (encoding, files) = (Semaphore::new(1), Semaphore::new(1));
+        Arc::new(Self { governor, config, all, next, instance, encoding, files })
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Work>>> {
@@ -83,29 +92,54 @@ impl Registry {
         self.start(Task::Rebuild { ids }, total)
     }
 
+    /// Starts a copy of the store.
+    pub(crate) fn backup(self: &Arc<Self>, name: String) -> Result<lro::Operation, Status> {
+        self.start(Task::Backup { name }, 0)
+    }
+
+    /// The purge that will get out what is withdrawn by now: one that has not begun yet, or a new one.
+    pub(crate) fn purge(self: &Arc<Self>) -> String {
+        let waits = |w: &&Arc<Work>| matches!(w.task, Task::Purge) && !w.begun.load(Ordering::SeqCst);
+        let waiting = self.all().iter().find(|(_, w)| waits(w)).map(|(number, _)| *number);
+        let number = waiting.unwrap_or_else(|| self.enter(&mut self.all(), Task::Purge, 0));
+        self.name(number)
+    }
+
     fn start(self: &Arc<Self>, task: Task, total: u64) -> Result<lro::Operation, Status> {
+        let number = {
+            let mut all = self.all();
+            let waiting = all.values().filter(|w| w.result().is_none() && !matches!(w.task, Task::Purge)).count();
+            if waiting >= self.config.max_queued_additions {
+                return Err(status::overloaded("operations", waiting));
+            }
+            self.enter(&mut all, task, total)
+        };
+        let (number, work) = self.find(&self.name(number))?;
+        Ok(self.describe(number, &work))
+    }
+
+    /// Enters work that begins when its turn comes.
+    fn enter(self: &Arc<Self>, all: &mut BTreeMap<u64, Arc<Work>>, task: Task, total: u64) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let work = Arc::new(Work {
             task,
-            total,
+            total: AtomicU64::new(total),
             done: AtomicU64::new(0),
+            begun: AtomicBool::new(false),
             cancel: Arc::default(),
             result: Mutex::new(None),
             finished: Notify::new(),
         });
-        {
-            let mut all = self.all();
-            let waiting = all.values().filter(|w| w.result().is_none()).count();
-            if waiting >= self.config.max_queued_additions {
-                return Err(status::overloaded("operations", waiting));
-            }
-            self.forget_old(&mut all);
-            all.insert(number, work.clone());
-        }
+        self.forget_old(all);
+        all.insert(number, work.clone());
         let registry = self.clone();
-        let task = work.clone();
+        let task = work;
         tokio::spawn(async move {
-            let turn = registry.turn.acquire().await;
+            let turn = match task.task {
+                Task::Add { .. } | Task::Rebuild { .. } => registry.encoding.acquire().await,
+                Task::Purge | Task::Backup { .. } => registry.files.acquire().await,
+            };
+            task.begun.store(true, Ordering::SeqCst);
             let (worker, governor) = (task.clone(), registry.governor.clone());
             let run = tokio::task::spawn_blocking(move || perform(&governor, &worker));
             let outcome = run.await.unwrap_or_else(|e| Err(status::internal(e)));
@@ -116,7 +150,11 @@ impl Registry {
             });
             task.finished.notify_waiters();
         });
-        Ok(self.describe(number, &work))
+        number
+    }
+
+    fn name(&self, number: u64) -> String {
+        format!("operations/{}-{number}", self.instance)
     }
 
     fn forget_old(&self, all: &mut BTreeMap<u64, Arc<Work>>) {
@@ -128,15 +166,17 @@ impl Registry {
     }
 
     fn describe(&self, number: u64, work: &Work) -> lro::Operation {
-        let (documents_done, documents_total) = (work.done.load(Ordering::Relaxed), work.total);
+        let (done, total) = (work.done.load(Ordering::Relaxed), work.total.load(Ordering::Relaxed));
         let progress = match &work.task {
             Task::Add { source, .. } => {
-                pack(&v1::AddShardProgress { source: source.to_string(), documents_done, documents_total })
+                pack(&v1::AddShardProgress { source: source.to_string(), documents_done: done, documents_total: total })
             }
-            Task::Rebuild { .. } => pack(&v1::RebuildShardsProgress { documents_done, documents_total }),
+            Task::Rebuild { .. } => pack(&v1::RebuildShardsProgress { documents_done: done, documents_total: total }),
+            Task::Purge => pack(&v1::PurgeProgress { entries_done: done, entries_total: total }),
+            Task::Backup { .. } => pack(&v1::BackupStoreProgress { entries_done: done, entries_total: total }),
         };
         let result = work.result().clone();
-        let name = format!("operations/{}-{number}", self.instance);
+        let name = self.name(number);
         lro::Operation { name, metadata: Some(progress), done: result.is_some(), result }
     }
 
@@ -163,7 +203,42 @@ fn perform(governor: &Governor, work: &Work) -> Result<Any, Status> {
             add(governor, work, source, &documents).map(|shard| pack(&shard))
         }
         Task::Rebuild { ids } => rebuild(governor, work, ids).map(|answer| pack(&answer)),
+        Task::Purge => purge(governor, work).map(|answer| pack(&answer)),
+        Task::Backup { name } => backup(governor, work, name).map(|answer| pack(&answer)),
     }
+}
+
+impl Work {
+    fn progress(&self) -> impl Fn(u64, u64) + '_ {
+        |done, total| {
+            self.done.store(done, Ordering::Relaxed);
+            self.total.store(total, Ordering::Relaxed);
+        }
+    }
+}
+
+fn purge(governor: &Governor, work: &Work) -> Result<v1::PurgeResponse, Status> {
+    let purged = governor.purge(&work.cancel, &work.progress()).map_err(|e| status::govern(&e))?;
+    let failure = |(shard, reason): (ShardId, String)| {
+        tracing::warn!("shard {shard} still holds withdrawn text, which is not retrieved: {reason}");
+        v1::PurgeFailure { shard: shard.0, reason }
+    };
+    Ok(v1::PurgeResponse {
+        removals: purged.removals,
+        n_entries: purged.n_entries,
+        failures: purged.failures.into_iter().map(failure).collect(),
+    })
+}
+
+fn backup(governor: &Governor, work: &Work, name: &str) -> Result<v1::BackupStoreResponse, Status> {
+    let made = governor.backup(name, &work.cancel, &work.progress()).map_err(|e| status::govern(&e))?;
+    Ok(v1::BackupStoreResponse {
+        backup: Some(v1::Backup { name: made.name, epoch: made.epoch.0, at_unix_ms: made.at_unix_ms }),
+        root: made.root.to_string(),
+        n_shards: made.n_shards,
+        n_bytes: made.n_bytes,
+        damaged: made.damaged.iter().map(|id| id.0).collect(),
+    })
 }
 
 fn rebuild(governor: &Governor, work: &Work, ids: &[ShardId]) -> Result<v1::RebuildShardsResponse, Status> {
@@ -183,9 +258,8 @@ fn rebuild(governor: &Governor, work: &Work, ids: &[ShardId]) -> Result<v1::Rebu
 
 /// An added or rebuilt shard.
 fn shard(governor: &Governor, added: &AddedShard) -> Result<v1::Shard, Status> {
-    let record = governor.store().shard(added.id).map_err(|e| status::govern(&e.into()))?;
-    let n_bytes = added.manifest.files.values().map(|f| f.bytes).sum();
-    Ok(v1::Shard { n_duplicates: added.n_duplicates, ..to_proto::shard(&record, None, n_bytes) })
+    let detail = governor.store().detail(added.id).map_err(|e| status::govern(&e.into()))?;
+    Ok(v1::Shard { n_duplicates: added.n_duplicates, ..to_proto::shard(&detail) })
 }
 
 fn add(governor: &Governor, work: &Work, source: &SourceId, documents: &[Document]) -> Result<v1::Shard, Status> {

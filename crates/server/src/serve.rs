@@ -94,6 +94,9 @@ impl Server {
         let (phase, watched) = watch::channel(Phase::Serving);
         let draining = Draining(watched);
         let registry = Registry::new(governor.clone(), config.clone());
+        if governor.store().status().is_ok_and(|s| s.n_unpurged > 0) {
+            registry.purge(); // what was left when the last server stopped
+        }
         let (operations, cut_off) = (registry.clone(), draining.clone());
         let limit = config.max_message_bytes;
         let card = engine.model().card().clone();

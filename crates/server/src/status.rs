@@ -151,6 +151,7 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         E::Limit { setting, .. } => {
             Shape { field: Some(setting), ..Shape::new(Code::InvalidArgument, "LIMIT_EXCEEDED") }
         }
+        E::NoBackups => Shape::new(Code::FailedPrecondition, "NO_BACKUPS"),
         E::Store(e) => return Shape::status(store(e), e.to_string()),
         E::UnknownName(e) => {
             Shape { resource: Some((e.kind, e.name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_NAME") }
@@ -180,6 +181,19 @@ fn store(error: &silo_govern::StoreError) -> Shape<'static> {
         E::Changed(id) => {
             Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::Aborted, "SHARD_CHANGED") }
         }
+        E::ShardState { id, .. } => {
+            Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::FailedPrecondition, "SHARD_STATE") }
+        }
+        E::NothingSelected => Shape::new(Code::NotFound, "NOTHING_SELECTED"),
+        E::EmptyPrefix => {
+            Shape { field: Some("uri_prefix.prefix"), ..Shape::new(Code::InvalidArgument, "EMPTY_PREFIX") }
+        }
+        E::BackupName { .. } => Shape { field: Some("name"), ..Shape::new(Code::InvalidArgument, "INVALID_NAME") },
+        E::BackupExists { .. } => Shape { field: Some("name"), ..Shape::new(Code::AlreadyExists, "BACKUP_EXISTS") },
+        E::UnknownBackup(name) => {
+            Shape { resource: Some(("backup", name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_BACKUP") }
+        }
+        E::RemovalLog { .. } | E::NoStore { .. } => Shape::new(Code::FailedPrecondition, "NOT_A_STORE"),
         E::Empty => Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "NO_DOCUMENT") },
         E::Incompatible { .. } => Shape::new(Code::FailedPrecondition, "INCOMPATIBLE_SHARD"),
         E::Locked { .. } => Shape::new(Code::FailedPrecondition, "STORE_LOCKED"),

@@ -2,7 +2,7 @@
 
 use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
 use silo_engine::{FinishReason, Finished, InForce, Mode, Score, TokenEvent};
-use silo_govern::{Found, ShardRecord, ShardState};
+use silo_govern::{BackupRecord, Found, Removal, RemovalPart, ShardDetail, ShardState};
 use silo_proto::v1;
 
 pub(crate) fn tier(tier: Tier) -> v1::Tier {
@@ -153,27 +153,63 @@ pub(crate) fn source(s: &Source) -> v1::Source {
 }
 
 /// `unavailable` says why a live shard is not retrieved from.
-pub(crate) fn shard(r: &ShardRecord, unavailable: Option<&String>, n_bytes: u64) -> v1::Shard {
-    let state = match (r.state, unavailable) {
+pub(crate) fn shard(detail: &ShardDetail) -> v1::Shard {
+    let r = &detail.record;
+    let state = match (r.state, &detail.unavailable) {
         (ShardState::Removed, _) => v1::ShardState::Removed,
-        (ShardState::Live, Some(_)) => v1::ShardState::Unavailable,
+        (_, Some(_)) => v1::ShardState::Unavailable,
         (ShardState::Live, None) => v1::ShardState::Live,
+        (ShardState::Suspended, None) => v1::ShardState::Suspended,
+    };
+    let files = v1::ShardFiles {
+        n_documents: r.n_documents,
+        n_tokens: r.n_tokens,
+        n_entries: r.n_entries,
+        n_withdrawn_documents: r.withdrawn.len(),
     };
     v1::Shard {
         id: r.id.0,
         source: r.source.to_string(),
         state: state.into(),
-        reason: unavailable.cloned().unwrap_or_default(),
-        n_documents: r.n_documents,
-        n_tokens: r.n_tokens,
-        n_entries: r.n_entries,
+        reason: detail.unavailable.clone().unwrap_or_default(),
+        n_documents: detail.n_documents,
+        n_tokens: detail.n_tokens,
+        n_entries: detail.n_entries,
         added_epoch: r.added_epoch.0,
         removed_epoch: r.removed_epoch.map(|e| e.0),
         model_hash: r.model_hash.clone(),
         recipe_hash: r.recipe_hash.clone(),
-        n_bytes,
+        n_bytes: detail.n_bytes,
         n_duplicates: 0,
+        files: (r.state != ShardState::Removed).then_some(files),
     }
+}
+
+pub(crate) fn parts(parts: &[RemovalPart]) -> Vec<v1::RemovedPart> {
+    let part = |p: &RemovalPart| v1::RemovedPart {
+        shard: p.shard.0,
+        whole_shard: p.numbers.is_none(),
+        n_documents: p.n_documents,
+    };
+    parts.iter().map(part).collect()
+}
+
+pub(crate) fn removal(removal: &Removal, purge_operation: String, backups: Vec<String>) -> v1::Removal {
+    v1::Removal {
+        id: removal.record.id,
+        epoch: removal.epoch().0,
+        root_before: removal.root_before.to_string(),
+        root_after: removal.root_after.to_string(),
+        parts: parts(&removal.record.parts),
+        durable_ms: removal.durable_ms,
+        effective_ms: removal.effective_ms,
+        purge_operation,
+        backups,
+    }
+}
+
+pub(crate) fn backup(b: &BackupRecord) -> v1::Backup {
+    v1::Backup { name: b.name.clone(), epoch: b.epoch.0, at_unix_ms: b.at_unix_ms }
 }
 
 pub(crate) fn found(found: Found, card: &silo_core::ModelCard) -> v1::SearchResponse {

@@ -49,9 +49,12 @@ enum Command {
     /// Sources: declare and list.
     #[command(subcommand)]
     Source(commands::source::Source),
-    /// Shards: add, list, show, rebuild, remove.
+    /// Shards: add, list, show, rebuild, suspend, resume, remove.
     #[command(subcommand)]
     Shard(commands::shard::Shard),
+    /// The store as a whole: state, backup, restore, checks.
+    #[command(subcommand)]
+    Store(commands::store::StoreCommand),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
             Command::Train(c) => c.run(json).await,
             Command::Source(c) => c.run(json).await,
             Command::Shard(c) => c.run(json).await,
+            Command::Store(c) => c.run(json).await,
         }
     });
     match result {

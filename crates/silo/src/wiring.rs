@@ -8,7 +8,7 @@ use silo_core::{LanguageModel, Tokenizer};
 use silo_engine::Engine;
 use silo_govern::Governor;
 use silo_model::{CpuLlama, LoadedModel};
-use silo_store::{Recipe, Store};
+use silo_store::{Recipe, Store, StoreOptions};
 
 use crate::config::{DeviceConfig, ModelConfig, ServeConfig, StoreConfig, read_calibration};
 
@@ -72,8 +72,9 @@ pub fn open_store(
     tokenizer: Arc<dyn Tokenizer>,
 ) -> Result<Arc<Store>> {
     let recipe = Recipe::read(&config.recipe)?;
-    let store = Store::open(&config.root, model.card(), recipe, tokenizer, threads(config.threads))?;
-    for (id, reason) in &store.status().unavailable {
+    let options = StoreOptions { n_threads: threads(config.threads), at_boundary: None };
+    let store = Store::open(&config.root, model.card(), recipe, tokenizer, options)?;
+    for (id, reason) in &store.unavailable() {
         tracing::warn!("shard {id} is not retrieved from: {reason}");
     }
     Ok(Arc::new(store))

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use silo_core::{ModelError, ShardId, SourceId, TokenizerError};
 use silo_lexical::LexicalError;
 
+use crate::ShardState;
+
 /// What can go wrong in the store. Each variant says what, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages document the variants and their fields")]
@@ -28,6 +30,12 @@ pub enum StoreError {
     UnknownShard(ShardId),
     #[error("shard {0} was removed")]
     ShardRemoved(ShardId),
+    #[error("shard {id} is {}", match found { ShardState::Live => "live: it is not suspended", _ => "suspended already" })]
+    ShardState { id: ShardId, found: ShardState },
+    #[error("the store holds nothing of this; look with `silo shard ls` and `silo source ls`")]
+    NothingSelected,
+    #[error("the beginning of the URIs is empty; to withdraw all of a source, name the source")]
+    EmptyPrefix,
     #[error(
         "the shard was built with the {what} {got}, the store uses {expected}; encode its stored documents \
              again with `silo shard rebuild`, or serve it with those"
@@ -35,6 +43,18 @@ pub enum StoreError {
     Incompatible { what: &'static str, got: String, expected: String },
     #[error("shard {0} was changed by someone else meanwhile; look at it, and try again")]
     Changed(ShardId),
+    #[error(
+        "'{name}' is no name for a backup: use 1 to 63 of a-z, 0-9, '-', '_', '.', starting with a letter or digit"
+    )]
+    BackupName { name: String },
+    #[error("{} exists already; choose another name", path.display())]
+    BackupExists { path: PathBuf },
+    #[error("there is no backup '{0}' in the catalog")]
+    UnknownBackup(String),
+    #[error("the log of removals at {} cannot be used: {reason}", path.display())]
+    RemovalLog { path: PathBuf, reason: String },
+    #[error("there is no store at {}", path.display())]
+    NoStore { path: PathBuf },
     #[error("there is no document to add")]
     Empty,
     #[error("the recipe {} is not usable: {reason}", path.display())]

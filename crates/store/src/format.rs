@@ -12,13 +12,13 @@ use crate::Recipe;
 compile_error!("shards are mapped into memory as little-endian numbers");
 
 /// Version of the format. It grows with every change; old versions open or fail with advice.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Marks a manifest.
 pub const FORMAT: &str = "silo-shard";
 
 pub(crate) const MANIFEST: &str = "manifest.json";
-/// [`DocumentRecord`]s, sorted by hash.
+/// [`DocumentRecord`]s, sorted by number.
 pub(crate) const DOCUMENTS: &str = "documents.bin";
 /// [`DocumentMetadata`] as JSON, one after the other.
 pub(crate) const METADATA: &str = "metadata.bin";
@@ -89,6 +89,11 @@ pub struct FileEntry {
 #[repr(C)]
 pub(crate) struct DocumentRecord {
     pub(crate) hash: [u8; 32],
+    /// Given when the shard was first built, in the order of URIs, so that those with a common beginning are a range; kept for ever.
+    pub(crate) number: u64,
+    /// Row of its first entry in the shard as it was first built. What was found is named by such rows, which stay when other documents
+    /// of the shard are withdrawn and its files are written anew.
+    pub(crate) first_row: u64,
     pub(crate) first_token: u64,
     pub(crate) n_tokens: u64,
     pub(crate) first_entry: u64,
@@ -113,6 +118,9 @@ pub(crate) struct PassageRecord {
 pub(crate) struct DocumentMetadata {
     pub(crate) uri: String,
     pub(crate) title: String,
+    /// Other URIs under which the same text came: a withdrawal of any of them withdraws it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) other_uris: Vec<String>,
     pub(crate) licence: String,
     pub(crate) tier: Tier,
 }

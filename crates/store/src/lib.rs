@@ -19,25 +19,45 @@
 //! A shard is published by one rename and one transaction, in this order, and removed by one transaction and then by deleting
 //! its directory; directories that the catalog does not call live are swept away at start.
 
+mod add;
+mod backup;
+mod boundary;
 mod build;
 mod catalog;
+mod detail;
 mod encode;
 mod error;
+mod files;
 mod format;
 mod lists;
 mod live;
 mod lock;
+mod numbers;
+mod purge;
 mod recipe;
+mod restore;
 mod search;
 mod shard;
 mod store;
+mod verify;
+mod withdraw;
+mod write;
 
+pub use add::{AddedShard, NewShard};
+pub use backup::BackupManifest;
+pub use boundary::{AtBoundary, Boundary};
 pub use build::ShardBuilder;
-pub use catalog::{ShardRecord, ShardState};
+pub use catalog::{BackupRecord, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState};
+pub use detail::ShardDetail;
 pub use encode::{Encoded, encode};
 pub use error::StoreError;
 pub use format::{FileEntry, Manifest};
+pub use numbers::Numbers;
+pub use purge::Purged;
 pub use recipe::{Ivf, KeyType, Recipe, quantizer_about};
+pub use restore::{Later, RemovalLog, Restored, restore};
 pub use shard::{Shard, StoredDocument};
 pub use silo_lexical::Bm25;
-pub use store::{AddedShard, NewShard, Removal, Store, StoreStatus};
+pub use store::{Store, StoreOptions, StoreStatus};
+pub use verify::{Fault, Repair, Verified, verify};
+pub use withdraw::Removal;

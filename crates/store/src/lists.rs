@@ -2,31 +2,26 @@
 
 use std::path::Path;
 
-use silo_vector::Quantizer;
-
 use crate::StoreError;
-use crate::build::HashedFile;
 use crate::format::{self, FileEntry};
+use crate::write::HashedFile;
 
 /// Takes entries in their order, writes them in the order of the lists. Lists and codes of a shard are held in memory while it is built.
 pub(crate) struct ListWriter {
     n_lists: usize,
-    code_bytes: usize,
     lists: Vec<u32>,
     codes: Vec<u8>,
 }
 
 impl ListWriter {
-    pub(crate) fn new(quantizer: &Quantizer) -> Self {
-        let (n_lists, code_bytes) = (quantizer.n_lists(), quantizer.projected());
-        Self { n_lists, code_bytes, lists: Vec::new(), codes: Vec::new() }
+    pub(crate) fn new(n_lists: usize) -> Self {
+        Self { n_lists, lists: Vec::new(), codes: Vec::new() }
     }
 
-    /// Adds the next entries by their keys.
-    pub(crate) fn add(&mut self, quantizer: &Quantizer, keys: &[f32]) {
-        let (lists, codes) = quantizer.encode(keys);
-        self.lists.extend(lists);
-        self.codes.extend(codes);
+    /// Adds the next entries: their lists, and their codes one after the other.
+    pub(crate) fn add(&mut self, lists: &[u32], codes: &[u8]) {
+        self.lists.extend_from_slice(lists);
+        self.codes.extend_from_slice(codes);
     }
 
     /// Writes the files; within a list, entries stand in their own order.
@@ -41,9 +36,10 @@ impl ListWriter {
             rows[*place as usize] = row as u32;
             *place += 1;
         }
+        let width = self.codes.len() / self.lists.len().max(1);
         let mut codes = HashedFile::create(directory, format::CODES)?;
         for row in &rows {
-            codes.write(&self.codes[*row as usize * self.code_bytes..][..self.code_bytes])?;
+            codes.write(&self.codes[*row as usize * width..][..width])?;
         }
         let numbers = |name: &str, numbers: &[u32]| {
             let mut file = HashedFile::create(directory, name)?;

@@ -1,50 +1,157 @@
 //! What is live at one epoch. Values are never changed: a change makes a new one and swaps it in.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use silo_core::{ContentHash, Epoch, ShardId, ShardView, Snapshot, SourceId, merkle};
+use fixedbitset::FixedBitSet;
+use silo_core::{ContentHash, Epoch, ShardId, ShardView, Snapshot, Source, SourceId, merkle};
 
-use crate::Shard;
+use crate::{Numbers, Shard};
+
+/// A shard that may be retrieved from.
+#[derive(Clone)]
+pub(crate) struct LiveShard {
+    pub(crate) shard: Arc<Shard>,
+    /// What of its files is withdrawn.
+    pub(crate) withdrawn: Option<Arc<Withdrawn>>,
+    /// When something was last withdrawn from it since the store was opened. Snapshots from before show more than is live.
+    pub(crate) shrunk: Epoch,
+}
+
+/// What of a shard's files is withdrawn.
+pub(crate) struct Withdrawn {
+    pub(crate) numbers: Numbers,
+    pub(crate) entries: FixedBitSet,
+    pub(crate) passages: FixedBitSet,
+    n_documents: u64,
+    pub(crate) n_tokens: u64,
+    pub(crate) n_entries: u64,
+    n_passages: u64,
+}
+
+impl Withdrawn {
+    /// Those of `numbers` that the files hold; `None` if they hold none.
+    pub(crate) fn new(shard: &Shard, numbers: &Numbers) -> Option<Arc<Self>> {
+        let m = shard.manifest();
+        let mut out = Self {
+            numbers: Numbers::default(),
+            entries: FixedBitSet::with_capacity(m.n_entries as usize),
+            passages: FixedBitSet::with_capacity(m.n_passages as usize),
+            n_documents: 0,
+            n_tokens: 0,
+            n_entries: 0,
+            n_passages: 0,
+        };
+        let usize_range = |r: std::ops::Range<u32>| r.start as usize..r.end as usize;
+        for number in numbers.iter() {
+            let Some(i) = shard.index_of(number) else { continue };
+            let (entries, passages) = (shard.entries_of(i), shard.passages_of(i));
+            out.numbers.insert(number);
+            out.n_documents += 1;
+            out.n_tokens += shard.tokens_of(i).len() as u64;
+            out.n_entries += entries.len() as u64;
+            out.n_passages += passages.len() as u64;
+            out.entries.insert_range(usize_range(entries));
+            out.passages.insert_range(usize_range(passages));
+        }
+        (out.n_documents > 0).then(|| Arc::new(out))
+    }
+}
+
+impl LiveShard {
+    pub(crate) fn new(shard: Arc<Shard>, withdrawn: &Numbers) -> Self {
+        let withdrawn = Withdrawn::new(&shard, withdrawn);
+        Self { shard, withdrawn, shrunk: Epoch(0) }
+    }
+
+    /// Whether a document of the files is withdrawn.
+    pub(crate) fn hides(&self, number: u32) -> bool {
+        self.withdrawn.as_ref().is_some_and(|w| w.numbers.contains(number))
+    }
+
+    /// Number and hash of its documents.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = (u32, ContentHash)> + '_ {
+        self.shard.numbers().filter(|(number, _)| !self.hides(*number))
+    }
+
+    fn view(&self, id: ShardId, source: Arc<Source>) -> ShardView {
+        let m = self.shard.manifest();
+        let less = self.withdrawn.as_ref().map_or((0, 0, 0), |w| (w.n_documents, w.n_entries, w.n_passages));
+        ShardView {
+            id,
+            source,
+            model: m.model_hash,
+            n_documents: m.n_documents - less.0,
+            n_entries: m.n_entries - less.1,
+            n_passages: m.n_passages - less.2,
+        }
+    }
+}
 
 /// What is live at one epoch.
 #[derive(Clone)]
 pub(crate) struct Live {
     pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) shards: HashMap<ShardId, Arc<Shard>>,
+    pub(crate) shards: HashMap<ShardId, LiveShard>,
+    /// Whole, but not retrieved from until they are resumed.
+    pub(crate) suspended: HashMap<ShardId, LiveShard>,
     /// Sources with live documents.
     pub(crate) sources: BTreeMap<SourceId, Arc<SourceState>>,
     pub(crate) key_dim: usize,
-    /// Live by the catalog, but not retrieved from: why.
+    /// Live or suspended by the catalog, but not retrieved from: why.
     pub(crate) unavailable: BTreeMap<ShardId, String>,
 }
 
+/// Where a document lies.
+pub(crate) type Place = (ShardId, u32);
+
 /// The live documents of a source.
+#[derive(Clone, Default)]
 pub(crate) struct SourceState {
-    root: merkle::Hash,
+    tree: merkle::DocumentTree,
     /// Documents that several live shards hold, each with its places in the order of the shards.
-    pub(crate) copies: Vec<Vec<(ShardId, u32)>>,
+    pub(crate) copies: BTreeMap<ContentHash, Vec<Place>>,
 }
 
 impl SourceState {
-    /// The state of a source with these live shards; `None` without a document, as if the source had never been there.
-    fn new<'a>(shards: impl Iterator<Item = (&'a ShardId, &'a Arc<Shard>)>) -> Option<Arc<Self>> {
-        let mut places: BTreeMap<ContentHash, Vec<(ShardId, u32)>> = BTreeMap::new();
-        for (id, shard) in shards {
-            for (document, hash) in shard.document_hashes().enumerate() {
-                places.entry(hash).or_default().push((*id, document as u32));
-            }
-        }
-        let hashes: Vec<ContentHash> = places.keys().copied().collect();
-        let mut copies: Vec<Vec<(ShardId, u32)>> = places.into_values().filter(|p| p.len() > 1).collect();
-        copies.iter_mut().for_each(|p| p.sort_unstable());
-        let state = Self { root: merkle::documents_root(&hashes), copies };
-        (!hashes.is_empty()).then(|| Arc::new(state))
-    }
-
     /// Documents of a shard that other shards hold too.
     pub(crate) fn n_copies(&self, shard: ShardId) -> u64 {
-        self.copies.iter().filter(|places| places.iter().any(|(id, _)| *id == shard)).count() as u64
+        self.copies.values().filter(|places| places.iter().any(|(id, _)| *id == shard)).count() as u64
+    }
+
+    /// Adds documents of a shard; `others` finds where the source's other shards hold theirs.
+    fn add(&mut self, id: ShardId, documents: &[(ContentHash, u32)], others: impl Fn() -> HashMap<ContentHash, Place>) {
+        let hashes: Vec<ContentHash> = documents.iter().map(|d| d.0).collect();
+        let (tree, again) = self.tree.with(&hashes);
+        self.tree = tree;
+        if again.is_empty() {
+            return;
+        }
+        let others = others();
+        for hash in again {
+            let places = self.copies.entry(hash).or_default();
+            if places.is_empty() {
+                places.extend(others.get(&hash));
+            }
+            // It was found in the sorted documents a moment ago.
+            places.extend(documents.binary_search_by_key(&hash, |d| d.0).map(|i| (id, documents[i].1)));
+            places.sort_unstable();
+        }
+    }
+
+    fn take(&mut self, id: ShardId, hashes: &[ContentHash]) {
+        self.tree = self.tree.without(hashes);
+        if self.copies.is_empty() {
+            return;
+        }
+        for hash in hashes {
+            if let Some(places) = self.copies.get_mut(hash) {
+                places.retain(|(shard, _)| *shard != id);
+                if places.len() < 2 {
+                    self.copies.remove(hash);
+                }
+            }
+        }
     }
 }
 
@@ -52,69 +159,152 @@ impl Live {
     /// What is live when a store is opened. `snapshot` holds the epoch, the sources and the last shard id.
     pub(crate) fn new(
         snapshot: Snapshot,
-        shards: HashMap<ShardId, Arc<Shard>>,
+        shards: HashMap<ShardId, LiveShard>,
+        suspended: HashMap<ShardId, LiveShard>,
         unavailable: BTreeMap<ShardId, String>,
         key_dim: usize,
     ) -> Self {
         let epoch = snapshot.epoch;
-        let mut live = Self { snapshot: Arc::new(snapshot), shards, sources: BTreeMap::new(), key_dim, unavailable };
-        let names: BTreeSet<SourceId> = live.shards.values().map(|s| s.manifest().source.clone()).collect();
-        names.iter().for_each(|name| live.renew_source(name));
-        live.renew_snapshot(epoch, None);
+        let (sources, snapshot) = (BTreeMap::new(), Arc::new(snapshot));
+        let mut live = Self { snapshot, shards: HashMap::new(), suspended, sources, key_dim, unavailable };
+        let mut shards: Vec<(ShardId, LiveShard)> = shards.into_iter().collect();
+        shards.sort_by_key(|(id, _)| *id);
+        for (id, shard) in shards {
+            live.show(id, shard);
+        }
+        live.renew_snapshot(epoch);
         live
     }
 
     /// Adds a shard, or puts it in the place of one with the same number.
-    pub(crate) fn insert(&mut self, id: ShardId, shard: Arc<Shard>, epoch: Epoch) {
-        let source = shard.manifest().source.clone();
-        self.unavailable.remove(&id);
-        self.shards.insert(id, shard);
-        self.renew_source(&source);
-        let newest = self.snapshot.last_shard.max(id);
-        self.renew_snapshot(epoch, Some(newest));
+    pub(crate) fn insert(&mut self, id: ShardId, shard: LiveShard, suspended: bool, epoch: Epoch) {
+        self.remove(id);
+        if suspended {
+            self.suspended.insert(id, shard);
+        } else {
+            self.show(id, shard);
+        }
+        Arc::make_mut(&mut self.snapshot).last_shard = self.snapshot.last_shard.max(id);
+        self.renew_snapshot(epoch);
     }
 
-    /// Takes a shard away.
-    pub(crate) fn remove(&mut self, id: ShardId, source: &SourceId, epoch: Epoch) {
-        self.shards.remove(&id);
-        self.unavailable.remove(&id);
-        self.renew_source(source);
-        self.renew_snapshot(epoch, None);
+    /// Puts other files with the same live documents in the place of a shard's, without those that are gone from them. The shard stays live
+    /// or suspended.
+    pub(crate) fn replace(&mut self, id: ShardId, shard: &Arc<Shard>, gone: &Numbers) {
+        for place in [&mut self.shards, &mut self.suspended] {
+            if let Some(old) = place.get_mut(&id) {
+                let left = old.withdrawn.as_ref().map(|w| w.numbers.without(gone)).unwrap_or_default();
+                *old = LiveShard { shrunk: old.shrunk, ..LiveShard::new(shard.clone(), &left) };
+            }
+        }
     }
 
-    /// Takes a damaged shard out of what is retrieved; false if it is not live any more: removed, or rebuilt meanwhile.
+    /// Takes a shard away for good.
+    pub(crate) fn remove(&mut self, id: ShardId) {
+        self.hide(id);
+        self.suspended.remove(&id);
+        self.unavailable.remove(&id);
+    }
+
+    /// Takes documents of a shard away.
+    pub(crate) fn withdraw(&mut self, id: ShardId, numbers: &Numbers, epoch: Epoch) {
+        let shrink = |shard: &mut LiveShard| {
+            let before = shard.withdrawn.as_ref().map(|w| w.numbers.clone()).unwrap_or_default();
+            shard.withdrawn = Withdrawn::new(&shard.shard, &before.union(numbers));
+            shard.shrunk = epoch;
+        };
+        if let Some(shard) = self.suspended.get_mut(&id) {
+            shrink(shard);
+        }
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let gone = |number: &u32| !shard.hides(*number);
+        let indices = numbers.iter().filter(gone).filter_map(|n| shard.shard.index_of(n));
+        let mut hashes: Vec<ContentHash> = indices.map(|i| shard.shard.hash_of(i)).collect();
+        hashes.sort_unstable();
+        shrink(shard);
+        let source = shard.shard.manifest().source.clone();
+        self.change_source(&source, |state| state.take(id, &hashes));
+    }
+
+    /// Takes a shard out of what is retrieved, and keeps it.
+    pub(crate) fn suspend(&mut self, id: ShardId) {
+        if let Some(shard) = self.hide(id) {
+            self.suspended.insert(id, shard);
+        }
+    }
+
+    /// Puts a suspended shard back.
+    pub(crate) fn resume(&mut self, id: ShardId) {
+        if let Some(shard) = self.suspended.remove(&id) {
+            self.show(id, shard);
+        }
+    }
+
+    /// Takes a damaged shard out of what is retrieved; false if it is not there any more: removed, or with other files meanwhile.
     pub(crate) fn quarantine(&mut self, id: ShardId, damaged: &Arc<Shard>, reason: String) -> bool {
-        if !self.shards.get(&id).is_some_and(|live| Arc::ptr_eq(live, damaged)) {
+        let found = self.shards.get(&id).or_else(|| self.suspended.get(&id));
+        if !found.is_some_and(|live| Arc::ptr_eq(&live.shard, damaged)) {
             return false;
         }
-        let Some(shard) = self.shards.remove(&id) else { return false };
+        self.hide(id);
+        self.suspended.remove(&id);
         self.unavailable.insert(id, reason);
-        self.renew_source(&shard.manifest().source);
-        self.renew_snapshot(self.snapshot.epoch, None);
+        self.renew_snapshot(self.snapshot.epoch);
         true
     }
 
-    /// Works out anew what a source holds, after its shards have changed: a change costs what its source costs.
-    fn renew_source(&mut self, source: &SourceId) {
-        match SourceState::new(self.shards.iter().filter(|(_, s)| s.manifest().source == *source)) {
-            Some(state) => drop(self.sources.insert(source.clone(), state)),
-            None => drop(self.sources.remove(source)),
+    fn show(&mut self, id: ShardId, shard: LiveShard) {
+        let source = shard.shard.manifest().source.clone();
+        let mut documents: Vec<(ContentHash, u32)> = shard.documents().map(|(number, hash)| (hash, number)).collect();
+        documents.sort_unstable();
+        let mut state = self.sources.get(&source).map(|s| (**s).clone()).unwrap_or_default();
+        state.add(id, &documents, || {
+            let of_source = self.shards.iter().filter(|(_, s)| s.shard.manifest().source == source);
+            of_source.flat_map(|(id, s)| s.documents().map(|(number, hash)| (hash, (*id, number)))).collect()
+        });
+        self.shards.insert(id, shard);
+        self.put_source(source, state);
+    }
+
+    fn hide(&mut self, id: ShardId) -> Option<LiveShard> {
+        let shard = self.shards.remove(&id)?;
+        let source = &shard.shard.manifest().source;
+        if !self.shards.values().any(|s| s.shard.manifest().source == *source) {
+            self.sources.remove(source);
+            return Some(shard);
+        }
+        let mut hashes: Vec<ContentHash> = shard.documents().map(|d| d.1).collect();
+        hashes.sort_unstable();
+        self.change_source(&source.clone(), |state| state.take(id, &hashes));
+        Some(shard)
+    }
+
+    fn change_source(&mut self, source: &SourceId, change: impl FnOnce(&mut SourceState)) {
+        let mut state = self.sources.get(source).map(|s| (**s).clone()).unwrap_or_default();
+        change(&mut state);
+        self.put_source(source.clone(), state);
+    }
+
+    /// A source without a document is as if it had never been there.
+    fn put_source(&mut self, source: SourceId, state: SourceState) {
+        match state.tree.root() {
+            Some(_) => drop(self.sources.insert(source, Arc::new(state))),
+            None => drop(self.sources.remove(&source)),
         }
     }
 
-    fn renew_snapshot(&mut self, epoch: Epoch, new_shard: Option<ShardId>) {
+    /// Brings the snapshot up to what is live now.
+    pub(crate) fn renew_snapshot(&mut self, epoch: Epoch) {
         let declared = &self.snapshot.sources;
-        let view = |(id, shard): (&ShardId, &Arc<Shard>)| {
-            let manifest = shard.manifest();
-            // The catalog's foreign key says that the source is there.
-            let source = declared.iter().find(|s| s.id == manifest.source)?.clone();
-            let (n_documents, n_entries, n_passages) = (manifest.n_documents, manifest.n_entries, manifest.n_passages);
-            Some(ShardView { id: *id, source, model: manifest.model_hash, n_documents, n_entries, n_passages })
+        let view = |(id, shard): (&ShardId, &LiveShard)| {
+            // The catalog's foreign key says that the source is there; they are sorted.
+            let source = declared.binary_search_by(|s| s.id.cmp(&shard.shard.manifest().source)).ok()?;
+            Some(shard.view(*id, declared[source].clone()))
         };
         let mut shards: Vec<ShardView> = self.shards.iter().filter_map(view).collect();
         shards.sort_by_key(|v| v.id);
-        let root = merkle::store_root(self.sources.iter().map(|(id, state)| (id, state.root)));
-        let (sources, last_shard) = (declared.clone(), new_shard.unwrap_or(self.snapshot.last_shard));
+        let root = merkle::store_root(self.sources.iter().filter_map(|(id, state)| Some((id, state.tree.root()?))));
+        let (sources, last_shard) = (declared.clone(), self.snapshot.last_shard);
         self.snapshot = Arc::new(Snapshot { epoch, root, sources, shards, last_shard });
     }
 }

@@ -1,10 +1,12 @@
 //! Search over the live shards of a snapshot: the one place where liveness is decided for every read.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use fixedbitset::FixedBitSet;
 use silo_core::{
     Detokenizer, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError,
     ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
@@ -12,7 +14,7 @@ use silo_core::{
 use silo_lexical::{self as lexical, Hit};
 use silo_vector::{Candidate, ListPart, Part, Quantizer, Query, exact_search, ivf_search};
 
-use crate::live::Live;
+use crate::live::{Live, LiveShard, Withdrawn};
 use crate::{Ivf, Shard, Store, StoreError};
 
 /// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
@@ -20,6 +22,7 @@ struct Visible {
     id: ShardId,
     index: ShardIndex,
     shard: Arc<Shard>,
+    withdrawn: Option<Arc<Withdrawn>>,
     copies: Vec<u32>,
 }
 
@@ -29,43 +32,61 @@ fn visible(live: &Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Visible> {
     let shown = snapshot.shards.iter().enumerate().filter(|(i, _)| mask.sees(*i));
     let mut out: Vec<Visible> = shown
         .filter_map(|(i, view)| {
-            let shard = live.shards.get(&view.id)?.clone();
-            Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, copies: Vec::new() })
+            let LiveShard { shard, withdrawn, .. } = live.shards.get(&view.id)?.clone();
+            Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, withdrawn, copies: Vec::new() })
         })
         .collect();
     if live.sources.values().all(|s| s.copies.is_empty()) {
         return out;
     }
     let place: HashMap<ShardId, usize> = out.iter().enumerate().map(|(i, v)| (v.id, i)).collect();
-    for places in live.sources.values().flat_map(|s| &s.copies) {
+    for places in live.sources.values().flat_map(|s| s.copies.values()) {
         let seen = places.iter().filter_map(|(shard, document)| Some((*place.get(shard)?, *document)));
         seen.skip(1).for_each(|(i, document)| out[i].copies.push(document));
     }
-    out.iter_mut().for_each(|v| v.copies.sort_unstable());
     out
 }
 
 impl Visible {
     /// Its keys, for the first `n` queries.
     fn part(&self, id: u32, n: usize) -> Part<'_> {
-        Part { id, keys: self.shard.keys(), queries: (0..n).collect(), hidden: self.hidden(Shard::entries_of) }
+        Part { id, keys: self.shard.keys(), queries: (0..n).collect(), hidden: self.hidden_entries() }
     }
 
     /// Its inverted lists.
     fn list_part(&self, id: u32) -> Option<ListPart<'_>> {
-        let hidden = self.hidden(Shard::entries_of);
+        let hidden = self.hidden_entries();
         Some(ListPart { id, keys: self.shard.keys(), lists: self.shard.lists()?, hidden })
     }
 
     /// Its passages.
     fn passages(&self) -> lexical::Part<'_> {
-        lexical::Part { index: self.shard.lexical(), hidden: self.hidden(Shard::passages_of) }
+        let n_passages = self.shard.manifest().n_passages;
+        let withdrawn = self.withdrawn.as_ref().map(|w| &w.passages);
+        lexical::Part { index: self.shard.lexical(), hidden: self.hidden(withdrawn, n_passages, Shard::passages_of) }
     }
 
-    /// What is hidden of it, as ranges of entries or passages.
-    fn hidden(&self, range: impl Fn(&Shard, usize) -> Range<u32>) -> Vec<Range<u32>> {
-        let ranges = self.copies.iter().map(|&d| range(&self.shard, d as usize));
-        ranges.filter(|r| !r.is_empty()).collect()
+    fn hidden_entries(&self) -> Option<Cow<'_, FixedBitSet>> {
+        let withdrawn = self.withdrawn.as_ref().map(|w| &w.entries);
+        self.hidden(withdrawn, self.shard.manifest().n_entries, Shard::entries_of)
+    }
+
+    /// What is hidden of its entries or passages: what is withdrawn, and copies of what another visible shard shows.
+    fn hidden<'a>(
+        &self,
+        withdrawn: Option<&'a FixedBitSet>,
+        n: u64,
+        range: impl Fn(&Shard, usize) -> Range<u32>,
+    ) -> Option<Cow<'a, FixedBitSet>> {
+        if self.copies.is_empty() {
+            return withdrawn.map(Cow::Borrowed);
+        }
+        let mut hidden = withdrawn.cloned().unwrap_or_else(|| FixedBitSet::with_capacity(n as usize));
+        for document in self.copies.iter().filter_map(|&number| self.shard.index_of(number)) {
+            let range = range(&self.shard, document);
+            hidden.insert_range(range.start as usize..range.end as usize);
+        }
+        Some(Cow::Owned(hidden))
     }
 }
 
@@ -95,7 +116,12 @@ impl Store {
         };
         let neighbor = |c: &Candidate| {
             let v = &visible[c.part as usize];
-            Neighbor { distance: c.distance, value: v.shard.value(c.row), shard: v.index, row: c.row }
+            Neighbor {
+                distance: c.distance,
+                value: v.shard.value(c.row),
+                shard: v.index,
+                row: v.shard.lasting_row(c.row),
+            }
         };
         let numbered = || visible.iter().enumerate().map(|(id, v)| (id as u32, v));
         let found = match lists {
@@ -152,10 +178,14 @@ impl NeighborSearch for Store {
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {
         let view = snapshot.shards.get(neighbor.shard.0 as usize)?;
         let live = self.live();
-        let shard = live.shards.get(&view.id)?;
-        let (document, value) = shard.place(neighbor.row);
+        let found = live.shards.get(&view.id)?;
+        let shard = &found.shard;
+        let (document, value) = shard.place(shard.row_of(neighbor.row)?);
         let tokens = shard.tokens_of(document);
         let stored = shard.document(document).ok()?;
+        if found.hides(stored.number) {
+            return None;
+        }
         let from = value.saturating_sub(context_tokens);
         Some(Entry {
             source: view.source.id.clone(),

@@ -1,18 +1,17 @@
 //! A shard on disk, mapped into memory.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bytemuck::PodCastError;
 use half::f16;
-use memmap2::Mmap;
-use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Document, TokenId};
 use silo_lexical::PassageIndex;
 use silo_vector::{Keys, Lists};
 
-use crate::format::{self, DocumentMetadata, DocumentRecord, FileEntry, Manifest, PassageRecord};
+use crate::build::Numbered;
+use crate::files::{Mapped, check_file, read_manifest};
+use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest, PassageRecord};
+use crate::write::Written;
 use crate::{KeyType, StoreError};
 
 /// A shard, open for reading. Its files never change.
@@ -47,38 +46,23 @@ pub struct StoredDocument {
     pub hash: ContentHash,
     /// Its tokens.
     pub tokens: Vec<TokenId>,
+    /// Its number in the shard, which it keeps for ever.
+    pub number: u32,
+    /// Other URIs of the same text.
+    pub other_uris: Vec<String>,
+    /// Where its rows begin.
+    pub(crate) first_row: u32,
 }
 
-#[derive(Debug)]
-struct Mapped {
-    path: PathBuf,
-    /// `None` for an empty file, which cannot be mapped.
-    map: Option<Mmap>,
-}
-
-impl Mapped {
-    fn open(directory: &Path, name: &str, manifest: &Manifest) -> Result<Self, StoreError> {
-        let (path, file, expected) = open_listed(directory, manifest, name)?;
-        let len = expected.bytes;
-        // SAFETY: files of a published shard are never written again; they are deleted while mapped, which keeps the map.
-        let map = if len == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(StoreError::io(&path))?) };
-        Ok(Self { path, map })
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or(&[])
-    }
-
-    fn slice<T: bytemuck::Pod>(&self) -> &[T] {
-        // Lengths were checked at opening, and a map begins at a page.
-        bytemuck::try_cast_slice(self.bytes()).unwrap_or(&[])
-    }
-
-    fn check<T: bytemuck::Pod>(&self, n: u64) -> Result<(), StoreError> {
-        let slice: Result<&[T], PodCastError> = bytemuck::try_cast_slice(self.bytes());
-        match slice {
-            Ok(s) if s.len() as u64 == n => Ok(()),
-            _ => Err(StoreError::damaged(&self.path, format!("it does not hold {n} records"))),
+impl StoredDocument {
+    /// As it is written anew, under its number, and with the same rows if it is encoded as before.
+    pub(crate) fn numbered(&self, same_rows: bool) -> Numbered<'_> {
+        Numbered {
+            number: self.number,
+            first_row: same_rows.then_some(self.first_row),
+            hash: self.hash,
+            document: &self.document,
+            other_uris: self.other_uris.clone(),
         }
     }
 }
@@ -129,7 +113,7 @@ impl Shard {
             KeyType::F32 => self.keys.check::<f32>(n_values)?,
             KeyType::F16 => self.keys.check::<f16>(n_values)?,
         }
-        let (mut tokens, mut entries, mut last) = (0, 0, None);
+        let (mut tokens, mut entries, mut rows, mut last) = (0, 0, 0, None);
         for r in self.records() {
             let inside = r.first_token == tokens
                 && r.first_entry == entries
@@ -137,13 +121,16 @@ impl Shard {
                 && r.n_entries + 1 >= r.n_tokens
                 && within(r.text_at, r.text_bytes, self.text.bytes())
                 && within(r.metadata_at, r.metadata_bytes, self.metadata.bytes())
-                && last.is_none_or(|l| l < r.hash);
+                && r.first_row >= rows
+                && r.number < u64::from(u32::MAX)
+                && last.is_none_or(|l| l < r.number);
             if !inside {
                 return Err(StoreError::damaged(&self.documents.path, "its records do not fit the other files"));
             }
-            (tokens, entries, last) = (tokens + r.n_tokens, entries + r.n_entries, Some(r.hash));
+            (tokens, entries) = (tokens + r.n_tokens, entries + r.n_entries);
+            (rows, last) = (r.first_row.saturating_add(r.n_entries), Some(r.number));
         }
-        if (tokens, entries) != (m.n_tokens, m.n_entries) {
+        if (tokens, entries) != (m.n_tokens, m.n_entries) || rows > u64::from(u32::MAX) {
             return Err(StoreError::damaged(&self.documents.path, "its records do not add up to the manifest"));
         }
         let fits = |p: &PassageRecord| {
@@ -196,9 +183,15 @@ impl Shard {
         self.documents.slice()
     }
 
-    /// Hashes of its documents, sorted.
-    pub fn document_hashes(&self) -> impl ExactSizeIterator<Item = ContentHash> + '_ {
-        self.records().iter().map(|r| ContentHash(r.hash))
+    /// Number and hash of its documents, in the order of the numbers.
+    pub(crate) fn numbers(&self) -> impl ExactSizeIterator<Item = (u32, ContentHash)> + '_ {
+        // Numbers were checked at opening.
+        self.records().iter().map(|r| (r.number as u32, ContentHash(r.hash)))
+    }
+
+    /// The place of a document among those of the files; `None` if they do not hold it.
+    pub(crate) fn index_of(&self, number: u32) -> Option<usize> {
+        self.records().binary_search_by_key(&u64::from(number), |r| r.number).ok()
     }
 
     pub(crate) fn keys(&self) -> Keys<'_> {
@@ -208,12 +201,30 @@ impl Shard {
         }
     }
 
-    /// The record of the document that entry `row` belongs to.
-    fn record_of(&self, row: u32) -> &DocumentRecord {
-        let records = self.records();
-        let after = records.partition_point(|r| r.first_entry <= u64::from(row));
+    /// The document, by its place in the files, that entry `row` of the files belongs to.
+    fn document_of(&self, row: u32) -> usize {
+        let after = self.records().partition_point(|r| r.first_entry <= u64::from(row));
         // Documents without entries share their first entry with the next one, so the last record at or before `row` is it.
-        &records[after - 1]
+        after - 1
+    }
+
+    fn record_of(&self, row: u32) -> &DocumentRecord {
+        &self.records()[self.document_of(row)]
+    }
+
+    /// The row by which entry `row` of the files is known, now and after other documents are gone from them.
+    pub(crate) fn lasting_row(&self, row: u32) -> u32 {
+        let record = self.record_of(row);
+        (record.first_row + u64::from(row) - record.first_entry) as u32
+    }
+
+    /// The entry of the files that is known by a lasting row; `None` if it is gone from them.
+    pub(crate) fn row_of(&self, lasting: u32) -> Option<u32> {
+        let records = self.records();
+        // Of several records with one first row, only the last can have entries.
+        let record = records[..records.partition_point(|r| r.first_row <= u64::from(lasting))].last()?;
+        let at = u64::from(lasting) - record.first_row;
+        (at < record.n_entries).then(|| (record.first_entry + at) as u32)
     }
 
     /// The logical id of an entry: document hash and position of its value.
@@ -230,12 +241,12 @@ impl Shard {
         self.tokens.slice::<u32>()[token as usize]
     }
 
-    /// The document of an entry: its number, and the place of the entry's value among its tokens.
+    /// The document of an entry: its place in the files, and the place of the entry's value among its tokens.
     pub(crate) fn place(&self, row: u32) -> (usize, usize) {
-        let record = self.record_of(row);
-        let first = self.records().partition_point(|r| r.hash < record.hash);
+        let document = self.document_of(row);
+        let record = &self.records()[document];
         let value = record.n_tokens - record.n_entries + u64::from(row) - record.first_entry;
-        (first, value as usize)
+        (document, value as usize)
     }
 
     /// Tokens of document number `i`.
@@ -273,16 +284,58 @@ impl Shard {
         ContentHash(self.records()[i].hash)
     }
 
-    /// Document number `i`, in the order of the hashes.
-    pub fn document(&self, i: usize) -> Result<StoredDocument, StoreError> {
+    /// The document at place `i` of the files.
+    pub(crate) fn document(&self, i: usize) -> Result<StoredDocument, StoreError> {
         let r = &self.records()[i];
-        let document = read_document(r, &self.manifest, &self.metadata, &self.text)?;
-        Ok(StoredDocument { document, hash: ContentHash(r.hash), tokens: self.tokens_of(i).to_vec() })
+        Ok(StoredDocument {
+            tokens: self.tokens_of(i).to_vec(),
+            ..read_document(r, &self.manifest, &self.metadata, &self.text)?
+        })
+    }
+
+    /// All documents of the files, without their tokens.
+    pub(crate) fn all_documents(&self) -> Result<Vec<StoredDocument>, StoreError> {
+        let read = |r| read_document(r, &self.manifest, &self.metadata, &self.text);
+        self.records().iter().map(read).collect()
+    }
+
+    /// List and code of each entry, in the order of the entries.
+    pub(crate) fn list_of_each(&self) -> Option<(Vec<u32>, Vec<u8>)> {
+        let lists = self.lists()?;
+        let (n, n_lists) = (lists.rows.len(), lists.offsets.len() - 1);
+        let width = if n == 0 { 0 } else { lists.codes.len() / n };
+        let (mut of_row, mut codes) = (vec![0; n], vec![0; n * width]);
+        for list in 0..n_lists {
+            for at in lists.offsets[list] as usize..lists.offsets[list + 1] as usize {
+                let row = lists.rows[at] as usize;
+                of_row[row] = list as u32;
+                codes[row * width..][..width].copy_from_slice(&lists.codes[at * width..][..width]);
+            }
+        }
+        Some((of_row, codes))
+    }
+
+    /// The document at place `i` as it stands in the files.
+    pub(crate) fn written(&self, i: usize) -> Result<Written<'_>, StoreError> {
+        let r = &self.records()[i];
+        let width = self.manifest.key_dim * self.manifest.recipe.key_type.bytes();
+        let keys = part(&self.keys, r.first_entry * width as u64, r.n_entries * width as u64)?;
+        Ok(Written {
+            number: r.number as u32,
+            first_row: Some(r.first_row as u32),
+            hash: ContentHash(r.hash),
+            metadata: part(&self.metadata, r.metadata_at, r.metadata_bytes)?,
+            text: part(&self.text, r.text_at, r.text_bytes)?,
+            tokens: self.tokens_of(i),
+            n_entries: r.n_entries,
+            keys,
+            lists: None,
+        })
     }
 
     /// The documents of a shard whose other files need not be whole, nor made by the model and recipe of the day: what it can be
-    /// rebuilt from.
-    pub(crate) fn read_documents(path: &Path, manifest: &Manifest) -> Result<Vec<Document>, StoreError> {
+    /// rebuilt from. Their tokens are not read.
+    pub(crate) fn read_documents(path: &Path, manifest: &Manifest) -> Result<Vec<StoredDocument>, StoreError> {
         let open = |name| {
             check_file(path, manifest, name)?;
             Mapped::open(path, name, manifest)
@@ -297,6 +350,16 @@ impl Shard {
         self.manifest.files.keys().try_for_each(|name| check_file(&self.path, &self.manifest, name))
     }
 
+    /// Opens and checks every file of what should be the shard with this manifest.
+    pub(crate) fn verify_at(path: &Path, manifest_sha256: &str) -> Result<Self, StoreError> {
+        if read_manifest(path)?.1 != manifest_sha256 {
+            return Err(StoreError::damaged(path, "its manifest is not the one that was added"));
+        }
+        let shard = Self::open(path)?;
+        shard.verify()?;
+        Ok(shard)
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
@@ -308,93 +371,33 @@ fn read_document(
     manifest: &Manifest,
     metadata: &Mapped,
     text: &Mapped,
-) -> Result<Document, StoreError> {
-    let part = |file: &Mapped, at: u64, n: u64| {
-        let range = at as usize..at.saturating_add(n) as usize;
-        let bytes = file.bytes().get(range).map(<[u8]>::to_vec);
-        bytes.ok_or_else(|| StoreError::damaged(&file.path, "it ends before a document does"))
-    };
-    let fields: DocumentMetadata = serde_json::from_slice(&part(metadata, r.metadata_at, r.metadata_bytes)?)
+) -> Result<StoredDocument, StoreError> {
+    let fields: DocumentMetadata = serde_json::from_slice(part(metadata, r.metadata_at, r.metadata_bytes)?)
         .map_err(|e| StoreError::damaged(&metadata.path, e))?;
-    let whole =
-        String::from_utf8(part(text, r.text_at, r.text_bytes)?).map_err(|e| StoreError::damaged(&text.path, e))?;
-    Ok(Document {
+    let whole = part(text, r.text_at, r.text_bytes)?.to_vec();
+    let document = Document {
         source: manifest.source.clone(),
         uri: fields.uri,
         title: fields.title,
         licence: fields.licence,
         tier: fields.tier,
-        text: whole,
+        text: String::from_utf8(whole).map_err(|e| StoreError::damaged(&text.path, e))?,
+    };
+    Ok(StoredDocument {
+        document,
+        hash: ContentHash(r.hash),
+        tokens: Vec::new(),
+        number: r.number as u32,
+        other_uris: fields.other_uris,
+        first_row: r.first_row as u32,
     })
 }
 
-/// Opens a file that the manifest lists, if it has the size that is written there.
-fn open_listed<'a>(
-    directory: &Path,
-    manifest: &'a Manifest,
-    name: &str,
-) -> Result<(PathBuf, File, &'a FileEntry), StoreError> {
-    let path = directory.join(name);
-    let unlisted = || StoreError::damaged(&path, "the manifest does not list it");
-    let expected = manifest.files.get(name).ok_or_else(unlisted)?;
-    let file = File::open(&path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => StoreError::damaged(&path, "the file is missing"),
-        _ => StoreError::Io { path: path.clone(), source: e },
-    })?;
-    let len = file.metadata().map_err(StoreError::io(&path))?.len();
-    if len != expected.bytes {
-        return Err(StoreError::damaged(&path, format!("it has {len} bytes, the manifest says {}", expected.bytes)));
-    }
-    Ok((path, file, expected))
-}
-
-/// Checks the size and hash of a file.
-fn check_file(directory: &Path, manifest: &Manifest, name: &str) -> Result<(), StoreError> {
-    let (path, mut file, expected) = open_listed(directory, manifest, name)?;
-    let mut digest = Sha256::new();
-    std::io::copy(&mut file, &mut HashWriter(&mut digest)).map_err(StoreError::io(&path))?;
-    let found = ContentHash(digest.finalize().into());
-    if expected.sha256 != found {
-        return Err(StoreError::damaged(&path, format!("its SHA-256 is {found}, which is not the manifest's")));
-    }
-    Ok(())
-}
-
-/// Feeds what is written to it into a digest.
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+fn part(file: &Mapped, at: u64, n: u64) -> Result<&[u8], StoreError> {
+    let range = at as usize..at.saturating_add(n) as usize;
+    file.bytes().get(range).ok_or_else(|| StoreError::damaged(&file.path, "it ends before a document does"))
 }
 
 fn within(at: u64, n: u64, bytes: &[u8]) -> bool {
     at.checked_add(n).is_some_and(|end| end <= bytes.len() as u64)
-}
-
-/// Reads a manifest; also its SHA-256.
-pub(crate) fn read_manifest(directory: &Path) -> Result<(Manifest, String), StoreError> {
-    /// Read first, because a manifest of another version may have other fields.
-    #[derive(serde::Deserialize)]
-    struct Version {
-        format: String,
-        version: u32,
-    }
-    let path = directory.join(format::MANIFEST);
-    let bytes = std::fs::read(&path).map_err(StoreError::io(&path))?;
-    let version: Version = serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e))?;
-    if version.format != format::FORMAT {
-        return Err(StoreError::damaged(&path, format!("it describes a '{}', not a shard", version.format)));
-    }
-    if version.version != format::VERSION {
-        return Err(StoreError::Version { path, found: version.version, expected: format::VERSION });
-    }
-    let manifest = serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e))?;
-    Ok((manifest, ContentHash::of(&bytes).to_string()))
 }

@@ -1,5 +1,8 @@
 //! Exhaustive search.
 
+use std::borrow::Cow;
+
+use fixedbitset::FixedBitSet;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -43,20 +46,8 @@ pub struct Part<'a> {
     pub keys: Keys<'a>,
     /// Numbers of the queries that see it.
     pub queries: Vec<usize>,
-    /// Rows that nobody sees: sorted ranges that do not overlap.
-    pub hidden: Vec<std::ops::Range<u32>>,
-}
-
-impl Part<'_> {
-    fn shows(&self, row: u32) -> bool {
-        self.hidden.is_empty() || !is_hidden(&self.hidden, row)
-    }
-}
-
-/// Whether a row lies in one of the sorted ranges.
-pub(crate) fn is_hidden(hidden: &[std::ops::Range<u32>], row: u32) -> bool {
-    let after = hidden.partition_point(|r| r.start <= row);
-    after > 0 && hidden[after - 1].end > row
+    /// Rows that nobody sees.
+    pub hidden: Option<Cow<'a, FixedBitSet>>,
 }
 
 /// One query.
@@ -130,8 +121,9 @@ pub fn exact_search(
     let empty = || queries.iter().map(|q| TopK::new(q.k)).collect::<Vec<_>>();
     let scan = |mut best: Vec<TopK>, (part, rows): &(&Part<'_>, std::ops::Range<usize>)| {
         let mut buffer = vec![0.0; dim];
+        let hidden = part.hidden.as_deref();
         for row in rows.clone() {
-            if !part.shows(row as u32) {
+            if hidden.is_some_and(|h| h.contains(row)) {
                 continue;
             }
             let key = part.keys.row(row, dim, &mut buffer);
@@ -170,8 +162,8 @@ mod tests {
             let cut = n / 3 * dim;
             let keys = |from: usize, to: usize| if half_precision { Keys::F16(&halves[from..to]) } else { Keys::F32(&values[from..to]) };
             let parts = [
-                Part { id: 0, keys: keys(0, cut), queries: vec![0, 1], hidden: Vec::new() },
-                Part { id: 1, keys: keys(cut, values.len()), queries: vec![1], hidden: vec![1..2, 4..6] },
+                Part { id: 0, keys: keys(0, cut), queries: vec![0, 1], hidden: None },
+                Part { id: 1, keys: keys(cut, values.len()), queries: vec![1], hidden: Some(Cow::Owned([1, 4, 5].into_iter().collect())) },
             ];
             let queries = [Query { key: &query, k }, Query { key: &query, k }];
             let found = exact_search(dim, &parts, &queries, &|a, b| a.cmp(&b));

@@ -10,7 +10,7 @@
 //! use silo_vector::{exact_search, Keys, Part, Query};
 //!
 //! let keys = Keys::F32(&[0.0, 0.0, 3.0, 4.0, 1.0, 0.0]); // three keys of two dimensions
-//! let parts = [Part { id: 7, keys, queries: vec![0], hidden: vec![] }];
+//! let parts = [Part { id: 7, keys, queries: vec![0], hidden: None }];
 //! let queries = [Query { key: &[0.0, 0.0], k: 2 }];
 //! let found = exact_search(2, &parts, &queries, &|a, b| a.cmp(&b));
 //! let rows: Vec<_> = found[0].iter().map(|c| (c.row, c.distance)).collect();

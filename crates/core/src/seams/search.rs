@@ -13,7 +13,7 @@ pub struct Neighbor {
     pub value: TokenId,
     /// Its shard, as a place in the query's snapshot.
     pub shard: ShardIndex,
-    /// Its row in the shard: good for looking it up, not for ordering or showing.
+    /// Its row in the shard: good for looking it up, also after other documents of the shard are gone; not for ordering or showing.
     pub row: u32,
 }
 

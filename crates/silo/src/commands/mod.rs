@@ -4,11 +4,14 @@ pub mod corpus;
 pub mod eval;
 pub mod generate;
 pub mod index;
+pub mod operation;
+pub mod remove;
 pub mod score;
 pub mod search;
 pub mod serve;
 pub mod shard;
 pub mod source;
+pub mod store;
 pub mod train;
 
 use std::io::Read;

@@ -30,7 +30,8 @@ impl Serve {
         let started = std::time::Instant::now();
         let (config, parts) = tokio::task::spawn_blocking(move || wiring::start_from(&self.config)).await??;
         let card = parts.engine.model().card().clone();
-        let snapshot = parts.governor.store().status().snapshot;
+        use silo_core::SnapshotProvider;
+        let snapshot = parts.governor.store().snapshot();
         let governor = parts.governor.clone();
         tokio::task::spawn_blocking(move || {
             for (id, reason) in governor.store().scrub() {

@@ -1,20 +1,18 @@
 //! `silo shard`.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use silo_corpus::{CorpusDocument, Split, about_bytes};
-use silo_proto::{longrunning as lro, v1};
+use silo_proto::v1;
 
 use super::corpus::corpus_documents;
-use crate::client::{Connection, Target, refused};
+use super::operation;
+use crate::client::{Target, refused};
 use crate::output;
 
 /// Documents go out in messages of about this size.
@@ -31,8 +29,12 @@ pub enum Shard {
     Show(One),
     /// Encode the stored documents of shards again, with the served model and recipe.
     Rebuild(Rebuild),
-    /// Withdraw a shard: when this returns, no request finds it any more, and its files are deleted.
-    Remove(One),
+    /// Take a shard out of what is retrieved, until it is resumed.
+    Suspend(One),
+    /// Put a suspended shard back.
+    Resume(One),
+    /// Withdraw a shard, a source, documents, or all documents whose URI begins so: for good, and at once.
+    Remove(super::remove::Remove),
 }
 
 /// Adds a shard.
@@ -160,43 +162,6 @@ fn messages(source: String, documents: Vec<v1::Document>) -> Vec<v1::AddShardReq
     out
 }
 
-/// Documents done and in all, of an operation that adds or rebuilds.
-fn progress(metadata: &prost_types::Any) -> Option<(u64, u64)> {
-    use prost::Name as _;
-    if metadata.type_url == v1::RebuildShardsProgress::type_url() {
-        let p = v1::RebuildShardsProgress::decode(&metadata.value[..]).ok()?;
-        return Some((p.documents_done, p.documents_total));
-    }
-    let p = v1::AddShardProgress::decode(&metadata.value[..]).ok()?;
-    Some((p.documents_done, p.documents_total))
-}
-
-/// Waits for an operation, with a progress bar on a terminal; gives its response.
-async fn wait<T: prost::Message + Default>(connection: &Connection, mut operation: lro::Operation) -> Result<T> {
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} documents, {per_sec}, {eta} left")?;
-    bar.set_style(style);
-    while !operation.done {
-        if let Some((done, total)) = operation.metadata.as_ref().and_then(progress) {
-            bar.set_length(total);
-            bar.set_position(done);
-        }
-        let timeout = Some(prost_duration(Duration::from_millis(500)));
-        let request = lro::WaitOperationRequest { name: operation.name.clone(), timeout };
-        operation = connection.operations().wait_operation(request).await.map_err(refused)?.into_inner();
-    }
-    bar.finish_and_clear();
-    match operation.result {
-        Some(lro::operation::Result::Response(any)) => Ok(T::decode(&any.value[..])?),
-        Some(lro::operation::Result::Error(status)) => bail!("{}", status.message),
-        None => bail!("the operation ended without a result"),
-    }
-}
-
-fn prost_duration(d: Duration) -> prost_types::Duration {
-    prost_types::Duration { seconds: d.as_secs() as i64, nanos: d.subsec_nanos() as i32 }
-}
-
 fn state(s: &v1::Shard) -> String {
     s.state().as_str_name().to_lowercase()
 }
@@ -206,7 +171,10 @@ fn describe(s: &v1::Shard) -> Value {
         "id": s.id, "source": s.source, "state": state(s), "reason": s.reason, "n_documents": s.n_documents,
         "n_tokens": s.n_tokens, "n_entries": s.n_entries, "n_bytes": s.n_bytes, "added_epoch": s.added_epoch,
         "removed_epoch": s.removed_epoch, "model_hash": s.model_hash, "recipe_hash": s.recipe_hash,
-        "n_duplicates": s.n_duplicates,
+        "n_duplicates": s.n_duplicates, "files": s.files.map(|f| json!({
+            "n_documents": f.n_documents, "n_tokens": f.n_tokens, "n_entries": f.n_entries,
+            "n_withdrawn_documents": f.n_withdrawn_documents,
+        })),
     })
 }
 
@@ -218,12 +186,13 @@ fn print(shards: &[v1::Shard]) {
             state(s),
             s.n_documents.to_string(),
             s.n_entries.to_string(),
+            s.files.map_or(0, |f| f.n_withdrawn_documents).to_string(),
             s.n_bytes.to_string(),
             s.added_epoch.to_string(),
             output::one_line(&s.reason, 80),
         ]
     };
-    let header = ["id", "source", "state", "documents", "entries", "bytes", "epoch", "reason"];
+    let header = ["id", "source", "state", "documents", "entries", "still in files", "bytes", "epoch", "reason"];
     output::table(&header, &shards.iter().map(row).collect::<Vec<_>>());
 }
 
@@ -245,7 +214,9 @@ impl Shard {
                 connection.close().await
             }
             Self::Rebuild(c) => c.run(as_json).await,
-            Self::Remove(c) => c.remove(as_json).await,
+            Self::Suspend(c) => c.suspend(as_json).await,
+            Self::Resume(c) => c.resume(as_json).await,
+            Self::Remove(c) => c.run(as_json).await,
         }
     }
 }
@@ -256,7 +227,7 @@ impl Add {
         let connection = self.target.connect().await?;
         let stream = tokio_stream::iter(messages(self.source, documents));
         let operation = connection.datastore().add_shard(stream).await.map_err(refused)?.into_inner();
-        let shard: v1::Shard = wait(&connection, operation).await?;
+        let shard: v1::Shard = operation::wait(&connection, operation, "documents").await?;
         if as_json {
             output::json(&describe(&shard))?;
         } else {
@@ -274,7 +245,7 @@ impl Rebuild {
         let connection = self.target.connect().await?;
         let request = v1::RebuildShardsRequest { ids: self.ids };
         let operation = connection.datastore().rebuild_shards(request).await.map_err(refused)?.into_inner();
-        let answer: v1::RebuildShardsResponse = wait(&connection, operation).await?;
+        let answer: v1::RebuildShardsResponse = operation::wait(&connection, operation, "documents").await?;
         if as_json {
             let failures: Vec<Value> =
                 answer.failures.iter().map(|f| json!({"id": f.id, "reason": f.reason})).collect();
@@ -317,21 +288,19 @@ impl List {
 }
 
 impl One {
-    async fn remove(self, as_json: bool) -> Result<()> {
+    async fn suspend(self, as_json: bool) -> Result<()> {
         let connection = self.target.connect().await?;
-        let request = v1::RemoveShardRequest { id: self.id, validate_only: false };
-        let r = connection.datastore().remove_shard(request).await.map_err(refused)?.into_inner();
-        let shard = r.shard.unwrap_or_default();
-        if as_json {
-            output::json(&json!({
-                "shard": describe(&shard), "epoch": r.epoch, "root_before": r.root_before, "root_after": r.root_after,
-                "purged": r.purged,
-            }))?;
-        } else {
-            let purged = if r.purged { "its files are deleted" } else { "its files will be deleted at the next start" };
-            println!("shard {} of {} is withdrawn at epoch {}; {purged}", shard.id, shard.source, r.epoch);
-            println!("root before {}\nroot after  {}", r.root_before, r.root_after);
-        }
+        let request = v1::SuspendShardRequest { id: self.id };
+        let answer = connection.datastore().suspend_shard(request).await.map_err(refused)?.into_inner();
+        super::remove::print(&answer.removal.unwrap_or_default(), "is suspended", as_json)?;
+        connection.close().await
+    }
+
+    async fn resume(self, as_json: bool) -> Result<()> {
+        let connection = self.target.connect().await?;
+        let request = v1::ResumeShardRequest { id: self.id };
+        let answer = connection.datastore().resume_shard(request).await.map_err(refused)?.into_inner();
+        super::remove::print(&answer.removal.unwrap_or_default(), "is retrieved from again", as_json)?;
         connection.close().await
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use silo_core::{Filter, ShardId, SnapshotProvider};
 use tempfile::TempDir;
 
-use super::{add, key_after, open, open_with, recipe_of, search};
+use super::{add, key_after, open, open_with, recipe_of, remove, search};
 
 const FILES: [&str; 6] = ["documents.bin", "metadata.bin", "text.bin", "tokens.bin", "keys.bin", "passages.bin"];
 
@@ -29,12 +29,12 @@ fn two_shards_of(lists: bool) -> (TempDir, PathBuf) {
 #[track_caller]
 fn left_out(root: &TempDir, says: &str) {
     let store = open(root.path());
-    let status = store.status();
-    let reason = &status.unavailable[&ShardId(2)];
+    let unavailable = store.unavailable();
+    let reason = &unavailable[&ShardId(2)];
     assert!(reason.contains(says), "{reason:?} should say {says:?}");
     assert_eq!(store.snapshot().shards.len(), 1);
     assert_eq!(search(&store, &Filter::default(), &key_after(b'k', b'e'), 1)[0].distance, 0.0);
-    store.remove_shard(ShardId(2)).unwrap(); // what cannot be read can be withdrawn
+    remove(&store, ShardId(2)); // what cannot be read can be withdrawn
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_changed_manifest() {
     fs::write(&path, text.replace("\"n_documents\": 1", "\"n_documents\": 2")).unwrap();
     left_out(&root, "not the one that was added");
     let (root, directory) = two_shards();
-    fs::write(directory.join("manifest.json"), text.replace("\"version\": 1", "\"version\": 99")).unwrap();
+    fs::write(directory.join("manifest.json"), text.replace("\"version\": 2", "\"version\": 99")).unwrap();
     left_out(&root, "format version 99");
     let (root, directory) = two_shards();
     fs::write(directory.join("manifest.json"), "{").unwrap();
@@ -67,7 +67,7 @@ fn a_changed_manifest() {
 
 #[test]
 fn records_that_point_elsewhere() {
-    for byte in [32, 40, 48, 56, 64, 72, 80, 88] {
+    for byte in [32, 40, 48, 56, 64, 72, 80, 88, 96, 104] {
         let (root, directory) = two_shards();
         let path = directory.join("documents.bin");
         let mut bytes = fs::read(&path).unwrap();
@@ -107,7 +107,7 @@ fn a_flipped_bit_in_any_file_is_found() {
             assert_eq!(store.snapshot().shards.len(), 2);
             assert!(store.scrub()[&ShardId(2)].contains(late));
         }
-        assert!(store.status().unavailable[&ShardId(2)].contains("SHA-256"), "{}", path.display());
+        assert!(store.unavailable()[&ShardId(2)].contains("SHA-256"), "{}", path.display());
         assert_eq!(store.snapshot().shards.len(), 1);
         assert!(store.scrub().is_empty());
     }
@@ -122,10 +122,10 @@ fn damaged_lists_are_named() {
         fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         let store = open_with(root.path(), recipe_of(true)).unwrap();
         let says = format!("{file} is damaged: it has {} bytes", bytes.len() - 1);
-        assert!(store.status().unavailable[&ShardId(2)].contains(&says));
+        assert!(store.unavailable()[&ShardId(2)].contains(&says));
         fs::remove_file(&path).unwrap();
         drop(store);
         let store = open_with(root.path(), recipe_of(true)).unwrap();
-        assert!(store.status().unavailable[&ShardId(2)].contains("is missing"));
+        assert!(store.unavailable()[&ShardId(2)].contains("is missing"));
     }
 }

@@ -10,9 +10,12 @@ use std::sync::{Arc, OnceLock};
 
 use silo_core::{
     ContentHash, Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
-    PassageQuery, PassageSearch, Permissions, Purpose, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
+    PassageQuery, PassageSearch, Permissions, Purpose, Selection, ShardId, SnapshotProvider, Source, SourceId, Tier,
+    Tokenizer,
 };
-use silo_store::{AddedShard, Bm25, Ivf, KeyType, NewShard, Recipe, Store, StoreError, quantizer_about};
+use silo_store::{
+    AddedShard, Bm25, Ivf, KeyType, NewShard, Purged, Recipe, Removal, Store, StoreError, StoreOptions, quantizer_about,
+};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
 use silo_vector::{Quantizer, Training, train_quantizer};
 
@@ -53,7 +56,8 @@ fn model() -> ScriptedModel {
 }
 
 fn open_with(root: &Path, recipe: Recipe) -> Result<Store, StoreError> {
-    Store::open(root, model().card(), recipe, Arc::new(ByteTokenizer::default()), 2)
+    let options = StoreOptions { n_threads: 2, at_boundary: None };
+    Store::open(root, model().card(), recipe, Arc::new(ByteTokenizer::default()), options)
 }
 
 fn open(root: &Path) -> Store {
@@ -89,6 +93,17 @@ fn add(store: &Store, name: &str, texts: &[&str]) -> Result<AddedShard, StoreErr
     }
     let documents: Vec<Document> = texts.iter().map(|t| document(name, t)).collect();
     store.add_shard(&NewShard { source: &id, documents: &documents }, &model(), &AtomicBool::new(false), &|_, _| {})
+}
+
+/// Withdraws a shard and gets its bytes out of all files.
+fn remove(store: &Store, id: ShardId) -> Removal {
+    let removal = store.withdraw(&Selection::Shard(id)).unwrap();
+    purge(store);
+    removal
+}
+
+fn purge(store: &Store) -> Purged {
+    store.purge(&Arc::default(), &|_, _| {}).unwrap()
 }
 
 fn search(store: &Store, filter: &Filter, key: &[f32], k: usize) -> Vec<Neighbor> {
@@ -252,9 +267,9 @@ fn a_shard_of_another_recipe_is_kept_but_not_retrieved_from() {
     let root = tempfile::tempdir().unwrap();
     add(&open(root.path()), "one", &["some text"]).unwrap();
     let other = open_with(root.path(), Recipe { key_type: KeyType::F16, ..recipe() }).unwrap();
-    let status = other.status();
-    assert!(status.snapshot.shards.is_empty());
-    let reason = &status.unavailable[&ShardId(1)];
+    assert!(other.snapshot().shards.is_empty());
+    let unavailable = other.unavailable();
+    let reason = &unavailable[&ShardId(1)];
     assert!(reason.contains("recipe") && reason.contains("silo shard rebuild"), "{reason}");
     drop(other);
     assert_eq!(open(root.path()).snapshot().shards.len(), 1);
@@ -288,5 +303,5 @@ fn inverted_lists_find_what_is_there_and_fit_their_model_only() {
     assert!(message.contains("made for model another"), "{message}");
     // A store of another recipe keeps the shard and does not retrieve from it.
     let exact = open(root.path());
-    assert!(exact.status().unavailable.values().next().unwrap().contains("'inverted'"));
+    assert!(exact.unavailable().values().next().unwrap().contains("'inverted'"));
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use silo_core::{Filter, ShardId, SnapshotProvider};
 use silo_store::{ShardState, Store, StoreError};
 
-use super::{add, inverted, key_after, logical, model, open, open_with, search};
+use super::{add, inverted, key_after, logical, model, open, open_with, purge, remove, search};
 
 const TEXTS: [&str; 3] = ["one fish two fish", "red fish", "blue fish"];
 
@@ -18,14 +18,14 @@ fn a_shard_of_another_recipe_comes_back_by_rebuilding_it() {
     let store = open(root.path());
     let first = add(&store, "s", &TEXTS).unwrap();
     let gone = add(&store, "other", &["withdrawn"]).unwrap();
-    store.remove_shard(gone.id).unwrap();
+    remove(&store, gone.id);
     let no_progress: &dyn Fn(u64, u64) = &|_, _| {};
     let never = Arc::new(AtomicBool::new(false));
     assert!(matches!(store.rebuild_shard(gone.id, &model(), &never, no_progress), Err(StoreError::ShardRemoved(_))));
     drop(store);
 
     let store = open_with(root.path(), inverted()).unwrap();
-    let refused = store.status().unavailable[&first.id].clone();
+    let refused = store.unavailable()[&first.id].clone();
     assert!(refused.contains("silo shard rebuild"), "{refused}");
     let cancelled = store.rebuild_shard(first.id, &model(), &Arc::new(AtomicBool::new(true)), no_progress);
     assert!(matches!(cancelled, Err(StoreError::Cancelled | StoreError::Model { .. })), "{cancelled:?}");
@@ -33,7 +33,7 @@ fn a_shard_of_another_recipe_comes_back_by_rebuilding_it() {
     let before = store.snapshot();
     let rebuilt = store.rebuild_shard(first.id, &model(), &never, no_progress).unwrap();
     assert_eq!((rebuilt.id, rebuilt.manifest.n_documents, rebuilt.n_duplicates), (first.id, 3, 0));
-    assert!(rebuilt.epoch > before.epoch && store.status().unavailable.is_empty());
+    assert!(rebuilt.epoch > before.epoch && store.unavailable().is_empty());
 
     let expected = open_with(fresh.path(), inverted()).unwrap();
     add(&expected, "s", &TEXTS).unwrap();
@@ -43,6 +43,7 @@ fn a_shard_of_another_recipe_comes_back_by_rebuilding_it() {
         assert_eq!(find(store), find(&expected));
     };
     check(&store);
+    purge(&store); // of the old files
     assert_eq!(fs::read_dir(root.path().join("shards")).unwrap().count(), 1);
     drop(store);
     check(&open_with(root.path(), inverted()).unwrap());
@@ -59,7 +60,7 @@ fn a_shard_whose_text_is_whole_comes_back_whatever_else_is_damaged() {
         drop(store);
         fs::write(&path, b"no longer").unwrap();
         let store = open_with(root.path(), inverted()).unwrap();
-        assert!(store.status().unavailable[&added.id].contains("silo shard rebuild"));
+        assert!(store.unavailable()[&added.id].contains("silo shard rebuild"));
         store.rebuild_shard(added.id, &model(), &Arc::default(), &|_, _| {}).unwrap();
         assert_eq!(store.snapshot().root, whole.root, "{file}");
         assert!(store.scrub().is_empty());
@@ -92,7 +93,7 @@ fn a_removal_stops_a_rebuild_and_leaves_no_file() {
         let progress = |done, _| {
             if done == 0 && removal.lock().unwrap().is_none() {
                 assert!(fs::read_dir(root.path().join("tmp")).unwrap().count() > 0);
-                *removal.lock().unwrap() = Some(scope.spawn(|| store.remove_shard(id).unwrap()));
+                *removal.lock().unwrap() = Some(scope.spawn(|| remove(&store, id)));
                 while !cancel.load(Ordering::Relaxed) {
                     std::thread::yield_now();
                 }
@@ -100,7 +101,7 @@ fn a_removal_stops_a_rebuild_and_leaves_no_file() {
         };
         let rebuilt = store.rebuild_shard(id, &model(), &cancel, &progress);
         assert!(rebuilt.is_err(), "{rebuilt:?}");
-        assert!(removal.into_inner().unwrap().unwrap().join().unwrap().purged);
+        removal.into_inner().unwrap().unwrap().join().unwrap();
     });
     assert_eq!(store.shard(id).unwrap().state, ShardState::Removed);
     for place in ["tmp", "shards"] {

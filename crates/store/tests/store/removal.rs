@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use proptest::prelude::*;
-use silo_core::{Filter, NeighborSearch, Purpose, ShardId, SnapshotProvider};
+use silo_core::{Filter, NeighborSearch, Purpose, Selection, ShardId, SnapshotProvider};
 use silo_store::{ShardState, StoreError};
 
-use super::{add, key_after, logical, open, open_with, passages, recipe_of, search};
+use super::{add, key_after, logical, open, open_with, passages, recipe_of, remove, search};
 
 fn files_below(path: &Path) -> usize {
     fs::read_dir(path).unwrap().count()
@@ -26,8 +26,8 @@ fn a_removal_is_immediate_durable_and_leaves_no_file() {
     let query = silo_core::NeighborQuery { snapshot: &pinned, mask: &mask, key: &key, k: 1 };
     assert_eq!(store.neighbors(&[query]).unwrap()[0][0].distance, 0.0);
 
-    let removal = store.remove_shard(added.id).unwrap();
-    assert!(removal.purged && removal.epoch > before.epoch);
+    let removal = remove(&store, added.id);
+    assert!(removal.epoch() > before.epoch && removal.effective_ms >= removal.durable_ms);
     assert_eq!((removal.root_before, removal.root_after), (pinned.root, before.root));
     let nothing = pinned.mask(&Filter { deny_shards: vec![added.id], ..Filter::default() }, Purpose::Knn);
     assert!(!store.is_live(&pinned, &mask) && store.is_live(&pinned, &nothing) && store.is_live(&before, &mask));
@@ -37,8 +37,9 @@ fn a_removal_is_immediate_durable_and_leaves_no_file() {
     assert_eq!(files_below(&root.path().join("shards")), 1);
     assert_eq!(files_below(&root.path().join("tmp")), 0);
 
-    assert!(matches!(store.remove_shard(added.id), Err(StoreError::ShardRemoved(_))));
-    assert!(matches!(store.remove_shard(ShardId(99)), Err(StoreError::UnknownShard(_))));
+    let again = |id| store.withdraw(&Selection::Shard(id)).unwrap_err();
+    assert!(matches!(again(added.id), StoreError::ShardRemoved(_)));
+    assert!(matches!(again(ShardId(99)), StoreError::UnknownShard(_)));
     drop(store);
     let store = open(root.path());
     assert_eq!(store.snapshot().root, before.root);
@@ -68,7 +69,7 @@ fn nothing_of_a_removed_text_is_left_in_any_file() {
     let store = open(root.path());
     add(&store, "one", &["keep this"]).unwrap();
     let added = add(&store, "two", &["the secret sentence of the withdrawn source"]).unwrap();
-    store.remove_shard(added.id).unwrap();
+    remove(&store, added.id);
     drop(store);
     let mut pending = vec![root.path().to_owned()];
     while let Some(path) = pending.pop() {
@@ -107,7 +108,7 @@ proptest! {
             add(&store, "kept", &kept).unwrap();
             add(&store, other, &removed).unwrap().id
         };
-        store.remove_shard(id).unwrap();
+        remove(&store, id);
         let never = open_with(without.path(), recipe_of(lists)).unwrap();
         add(&never, "kept", &kept).unwrap();
         prop_assert_eq!(store.snapshot().root, never.snapshot().root);

@@ -1,7 +1,8 @@
 //! Search through inverted lists.
 
-use std::ops::Range;
+use std::borrow::Cow;
 
+use fixedbitset::FixedBitSet;
 use rayon::prelude::*;
 
 use super::Quantizer;
@@ -31,8 +32,8 @@ pub struct ListPart<'a> {
     pub keys: Keys<'a>,
     /// Its lists.
     pub lists: Lists<'a>,
-    /// Rows that nobody sees: sorted ranges that do not overlap.
-    pub hidden: Vec<Range<u32>>,
+    /// Rows that nobody sees.
+    pub hidden: Option<Cow<'a, FixedBitSet>>,
 }
 
 /// How hard to look.
@@ -102,9 +103,10 @@ fn scan_list(query: &[i16], parts: &[ListPart<'_>], list: u32, mut best: TopK, o
     let mut seen = 0;
     for part in parts {
         let (from, to) = (part.lists.offsets[list as usize] as usize, part.lists.offsets[list as usize + 1] as usize);
+        let hidden = part.hidden.as_deref();
         let codes = part.lists.codes[from * query.len()..to * query.len()].chunks_exact(query.len());
         for (&row, code) in part.lists.rows[from..to].iter().zip(codes) {
-            if !part.hidden.is_empty() && crate::exact::is_hidden(&part.hidden, row) {
+            if hidden.is_some_and(|h| h.contains(row as usize)) {
                 continue;
             }
             seen += 1;
@@ -147,6 +149,8 @@ fn rerank(
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use half::f16;
     use proptest::prelude::*;
 
@@ -203,10 +207,14 @@ mod tests {
             out
         }
 
-        fn part(&self, id: u32, hidden: Vec<Range<u32>>) -> ListPart<'_> {
+        fn part(&self, id: u32, hidden: Range<u32>) -> ListPart<'_> {
             let lists = Lists { offsets: &self.offsets, rows: &self.rows, codes: &self.codes };
-            ListPart { id, keys: Keys::F16(&self.keys), lists, hidden }
+            ListPart { id, keys: Keys::F16(&self.keys), lists, hidden: rows(hidden) }
         }
+    }
+
+    fn rows(range: Range<u32>) -> Option<Cow<'static, FixedBitSet>> {
+        (!range.is_empty()).then(|| Cow::Owned(range.map(|row| row as usize).collect()))
     }
 
     proptest! {
@@ -217,12 +225,12 @@ mod tests {
         fn a_full_probe_is_exact(n in 1usize..300, k in 0usize..30, seed in any::<u64>(), from in 0u32..100) {
             let (quantizer, keys) = (quantizer(), keys(n, seed));
             let owned = Owned::new(&quantizer, &keys);
-            let hidden: Vec<Range<u32>> = std::iter::once(from..from + 40).collect();
+            let hidden = from..from + 40;
             let query = &keys[..DIM];
             let queries = [Query { key: query, k }];
             let probe = Probe { n_probe: quantizer.n_lists(), rerank: n };
             let got = ivf_search(&quantizer, &[owned.part(3, hidden.clone())], &queries, probe, &|a, b| a.cmp(&b));
-            let part = Part { id: 3, keys: Keys::F16(&owned.keys), queries: vec![0], hidden };
+            let part = Part { id: 3, keys: Keys::F16(&owned.keys), queries: vec![0], hidden: rows(hidden) };
             prop_assert_eq!(got, exact_search(DIM, &[part], &queries, &|a, b| a.cmp(&b)));
         }
 
@@ -238,9 +246,9 @@ mod tests {
             let queries = [Query { key: &keys[(n - 1) * DIM..], k }];
             let probe = Probe { n_probe, rerank: 8 };
             // The logical order: the row in the whole.
-            let one = ivf_search(&quantizer, &[whole.part(0, vec![]), noise.part(1, std::iter::once(0..n as u32).collect())], &queries, probe, &|a, b| a.1.cmp(&b.1));
+            let one = ivf_search(&quantizer, &[whole.part(0, 0..0), noise.part(1, 0..n as u32)], &queries, probe, &|a, b| a.1.cmp(&b.1));
             let logical = |(part, row): (u32, u32)| row + if part == 1 { cut as u32 } else { 0 };
-            let two = ivf_search(&quantizer, &[left.part(0, vec![]), right.part(1, vec![])], &queries, probe, &|a, b| logical(a).cmp(&logical(b)));
+            let two = ivf_search(&quantizer, &[left.part(0, 0..0), right.part(1, 0..0)], &queries, probe, &|a, b| logical(a).cmp(&logical(b)));
             let two: Vec<_> = two[0].iter().map(|c| (c.distance, logical((c.part, c.row)))).collect();
             prop_assert_eq!(one[0].iter().map(|c| (c.distance, c.row)).collect::<Vec<_>>(), two);
             prop_assert_eq!(one[0].len(), k.min(n));
@@ -255,7 +263,7 @@ mod tests {
             let owned = Owned::new(&quantizer, &keys);
             let find = |k| {
                 let queries = [Query { key: &keys[(n / 2) * DIM..][..DIM], k }];
-                ivf_search(&quantizer, &[owned.part(0, vec![])], &queries, Probe { n_probe, rerank: 40 }, &|a, b| a.cmp(&b)).remove(0)
+                ivf_search(&quantizer, &[owned.part(0, 0..0)], &queries, Probe { n_probe, rerank: 40 }, &|a, b| a.cmp(&b)).remove(0)
             };
             let more = find(40);
             prop_assert_eq!(&find(k)[..], &more[..k.min(more.len())]);

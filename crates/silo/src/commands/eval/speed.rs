@@ -84,7 +84,8 @@ fn build_speed(ground: &Ground) -> Result<BuildSpeed> {
     let root = tempfile::tempdir_in(&ground.config.store.root).context("cannot make a store to build in")?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let recipe = ground.store.recipe().clone();
-    let store = Store::open(root.path(), ground.model.card(), recipe, ground.tokenizer.clone(), threads)?;
+    let options = silo_store::StoreOptions { n_threads: threads, at_boundary: None };
+    let store = Store::open(root.path(), ground.model.card(), recipe, ground.tokenizer.clone(), options)?;
     let domain = &ground.domains[0];
     store.create_source(&*ground.store.source(&domain.source)?)?;
     let (never, new) = (AtomicBool::new(false), NewShard { source: &domain.source, documents: &domain.stored });
@@ -104,8 +105,8 @@ fn build_speed(ground: &Ground) -> Result<BuildSpeed> {
 fn shard_bytes(ground: &Ground) -> u64 {
     use silo_core::SnapshotProvider;
     let snapshot = ground.store.snapshot();
-    let shards = snapshot.shards.iter().filter_map(|s| ground.store.open_shard(s.id));
-    shards.map(|s| s.manifest().files.values().map(|f| f.bytes).sum::<u64>()).sum()
+    let manifests = snapshot.shards.iter().filter_map(|s| ground.store.manifest(s.id));
+    manifests.map(|m| m.files.values().map(|f| f.bytes).sum::<u64>()).sum()
 }
 
 /// Seconds from nothing to an engine that answers: model loaded and packed, store opened and checked. Files are in the page cache.

@@ -1,12 +1,17 @@
 //! The root hash: a Merkle map, source → its live documents' hashes, over logical content only.
 //!
 //! Neither files nor layout nor the order of operations enter it, so two stores with the same live documents have the same
-//! root. Trees are those of RFC 9162 §2.1.1 (leaves prefixed with 0x00, inner nodes with 0x01) over sorted leaves: sorting is
-//! what lets the absence of a source or document be proven by its two neighbours.
+//! root. The documents of a source are a trie over their hashes ([`DocumentTree`]); the sources are the leaves of a tree as in
+//! RFC 9162 §2.1.1, sorted by name. Leaves are prefixed with 0x00, inner nodes with 0x01. Sorting and the trie's bits are what lets the
+//! absence of a source or document be proven.
+
+mod documents;
 
 use sha2::{Digest, Sha256};
 
-use crate::{ContentHash, RootHash, SourceId};
+pub use documents::DocumentTree;
+
+use crate::{RootHash, SourceId};
 
 /// A node's hash.
 pub type Hash = [u8; 32];
@@ -21,6 +26,11 @@ pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
 }
 
+/// Hash of an inner node of a trie, which parts at a bit: SHA-256(0x01 ‖ bit ‖ left ‖ right).
+pub fn node_hash_at(bit: u8, left: &Hash, right: &Hash) -> Hash {
+    Sha256::new().chain_update([1, bit]).chain_update(left).chain_update(right).finalize().into()
+}
+
 /// Root of the tree over `leaves` (RFC 9162 §2.1.1); SHA-256 of nothing when there are none.
 pub fn tree_root(leaves: &[Hash]) -> Hash {
     match leaves {
@@ -33,13 +43,6 @@ pub fn tree_root(leaves: &[Hash]) -> Hash {
             node_hash(&tree_root(left), &tree_root(right))
         }
     }
-}
-
-/// Root of one source's documents. `hashes` must be sorted and without repetition.
-pub fn documents_root(hashes: &[ContentHash]) -> Hash {
-    debug_assert!(hashes.is_sorted_by(|a, b| a < b), "document hashes are a sorted set");
-    let leaves: Vec<Hash> = hashes.iter().map(|h| leaf_hash(&h.0)).collect();
-    tree_root(&leaves)
 }
 
 /// Root of the store. `sources` must be sorted by id; those without live documents must be left out, because a source that
@@ -63,6 +66,7 @@ pub fn store_root<'a>(sources: impl IntoIterator<Item = (&'a SourceId, Hash)>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ContentHash;
 
     #[test]
     fn trees_are_those_of_rfc_9162() {
@@ -90,8 +94,8 @@ mod tests {
     fn the_root_sees_names_and_documents() {
         let a: SourceId = "a".parse().unwrap();
         let b: SourceId = "b".parse().unwrap();
-        let docs = documents_root(&[ContentHash::of(b"x")]);
-        let other = documents_root(&[ContentHash::of(b"y")]);
+        let tree = |text: &[u8]| DocumentTree::default().with(&[ContentHash::of(text)]).0.root().unwrap();
+        let (docs, other) = (tree(b"x"), tree(b"y"));
         let roots = [
             store_root([]),
             store_root([(&a, docs)]),

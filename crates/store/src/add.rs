@@ -1,0 +1,259 @@
+//! Additions, and shards that are encoded again.
+
+use std::collections::hash_map::Entry;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use silo_core::{Document, Epoch, LanguageModel, RootHash, ShardId, SourceId};
+
+use crate::boundary::Boundary;
+use crate::build::Numbered;
+use crate::files::read_manifest;
+use crate::live::LiveShard;
+use crate::store::unpoisoned;
+use crate::write::{create_directory, sync_directory};
+use crate::{Manifest, Shard, ShardBuilder, ShardRecord, ShardState, Store, StoreError, StoredDocument};
+
+/// Documents to add as a shard.
+pub struct NewShard<'a> {
+    /// Their source.
+    pub source: &'a SourceId,
+    /// The documents.
+    pub documents: &'a [Document],
+}
+
+/// What an addition did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddedShard {
+    /// The shard.
+    pub id: ShardId,
+    /// The epoch that it made.
+    pub epoch: Epoch,
+    /// Root after it.
+    pub root: RootHash,
+    /// What it is.
+    pub manifest: Manifest,
+    /// Documents whose text the source holds elsewhere, or that stood twice among them: each text counts once.
+    pub n_duplicates: u64,
+}
+
+/// Files that are published and not yet in the catalog.
+pub(crate) struct Published {
+    /// Name of their directory.
+    pub(crate) name: String,
+    pub(crate) sha256: String,
+    pub(crate) shard: Arc<Shard>,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Published {
+    /// Says that the catalog has them now.
+    pub(crate) fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_dir_all(&self.path); // swept at the next start otherwise
+        }
+    }
+}
+
+impl Store {
+    /// Encodes documents and adds them as a shard, which new requests see as soon as this returns. Nothing is left behind if it
+    /// fails or is cancelled.
+    pub fn add_shard(
+        &self,
+        new: &NewShard<'_>,
+        model: &dyn LanguageModel,
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<AddedShard, StoreError> {
+        let source = self.source(new.source)?;
+        if new.documents.is_empty() {
+            return Err(StoreError::Empty);
+        }
+        let staging = Staging::create(&self.root)?;
+        let builder = ShardBuilder { model, tokenizer: self.tokenizer(), recipe: self.recipe(), cancel, progress };
+        let manifest = builder.build(&staging.path, &source.id, new.documents)?;
+        self.check_compatible(&manifest)?;
+        self.at(Boundary::ShardBuilt);
+        let mut published = self.publish(staging)?;
+        self.at(Boundary::ShardRenamed);
+        let documents = published.shard.all_documents()?;
+        let (name, sha256) = (&published.name, &published.sha256);
+        let id = self.catalog.prepare_shard(name, &manifest, sha256, &documents)?;
+        self.at(Boundary::ShardPrepared);
+        let _change = self.change();
+        let epoch = match self.catalog.enter_shard(id) {
+            Ok(epoch) => epoch,
+            Err(error) => {
+                let _ = self.catalog.drop_prepared(Some(id)); // struck out at the next start otherwise
+                return Err(error);
+            }
+        };
+        published.keep();
+        self.at(Boundary::ShardEntered);
+        // From here on nothing can fail: what the catalog holds is what is live.
+        let shard = LiveShard::new(published.shard.clone(), &Default::default());
+        let live = self.swap(|live| live.insert(id, shard, false, epoch));
+        let copies = live.sources.get(&source.id).map_or(0, |s| s.n_copies(id));
+        let n_duplicates = copies + new.documents.len() as u64 - manifest.n_documents;
+        Ok(AddedShard { id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
+    }
+
+    /// Renames staged files to their place and opens them. They are deleted again unless they are kept.
+    pub(crate) fn publish(&self, staging: Staging) -> Result<Published, StoreError> {
+        let (_, sha256) = read_manifest(&staging.path)?;
+        let path = self.directory(&staging.name);
+        fs::rename(&staging.path, &path).map_err(StoreError::io(&path))?;
+        let name = staging.name.clone();
+        let opened = sync_directory(&self.root.join("shards")).and_then(|()| Shard::open(&path));
+        match opened {
+            Ok(shard) => Ok(Published { name, sha256, shard: Arc::new(shard), path, kept: false }),
+            Err(error) => {
+                let _ = fs::remove_dir_all(&path); // swept at the next start otherwise
+                Err(error)
+            }
+        }
+    }
+
+    /// Encodes the stored documents of a shard again, with the store's model and recipe, and puts the result in its place: one rename, one
+    /// transaction. Until then the shard stays what it was; it keeps its number, and its documents theirs. This is how a shard of
+    /// another model or recipe, or one whose text is whole but not its other files, is retrieved from again. A removal of the shard
+    /// sets `cancel`.
+    pub fn rebuild_shard(
+        &self,
+        id: ShardId,
+        model: &dyn LanguageModel,
+        cancel: &Arc<AtomicBool>,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<AddedShard, StoreError> {
+        let _rewrite = Rewrite::enter(self, id, cancel)?;
+        let record = self.shard(id)?;
+        if record.state == ShardState::Removed {
+            return Err(StoreError::ShardRemoved(id));
+        }
+        let old_path = self.directory(&record.directory);
+        let (old_manifest, sha256) = read_manifest(&old_path)?;
+        if sha256 != record.manifest_sha256 {
+            return Err(StoreError::damaged(&old_path, "its manifest is not the one that was added"));
+        }
+        let stored = Shard::read_documents(&old_path, &old_manifest)?;
+        let kept: Vec<&StoredDocument> = stored.iter().filter(|d| !record.withdrawn.contains(d.number)).collect();
+        // Rows last as long as model and recipe do.
+        let same = self.check_compatible(&old_manifest).is_ok();
+        let staging = Staging::create(&self.root)?;
+        let builder = ShardBuilder { model, tokenizer: self.tokenizer(), recipe: self.recipe(), cancel, progress };
+        let numbered: Vec<Numbered<'_>> = kept.iter().map(|d| d.numbered(same)).collect();
+        let manifest = builder.build_numbered(&staging.path, &record.source, &numbered)?;
+        self.check_compatible(&manifest)?;
+        self.at(Boundary::FilesWritten);
+        let published = self.publish(staging)?;
+        let (epoch, root) = self.switch(&record, published, &manifest, Some("rebuild shard"))?;
+        let live = self.live();
+        let n_duplicates = live.sources.get(&record.source).map_or(0, |s| s.n_copies(id));
+        Ok(AddedShard { id, epoch, root, manifest, n_duplicates })
+    }
+
+    /// Puts published files in the place of a shard's, which no longer hold what was withdrawn by `record`. What was withdrawn since stays
+    /// so. A rebuild makes an epoch, because it may change what is retrieved; files with the same entries do not.
+    pub(crate) fn switch(
+        &self,
+        record: &ShardRecord,
+        mut published: Published,
+        manifest: &Manifest,
+        change: Option<&str>,
+    ) -> Result<(Epoch, RootHash), StoreError> {
+        self.at(Boundary::FilesRenamed);
+        let live = {
+            let _change = self.change();
+            let (name, sha256, gone) = (&published.name, &published.sha256, &record.withdrawn);
+            let switched = self.catalog.replace_files(record, name, manifest, sha256, gone, change)?;
+            let switched = switched.ok_or(StoreError::Changed(record.id))?;
+            published.keep();
+            self.at(Boundary::FilesSwitched);
+            // From here on nothing can fail.
+            self.swap(|live| match switched.epoch {
+                Some(epoch) => {
+                    let shard = LiveShard::new(published.shard.clone(), &switched.withdrawn);
+                    live.insert(record.id, shard, switched.suspended, epoch);
+                }
+                None => live.replace(record.id, &published.shard, gone),
+            })
+        };
+        unpoisoned(&self.retired).push(record.directory.clone());
+        Ok((live.snapshot.epoch, live.snapshot.root))
+    }
+}
+
+/// A shard of which files are being written anew; dropped when nothing of it is left below `tmp/`.
+pub(crate) struct Rewrite<'a> {
+    store: &'a Store,
+    id: ShardId,
+}
+
+impl<'a> Rewrite<'a> {
+    /// Begins, unless someone else is at it.
+    pub(crate) fn enter(store: &'a Store, id: ShardId, cancel: &Arc<AtomicBool>) -> Result<Self, StoreError> {
+        match unpoisoned(&store.rewrites).entry(id) {
+            Entry::Occupied(_) => Err(StoreError::Changed(id)),
+            Entry::Vacant(place) => {
+                place.insert(cancel.clone());
+                Ok(Self { store, id })
+            }
+        }
+    }
+
+    /// Begins as soon as no one else is at it.
+    pub(crate) fn wait(store: &'a Store, id: ShardId, cancel: &Arc<AtomicBool>) -> Self {
+        let mut rewrites = unpoisoned(&store.rewrites);
+        while rewrites.contains_key(&id) {
+            rewrites = store.rewrite_ended.wait(rewrites).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        rewrites.insert(id, cancel.clone());
+        Self { store, id }
+    }
+}
+
+impl Drop for Rewrite<'_> {
+    fn drop(&mut self) {
+        unpoisoned(&self.store.rewrites).remove(&self.id);
+        self.store.rewrite_ended.notify_all();
+    }
+}
+
+impl Store {
+    /// Stops what is being written of a removed shard.
+    pub(crate) fn stop_rewrite(&self, id: ShardId) {
+        if let Some(stop) = unpoisoned(&self.rewrites).get(&id) {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A directory below `tmp/` that is deleted unless it was renamed away.
+pub(crate) struct Staging {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+}
+
+impl Staging {
+    pub(crate) fn create(root: &Path) -> Result<Self, StoreError> {
+        let name = uuid::Uuid::new_v4().to_string();
+        let path = root.join("tmp").join(&name);
+        create_directory(&path)?;
+        Ok(Self { name, path })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path); // gone already after a rename; swept at the next start otherwise
+    }
+}

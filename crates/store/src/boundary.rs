@@ -1,0 +1,52 @@
+//! Named points between writes: where a crash would leave the most.
+
+/// A point between two writes of the store. Each is passed only after what its name says has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "the names say what happened")]
+pub enum Boundary {
+    ShardBuilt,
+    ShardRenamed,
+    ShardPrepared,
+    ShardEntered,
+    ChangeResolved,
+    ChangeCommitted,
+    FilesWritten,
+    FilesRenamed,
+    FilesSwitched,
+    FilesDeleted,
+    DocumentsForgotten,
+    LogEmptied,
+    PurgeMarked,
+    BackupCopied,
+    BackupNamed,
+    RestoreCopied,
+    RestoreReplayed,
+    RestoreSwitched,
+}
+
+impl Boundary {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::ShardBuilt,
+        Self::ShardRenamed,
+        Self::ShardPrepared,
+        Self::ShardEntered,
+        Self::ChangeResolved,
+        Self::ChangeCommitted,
+        Self::FilesWritten,
+        Self::FilesRenamed,
+        Self::FilesSwitched,
+        Self::FilesDeleted,
+        Self::DocumentsForgotten,
+        Self::LogEmptied,
+        Self::PurgeMarked,
+        Self::BackupCopied,
+        Self::BackupNamed,
+        Self::RestoreCopied,
+        Self::RestoreReplayed,
+        Self::RestoreSwitched,
+    ];
+}
+
+/// Called at each boundary, with the locks held that are held there: for trying what a crash does.
+pub type AtBoundary = dyn Fn(Boundary) + Send + Sync;

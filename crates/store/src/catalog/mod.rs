@@ -1,0 +1,230 @@
+//! The catalog: what was declared, added and withdrawn. It alone says what is live.
+
+mod removals;
+mod schema;
+mod shards;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
+use silo_core::{Epoch, Permissions, Source};
+
+pub(crate) use removals::chain_is_whole;
+pub use removals::{RemovalKind, RemovalPart, RemovalRecord};
+pub use shards::{ShardRecord, ShardState};
+
+use crate::StoreError;
+
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// A backup that was made, by the catalog of the store that it was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupRecord {
+    /// Name of its directory.
+    pub name: String,
+    /// The epoch that it holds.
+    pub epoch: Epoch,
+    /// When it was made, in milliseconds since 1970.
+    pub at_unix_ms: i64,
+}
+
+impl Catalog {
+    /// Opens the catalog, makes it, or brings it to the version of today.
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let connection = Connection::open(path).map_err(|e| Self::error(path, e))?;
+        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection) };
+        catalog.prepare()?;
+        Ok(catalog)
+    }
+
+    /// Opens a catalog for looking only, also that of a store in use.
+    pub(crate) fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(|e| Self::error(path, e))?;
+        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection) };
+        catalog.check_version(catalog.version()?)?;
+        Ok(catalog)
+    }
+
+    fn error(path: &Path, source: rusqlite::Error) -> StoreError {
+        StoreError::Catalog { path: path.to_owned(), source }
+    }
+
+    fn version(&self) -> Result<u32, StoreError> {
+        self.run(|c| c.query_row("PRAGMA user_version", [], |row| row.get(0)))
+    }
+
+    fn check_version(&self, found: u32) -> Result<(), StoreError> {
+        let expected = schema::VERSION;
+        if found == expected { Ok(()) } else { Err(StoreError::Version { path: self.path.clone(), found, expected }) }
+    }
+
+    fn prepare(&self) -> Result<(), StoreError> {
+        self.run(|c| {
+            c.pragma_update(None, "journal_mode", "WAL")?;
+            c.pragma_update(None, "synchronous", "FULL")?; // acknowledged means on disk
+            c.pragma_update(None, "secure_delete", true)?; // deleted bytes are overwritten
+            c.pragma_update(None, "foreign_keys", false) // until the tables are those of today
+        })?;
+        let set_version = |t: &Transaction<'_>| t.pragma_update(None, "user_version", schema::VERSION);
+        match self.version()? {
+            0 => self.transaction(|t| {
+                t.execute_batch(schema::SCHEMA)?;
+                set_version(t)
+            })?,
+            1 => self.transaction(|t| {
+                t.execute_batch(schema::FROM_1)?;
+                t.execute_batch(schema::SCHEMA)?;
+                t.execute_batch(schema::FROM_1_COPY)?;
+                removals::chain_anew(t)?;
+                set_version(t)
+            })?,
+            found => self.check_version(found)?,
+        }
+        self.run(|c| c.pragma_update(None, "foreign_keys", true))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic in another call left no transaction behind: it was rolled back when its guard was dropped.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run<T>(&self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        f(&self.lock()).map_err(|e| Self::error(&self.path, e))
+    }
+
+    fn transaction<T>(&self, f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        in_transaction(&mut self.lock(), f).map_err(|e| Self::error(&self.path, e))
+    }
+
+    pub(crate) fn epoch(&self) -> Result<Epoch, StoreError> {
+        self.run(|c| {
+            c.query_row("SELECT coalesce(max(epoch), 0) FROM epochs", [], |r| Ok(Epoch(r.get::<_, i64>(0)? as u64)))
+        })
+    }
+
+    /// Adds a source; false if its name is taken.
+    pub(crate) fn add_source(&self, source: &Source) -> Result<bool, StoreError> {
+        let sql = "INSERT INTO sources (name, owner, licence, licence_stated_at, tier, permissions)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (name) DO NOTHING";
+        let permissions = serde_json::json!(source.permissions).to_string();
+        let tier = source.tier.name();
+        self.run(|c| {
+            c.execute(
+                sql,
+                params![source.id.as_str(), source.owner, source.licence, source.licence_stated_at, tier, permissions],
+            )
+        })
+        .map(|n| n == 1)
+    }
+
+    /// All sources, sorted by name.
+    pub(crate) fn sources(&self) -> Result<Vec<Source>, StoreError> {
+        let sql = "SELECT name, owner, licence, licence_stated_at, tier, permissions FROM sources ORDER BY name";
+        self.run(|c| c.prepare(sql)?.query_map([], read_source)?.collect())
+    }
+
+    /// What SQLite itself finds wrong with its file; nothing, if it is whole.
+    pub(crate) fn check(&self) -> Result<Vec<String>, StoreError> {
+        self.run(|c| {
+            let mut found: Vec<String> =
+                c.prepare("PRAGMA integrity_check")?.query_map([], |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
+            found.retain(|line| line != "ok");
+            let dangling = |r: &Row<'_>| Ok(format!("a row of {} points nowhere", r.get::<_, String>(0)?));
+            let mut dangling: Vec<String> =
+                c.prepare("PRAGMA foreign_key_check")?.query_map([], dangling)?.collect::<rusqlite::Result<_>>()?;
+            found.append(&mut dangling);
+            Ok(found)
+        })
+    }
+
+    /// Writes a copy of the catalog as it is now to a new file, while it may be in use.
+    pub(crate) fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
+        let target = path.to_string_lossy().into_owned();
+        self.run(|c| c.execute("VACUUM INTO ?1", [target]).map(drop))
+    }
+
+    /// Closes the catalog with all its pages in one file, for it to be renamed.
+    pub(crate) fn close(self) -> Result<(), StoreError> {
+        self.run(|c| c.pragma_update(None, "journal_mode", "DELETE"))?;
+        let path = self.path;
+        let connection = self.connection.into_inner().unwrap_or_else(PoisonError::into_inner);
+        connection.close().map_err(|(_, e)| Self::error(&path, e))
+    }
+
+    /// Brings all pages into the main file and empties the write-ahead log, in which old pages stand.
+    pub(crate) fn checkpoint(&self) -> Result<(), StoreError> {
+        self.run(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+    }
+
+    /// Enters a backup.
+    pub(crate) fn add_backup(&self, backup: &BackupRecord) -> Result<(), StoreError> {
+        let sql = "INSERT INTO backups (name, epoch, at_unix_ms) VALUES (?1, ?2, ?3)
+                   ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, at_unix_ms = excluded.at_unix_ms";
+        self.run(|c| c.execute(sql, params![backup.name, backup.epoch.0 as i64, backup.at_unix_ms]).map(drop))
+    }
+
+    /// Strikes a backup out, after it was deleted; false if it is not known.
+    pub(crate) fn forget_backup(&self, name: &str) -> Result<bool, StoreError> {
+        self.run(|c| c.execute("DELETE FROM backups WHERE name = ?1", [name]).map(|n| n == 1))
+    }
+
+    /// The backups that are known, oldest first.
+    pub(crate) fn backups(&self) -> Result<Vec<BackupRecord>, StoreError> {
+        let read = |r: &Row<'_>| {
+            Ok(BackupRecord { name: r.get(0)?, epoch: Epoch(r.get::<_, i64>(1)? as u64), at_unix_ms: r.get(2)? })
+        };
+        let sql = "SELECT name, epoch, at_unix_ms FROM backups ORDER BY epoch, name";
+        self.run(|c| c.prepare(sql)?.query_map([], read)?.collect())
+    }
+}
+
+/// Commits what `f` did, or nothing of it.
+fn in_transaction<T>(
+    connection: &mut Connection,
+    f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let transaction = connection.transaction()?;
+    let value = f(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
+}
+
+/// The time, in milliseconds since 1970.
+pub(crate) fn now_unix_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
+}
+
+fn new_epoch(t: &Transaction<'_>, change: &str) -> rusqlite::Result<Epoch> {
+    t.execute("INSERT INTO epochs (at_unix_ms, change) VALUES (?1, ?2)", params![now_unix_ms(), change])?;
+    Ok(Epoch(t.last_insert_rowid() as u64))
+}
+
+/// A value that cannot be what it says.
+fn conversion(column: usize, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, reason.into())
+}
+
+/// Reads a column that holds the text form of something.
+fn parsed<T>(row: &Row<'_>, column: usize, parse: impl FnOnce(&str) -> Result<T, String>) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    parse(&text).map_err(|e| conversion(column, e))
+}
+
+fn read_source(row: &Row<'_>) -> rusqlite::Result<Source> {
+    let permissions = |t: &str| serde_json::from_str::<Permissions>(t).map_err(|e| e.to_string());
+    Ok(Source {
+        id: parsed(row, 0, |t| t.parse().map_err(|e: silo_core::InvalidId| e.to_string()))?,
+        owner: row.get(1)?,
+        licence: row.get(2)?,
+        licence_stated_at: row.get(3)?,
+        tier: parsed(row, 4, str::parse)?,
+        permissions: parsed(row, 5, permissions)?,
+    })
+}

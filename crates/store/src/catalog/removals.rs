@@ -1,0 +1,255 @@
+//! The log of withdrawals. Entries hold resolved ids, never filters: what a filter means may change.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
+use silo_core::{ContentHash, Epoch, ShardId};
+
+use super::shards::{numbers_column, read_numbers};
+use super::{Catalog, conversion, new_epoch, now_unix_ms, parsed};
+use crate::{Numbers, StoreError};
+
+/// What an entry of the log did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RemovalKind {
+    /// Withdrew for good.
+    Remove,
+    /// Took out of what is retrieved.
+    Suspend,
+    /// Put back what was suspended.
+    Resume,
+}
+
+impl RemovalKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Remove => "remove",
+            Self::Suspend => "suspend",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+/// What an entry concerns of one shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemovalPart {
+    /// The shard.
+    pub shard: ShardId,
+    /// Numbers of documents; all of the shard, now and in any backup, if there are none.
+    pub numbers: Option<Numbers>,
+    /// How many documents that were.
+    pub n_documents: u64,
+}
+
+/// An entry of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemovalRecord {
+    /// From 1, without gaps.
+    pub id: u64,
+    /// The epoch that it made.
+    pub epoch: Epoch,
+    /// When, in milliseconds since 1970.
+    pub at_unix_ms: i64,
+    /// What it did.
+    pub kind: RemovalKind,
+    /// How it was asked for.
+    pub selector: String,
+    /// What it concerns.
+    pub parts: Vec<RemovalPart>,
+    /// SHA-256 of this entry, without this field and the next, and the chain of the entry before it.
+    pub chain: String,
+    /// When its bytes were gone from all files.
+    pub purged_at_unix_ms: Option<i64>,
+}
+
+impl RemovalRecord {
+    fn chain_after(&self, previous: &str) -> String {
+        let content = (self.id, self.epoch, self.at_unix_ms, self.kind, &self.selector, &self.parts);
+        let text = serde_json::to_string(&content).expect("numbers and texts are JSON");
+        ContentHash::of(format!("{previous}\n{text}").as_bytes()).to_string()
+    }
+}
+
+/// Whether each entry follows from the one before it, from the first on.
+pub(crate) fn chain_is_whole(log: &[RemovalRecord]) -> bool {
+    let mut previous = "";
+    log.iter().zip(1..).all(|(record, id)| {
+        let follows = record.id == id && record.chain == record.chain_after(previous);
+        previous = &record.chain;
+        follows
+    })
+}
+
+impl Catalog {
+    /// Enters a change and does it, in one transaction. Nothing is checked: the caller has resolved it while no one else changes anything.
+    pub(crate) fn log(
+        &self,
+        kind: RemovalKind,
+        selector: &str,
+        parts: &[RemovalPart],
+    ) -> Result<RemovalRecord, StoreError> {
+        self.transaction(|t| {
+            let (epoch, at_unix_ms) = (new_epoch(t, kind.name())?, now_unix_ms());
+            let (last, previous) = head(t)?;
+            let (selector, parts) = (selector.to_owned(), parts.to_vec());
+            let (id, chain) = (last + 1, String::new());
+            let mut record =
+                RemovalRecord { id, epoch, at_unix_ms, kind, selector, parts, chain, purged_at_unix_ms: None };
+            record.chain = record.chain_after(&previous);
+            write(t, &record)?;
+            apply(t, &record)?;
+            Ok(record)
+        })
+    }
+
+    /// The log after entry `after`.
+    pub(crate) fn removals(&self, after: u64) -> Result<Vec<RemovalRecord>, StoreError> {
+        self.run(|c| removals_in(c, after))
+    }
+
+    /// What was withdrawn and may still have bytes in a file: each entry with its shards.
+    pub(crate) fn unpurged(&self) -> Result<BTreeMap<u64, Vec<ShardId>>, StoreError> {
+        let sql = "SELECT id, shard_id FROM removals JOIN removal_parts ON removal_id = id
+                   WHERE kind = 'remove' AND purged_at_unix_ms IS NULL";
+        self.run(|c| {
+            let mut out: BTreeMap<u64, Vec<ShardId>> = BTreeMap::new();
+            let read = |r: &Row<'_>| Ok((r.get::<_, i64>(0)? as u64, ShardId(r.get::<_, i64>(1)? as u64)));
+            for row in c.prepare(sql)?.query_map([], read)? {
+                let (id, shard) = row?;
+                out.entry(id).or_default().push(shard);
+            }
+            Ok(out)
+        })
+    }
+
+    /// The bytes of these entries are gone from all files.
+    pub(crate) fn mark_purged(&self, ids: &[u64]) -> Result<(), StoreError> {
+        let sql = "UPDATE removals SET purged_at_unix_ms = ?2 WHERE id = ?1";
+        self.transaction(|t| ids.iter().try_for_each(|id| t.execute(sql, params![*id as i64, now_unix_ms()]).map(drop)))
+    }
+
+    /// Enters and does what a log holds beyond this catalog's own, and takes care that no number is given out again that the log's
+    /// store, or the one that this catalog was copied from, may have given out.
+    pub(crate) fn replay(
+        &self,
+        later: &[RemovalRecord],
+        last_shard: ShardId,
+        last_epoch: Epoch,
+    ) -> Result<(), StoreError> {
+        self.transaction(|t| {
+            for record in later {
+                let sql = "INSERT OR IGNORE INTO epochs (epoch, at_unix_ms, change) VALUES (?1, ?2, ?3)";
+                t.execute(sql, params![record.epoch.0 as i64, record.at_unix_ms, record.kind.name()])?;
+                write(t, record)?;
+                apply(t, record)?;
+            }
+            for (table, known) in [("shards", last_shard.0), ("epochs", last_epoch.0)] {
+                let sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?1";
+                let own = t.query_row(sql, [table], |r| r.get::<_, i64>(0))? as u64;
+                let next = (own.max(known) / RESTORE_STEP + 1) * RESTORE_STEP;
+                t.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
+                t.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", params![table, next as i64])?;
+            }
+            new_epoch(t, "restore").map(drop)
+        })
+    }
+}
+
+/// After a restore, numbers go on at the next multiple: what the lost store gave out after its last known change is never given out again.
+const RESTORE_STEP: u64 = 1_000_000;
+
+/// Number and chain of the newest entry.
+fn head(t: &Transaction<'_>) -> rusqlite::Result<(u64, String)> {
+    let sql = "SELECT id, chain FROM removals ORDER BY id DESC LIMIT 1";
+    let found = t.query_row(sql, [], |r| Ok((r.get::<_, i64>(0)? as u64, r.get(1)?))).optional()?;
+    Ok(found.unwrap_or_default())
+}
+
+fn write(t: &Transaction<'_>, record: &RemovalRecord) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO removals (id, epoch, at_unix_ms, kind, selector, chain) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let (id, epoch) = (record.id as i64, record.epoch.0 as i64);
+    t.execute(sql, params![id, epoch, record.at_unix_ms, record.kind.name(), record.selector, record.chain])?;
+    for part in &record.parts {
+        let sql = "INSERT INTO removal_parts (removal_id, shard_id, numbers, n_documents) VALUES (?1, ?2, ?3, ?4)";
+        let numbers = part.numbers.as_ref().map(Numbers::to_bytes);
+        t.execute(sql, params![id, part.shard.0 as i64, numbers, part.n_documents as i64])?;
+    }
+    Ok(())
+}
+
+/// Does what an entry says to the shards that are here.
+fn apply(t: &Transaction<'_>, record: &RemovalRecord) -> rusqlite::Result<()> {
+    for part in &record.parts {
+        let shard = part.shard.0 as i64;
+        match (record.kind, &part.numbers) {
+            (RemovalKind::Remove, None) => {
+                let sql = "UPDATE shards SET state = 'removed', removed_epoch = ?2, withdrawn = NULL
+                           WHERE id = ?1 AND state != 'removed'";
+                t.execute(sql, params![shard, record.epoch.0 as i64])?;
+            }
+            (RemovalKind::Remove, Some(numbers)) => withdraw(t, part.shard, numbers)?,
+            (RemovalKind::Suspend, _) => {
+                t.execute("UPDATE shards SET state = 'suspended' WHERE id = ?1 AND state = 'live'", [shard])?;
+            }
+            (RemovalKind::Resume, _) => {
+                t.execute("UPDATE shards SET state = 'live' WHERE id = ?1 AND state = 'suspended'", [shard])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adds to the documents of a shard that are withdrawn and still in its files. What was purged cannot be withdrawn again.
+fn withdraw(t: &Transaction<'_>, shard: ShardId, numbers: &Numbers) -> rusqlite::Result<()> {
+    let sql = "SELECT withdrawn FROM shards WHERE id = ?1 AND state IN ('live', 'suspended')";
+    let found = t.query_row(sql, [shard.0 as i64], |r| read_numbers(r, 0)).optional()?;
+    let Some(before) = found else { return Ok(()) };
+    let sql = "UPDATE shards SET withdrawn = ?2 WHERE id = ?1";
+    t.execute(sql, params![shard.0 as i64, numbers_column(&before.union(numbers))]).map(drop)
+}
+
+/// The log of an open catalog after entry `after`.
+fn removals_in(c: &Connection, after: u64) -> rusqlite::Result<Vec<RemovalRecord>> {
+    let sql = "SELECT removal_id, shard_id, numbers, n_documents FROM removal_parts WHERE removal_id > ?1
+               ORDER BY removal_id, shard_id";
+    let mut parts: BTreeMap<i64, Vec<RemovalPart>> = BTreeMap::new();
+    let mut statement = c.prepare(sql)?;
+    let mut rows = statement.query([after as i64])?;
+    while let Some(row) = rows.next()? {
+        let bytes: Option<Vec<u8>> = row.get(2)?;
+        let numbers = bytes.map(|b| Numbers::from_bytes(&b)).transpose().map_err(|e| conversion(2, e))?;
+        let shard = ShardId(row.get::<_, i64>(1)? as u64);
+        let part = RemovalPart { shard, numbers, n_documents: row.get::<_, i64>(3)? as u64 };
+        parts.entry(row.get(0)?).or_default().push(part);
+    }
+    let sql = "SELECT id, epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms FROM removals WHERE id > ?1 ORDER BY id";
+    let read = |r: &Row<'_>| {
+        let id: i64 = r.get(0)?;
+        Ok(RemovalRecord {
+            id: id as u64,
+            epoch: Epoch(r.get::<_, i64>(1)? as u64),
+            at_unix_ms: r.get(2)?,
+            kind: parsed(r, 3, |t| serde_json::from_value(t.into()).map_err(|e| e.to_string()))?,
+            selector: r.get(4)?,
+            parts: parts.remove(&id).unwrap_or_default(),
+            chain: r.get(5)?,
+            purged_at_unix_ms: r.get(6)?,
+        })
+    };
+    c.prepare(sql)?.query_map([after as i64], read)?.collect()
+}
+
+/// Computes the chain of all entries, for a log that had none.
+pub(super) fn chain_anew(t: &Transaction<'_>) -> rusqlite::Result<()> {
+    let mut previous = String::new();
+    for record in removals_in(t, 0)? {
+        previous = record.chain_after(&previous);
+        t.execute("UPDATE removals SET chain = ?2 WHERE id = ?1", params![record.id as i64, previous])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! Tables of the catalog, and how older ones become them.
+
+/// Version of the schema; SQLite's `user_version`.
+pub(super) const VERSION: u32 = 2;
+
+/// What makes version 2 of nothing.
+pub(super) const SCHEMA: &str = "
+CREATE TABLE sources (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
+    name TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    licence TEXT NOT NULL,
+    licence_stated_at TEXT NOT NULL,
+    tier TEXT NOT NULL,
+    permissions TEXT NOT NULL               -- JSON object, one boolean per purpose
+) STRICT;
+CREATE TABLE epochs (
+    epoch INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_unix_ms INTEGER NOT NULL,
+    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'restore'
+) STRICT;
+CREATE TABLE shards (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
+    source_id INTEGER NOT NULL REFERENCES sources (id),
+    state TEXT NOT NULL CHECK (state IN ('entering', 'live', 'suspended', 'removed')),
+    directory TEXT NOT NULL UNIQUE,         -- of the files in force
+    manifest_sha256 TEXT NOT NULL,
+    model_hash TEXT NOT NULL,
+    recipe_hash TEXT NOT NULL,
+    n_documents INTEGER NOT NULL,           -- of the files in force, like the next two
+    n_tokens INTEGER NOT NULL,
+    n_entries INTEGER NOT NULL,
+    added_epoch INTEGER REFERENCES epochs (epoch),      -- NULL while it is entering
+    removed_epoch INTEGER REFERENCES epochs (epoch),
+    withdrawn BLOB                          -- roaring bitmap: numbers of documents that are withdrawn and still in the files
+) STRICT;
+CREATE INDEX shards_of_source ON shards (source_id, state);
+CREATE TABLE documents (
+    shard_id INTEGER NOT NULL REFERENCES shards (id),
+    number INTEGER NOT NULL,                -- in the order of the first URIs; kept for ever
+    hash BLOB NOT NULL,                     -- SHA-256 of the text
+    uri TEXT,                               -- NULL once the document is purged
+    PRIMARY KEY (shard_id, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX documents_by_uri ON documents (shard_id, uri);
+CREATE INDEX documents_by_hash ON documents (hash);
+CREATE TABLE other_uris (                   -- under which the same text came
+    shard_id INTEGER NOT NULL,
+    uri TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (shard_id, uri, number),
+    FOREIGN KEY (shard_id, number) REFERENCES documents (shard_id, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE removals (                     -- the log: what was withdrawn, suspended and resumed, in order
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    epoch INTEGER NOT NULL UNIQUE REFERENCES epochs (epoch),
+    at_unix_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('remove', 'suspend', 'resume')),
+    selector TEXT NOT NULL,                 -- how it was asked for: 'shard', 'source', 'documents', 'uri-prefix'
+    chain TEXT NOT NULL,                    -- SHA-256 of the entry and of the chain before it
+    purged_at_unix_ms INTEGER               -- when its bytes were gone from all files
+) STRICT;
+CREATE TABLE removal_parts (
+    removal_id INTEGER NOT NULL REFERENCES removals (id),
+    shard_id INTEGER NOT NULL,
+    numbers BLOB,                           -- roaring bitmap of document numbers; NULL is the whole shard
+    n_documents INTEGER NOT NULL,
+    PRIMARY KEY (removal_id, shard_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE backups (
+    name TEXT PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    at_unix_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// What makes version 2 of version 1, in which shards were withdrawn as a whole and removals were no table. Its shards have files of an
+/// older format: they stay, are not retrieved from, and can be removed.
+pub(super) const FROM_1: &str = "
+ALTER TABLE sources RENAME TO sources_1;
+ALTER TABLE epochs RENAME TO epochs_1;
+ALTER TABLE shards RENAME TO shards_1;
+";
+
+/// The second half, after [`SCHEMA`].
+pub(super) const FROM_1_COPY: &str = "
+INSERT INTO sources SELECT * FROM sources_1;
+INSERT INTO epochs SELECT * FROM epochs_1;
+INSERT INTO shards SELECT *, NULL FROM shards_1;
+INSERT INTO removals (epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms)
+    SELECT removed_epoch, at_unix_ms, 'remove', 'shard', '', at_unix_ms
+    FROM shards_1 JOIN epochs_1 ON epoch = removed_epoch ORDER BY removed_epoch;
+INSERT INTO removal_parts SELECT removals.id, shards_1.id, NULL, n_documents
+    FROM removals JOIN shards_1 ON removed_epoch = removals.epoch;
+UPDATE sqlite_sequence SET seq = (SELECT seq FROM sqlite_sequence s WHERE s.name = sqlite_sequence.name || '_1')
+    WHERE name IN ('sources', 'epochs', 'shards');
+DROP TABLE shards_1;
+DROP TABLE sources_1;
+DROP TABLE epochs_1;
+";

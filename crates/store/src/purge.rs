@@ -1,0 +1,160 @@
+//! Getting the bytes of what was withdrawn out of all files, in the background.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use silo_core::ShardId;
+
+use crate::add::{Rewrite, Staging};
+use crate::boundary::Boundary;
+use crate::files::read_manifest;
+use crate::store::unpoisoned;
+use crate::write::{About, ShardWriter, Written, sync_directory};
+use crate::{Manifest, Numbers, Shard, ShardRecord, ShardState, Store, StoreError};
+
+/// What a purge did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Purged {
+    /// Entries of the log whose bytes are gone now.
+    pub removals: Vec<u64>,
+    /// Entries (key, next token) that were in the deleted files and are in none now.
+    pub n_entries: u64,
+    /// Shards whose files still hold withdrawn text, and why.
+    pub failures: BTreeMap<ShardId, String>,
+}
+
+impl Store {
+    /// Deletes the files of removed shards, writes those of the others anew without the documents that were withdrawn from them, and strikes
+    /// out what the catalog knew of these; readers and changes go on meanwhile. What was withdrawn before the call is purged when
+    /// it returns. A shard whose files are damaged is reported, and is purged when it is rebuilt or removed. If `cancel` stops it, what
+    /// is left is done by the next one.
+    pub fn purge(&self, cancel: &Arc<AtomicBool>, progress: &dyn Fn(u64, u64)) -> Result<Purged, StoreError> {
+        let _maintenance = unpoisoned(&self.maintenance);
+        let unpurged = self.catalog.unpurged()?;
+        let concerned = |r: &ShardRecord| unpurged.values().any(|shards| shards.contains(&r.id));
+        let records: Vec<ShardRecord> = self.catalog.shards()?.into_iter().filter(concerned).collect();
+        let total = records.iter().map(|r| r.n_entries).sum();
+        let mut purged = Purged::default();
+        let mut done = 0;
+        for record in &records {
+            progress(done, total);
+            let result = match record.state {
+                ShardState::Removed => self.delete(record, cancel),
+                _ if record.withdrawn.is_empty() => Ok(0),
+                _ => self.rewrite(record, cancel),
+            };
+            match result {
+                Ok(n) => purged.n_entries += n,
+                Err(StoreError::Cancelled) => return Err(StoreError::Cancelled),
+                // It was removed or rebuilt meanwhile: the next purge sees what is left.
+                Err(error) => drop(purged.failures.insert(record.id, error.to_string())),
+            }
+            done += record.n_entries;
+        }
+        progress(total, total);
+        self.delete_retired()?;
+        self.catalog.checkpoint()?;
+        self.at(Boundary::LogEmptied);
+        let whole = |(_, shards): &(&u64, &Vec<ShardId>)| !shards.iter().any(|s| purged.failures.contains_key(s));
+        purged.removals = unpurged.iter().filter(whole).map(|(id, _)| *id).collect();
+        self.catalog.mark_purged(&purged.removals)?;
+        self.at(Boundary::PurgeMarked);
+        Ok(purged)
+    }
+
+    /// Deletes the files of a removed shard.
+    fn delete(&self, record: &ShardRecord, cancel: &Arc<AtomicBool>) -> Result<u64, StoreError> {
+        // A rebuild under way holds copies of the text, which it deletes before it ends.
+        let _rewrite = Rewrite::wait(self, record.id, cancel);
+        let there = self.directory(&record.directory).exists();
+        self.delete_directory(&record.directory)?;
+        self.at(Boundary::FilesDeleted);
+        self.catalog.forget_documents(record.id, None)?;
+        self.at(Boundary::DocumentsForgotten);
+        Ok(if there { record.n_entries } else { 0 })
+    }
+
+    /// Writes the files of a shard anew without what was withdrawn from it.
+    fn rewrite(&self, record: &ShardRecord, cancel: &Arc<AtomicBool>) -> Result<u64, StoreError> {
+        let rewrite = Rewrite::wait(self, record.id, cancel);
+        // While this waited, it may have been rebuilt, and what was withdrawn left out.
+        let record = self.shard(record.id)?;
+        match record.state {
+            ShardState::Removed => {
+                drop(rewrite);
+                return self.delete(&record, cancel);
+            }
+            _ if record.withdrawn.is_empty() => return Ok(0),
+            ShardState::Live | ShardState::Suspended => {}
+        }
+        let path = self.directory(&record.directory);
+        let (manifest, sha256) = read_manifest(&path)?;
+        if sha256 != record.manifest_sha256 {
+            return Err(StoreError::damaged(&path, "its manifest is not the one that was added"));
+        }
+        let shard = Shard::open(&path)?;
+        let staging = Staging::create(&self.root)?;
+        let rewritten = self.write_without(&shard, &manifest, &record.withdrawn, &staging, cancel)?;
+        self.at(Boundary::FilesWritten);
+        let published = self.publish(staging)?;
+        self.switch(&record, published, &rewritten, None)?;
+        self.delete_retired()?;
+        self.at(Boundary::FilesDeleted);
+        self.catalog.forget_documents(record.id, Some(&record.withdrawn))?;
+        self.at(Boundary::DocumentsForgotten);
+        Ok(manifest.n_entries - rewritten.n_entries)
+    }
+
+    fn write_without(
+        &self,
+        shard: &Shard,
+        manifest: &Manifest,
+        withdrawn: &Numbers,
+        staging: &Staging,
+        cancel: &AtomicBool,
+    ) -> Result<Manifest, StoreError> {
+        let lists = shard.list_of_each();
+        let n_lists = shard.lists().map(|l| l.offsets.len() - 1);
+        let mut writer = ShardWriter::create(&staging.path, self.tokenizer(), &manifest.recipe, n_lists)?;
+        for i in 0..shard.numbers().len() {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(StoreError::Cancelled);
+            }
+            let document = shard.written(i)?;
+            if withdrawn.contains(document.number) {
+                continue;
+            }
+            let entries = shard.entries_of(i);
+            let of_document = lists.as_ref().map(|(of_row, codes)| {
+                let width = codes.len() / of_row.len().max(1);
+                let (from, to) = (entries.start as usize, entries.end as usize);
+                (&of_row[from..to], &codes[from * width..to * width])
+            });
+            writer.put(&Written { lists: of_document, ..document })?;
+        }
+        let (model, model_hash, key_dim) = (&manifest.model[..], manifest.model_hash, manifest.key_dim);
+        writer.finish(&About { source: &manifest.source, model, model_hash, key_dim })
+    }
+
+    /// Deletes directories that no shard has any more.
+    fn delete_retired(&self) -> Result<(), StoreError> {
+        let retired = std::mem::take(&mut *unpoisoned(&self.retired));
+        for (i, name) in retired.iter().enumerate() {
+            if let Err(error) = self.delete_directory(name) {
+                unpoisoned(&self.retired).extend_from_slice(&retired[i..]);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_directory(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.directory(name);
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Io { path, source: e }),
+            _ => sync_directory(&self.root.join("shards")),
+        }
+    }
+}

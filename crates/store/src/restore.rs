@@ -1,0 +1,243 @@
+//! From a backup to a store, with everything that was withdrawn since.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use silo_core::{Epoch, RootHash, ShardId};
+
+use crate::backup::{BackupManifest, CATALOG, SHARDS, copy_directory, root_of};
+use crate::boundary::{AtBoundary, Boundary};
+use crate::catalog::{Catalog, RemovalRecord, chain_is_whole};
+use crate::lock::Lock;
+use crate::write::{create_directory, sync_directory};
+use crate::{Shard, ShardState, StoreError};
+
+const FORMAT: &str = "silo-removals";
+const VERSION: u32 = 1;
+
+/// The log of removals of a store, with the greatest numbers that it is known to have given out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RemovalLog {
+    /// The greatest number of a shard.
+    pub last_shard: ShardId,
+    /// The epoch.
+    pub last_epoch: Epoch,
+    /// All entries.
+    pub records: Vec<RemovalRecord>,
+}
+
+/// First line of a log as a file of JSON lines; the entries follow.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    format: String,
+    version: u32,
+    last_shard: ShardId,
+    last_epoch: Epoch,
+    n_records: u64,
+}
+
+/// Where the withdrawals since the backup are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Later<'a> {
+    /// In the log of a store (its directory) or in one that was written to a file.
+    Log(&'a Path),
+    /// There were none, or they are lost: said in so many words.
+    None,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restored {
+    /// The epoch that it made.
+    pub epoch: Epoch,
+    /// Root of what the catalog calls live.
+    pub root: RootHash,
+    /// Shards that are in the store now.
+    pub n_shards: u64,
+    /// Changes since the backup that were done again.
+    pub n_replayed: u64,
+    /// Shards that are damaged in the backup.
+    pub damaged: Vec<ShardId>,
+}
+
+impl RemovalLog {
+    /// Reads the log of a store, in use or not, or of a file that [`RemovalLog::write`] made. A log with a gap or a changed entry is refused.
+    pub fn read(path: &Path) -> Result<Self, StoreError> {
+        let catalog = if path.is_dir() { path.join(CATALOG) } else { path.to_owned() };
+        let log = if catalog.extension().is_some_and(|e| e == "sqlite") {
+            Self::of(&Catalog::open_read_only(&catalog)?)?
+        } else {
+            Self::from_lines(path)?
+        };
+        if !chain_is_whole(&log.records) {
+            return Err(StoreError::RemovalLog {
+                path: path.to_owned(),
+                reason: "an entry is missing or was changed: its chain of hashes is broken".into(),
+            });
+        }
+        Ok(log)
+    }
+
+    fn of(catalog: &Catalog) -> Result<Self, StoreError> {
+        let (last_shard, last_epoch) = (catalog.last_shard()?, catalog.epoch()?);
+        Ok(Self { last_shard, last_epoch, records: catalog.removals(0)? })
+    }
+
+    fn from_lines(path: &Path) -> Result<Self, StoreError> {
+        let wrong = |reason: String| StoreError::RemovalLog { path: path.to_owned(), reason };
+        let file = fs::File::open(path).map_err(StoreError::io(path))?;
+        let mut lines = BufReader::new(file).lines();
+        let first = lines.next().transpose().map_err(StoreError::io(path))?.unwrap_or_default();
+        let header: Header = serde_json::from_str(&first).map_err(|e| wrong(format!("line 1 is no header: {e}")))?;
+        if (header.format.as_str(), header.version) != (FORMAT, VERSION) {
+            return Err(wrong(format!("it is a '{}' of version {}", header.format, header.version)));
+        }
+        let mut records = Vec::new();
+        for (i, line) in lines.enumerate() {
+            let line = line.map_err(StoreError::io(path))?;
+            records.push(serde_json::from_str(&line).map_err(|e| wrong(format!("line {}: {e}", i + 2)))?);
+        }
+        if records.len() as u64 != header.n_records {
+            return Err(wrong(format!("it holds {} entries, its header says {}", records.len(), header.n_records)));
+        }
+        Ok(Self { last_shard: header.last_shard, last_epoch: header.last_epoch, records })
+    }
+
+    /// Writes the log as JSON lines, for keeping it away from the store.
+    pub fn write(&self, mut to: impl Write) -> std::io::Result<()> {
+        let header = Header {
+            format: FORMAT.into(),
+            version: VERSION,
+            last_shard: self.last_shard,
+            last_epoch: self.last_epoch,
+            n_records: self.records.len() as u64,
+        };
+        writeln!(to, "{}", serde_json::to_string(&header)?)?;
+        self.records.iter().try_for_each(|r| writeln!(to, "{}", serde_json::to_string(r)?))
+    }
+
+    /// Whether it goes on from where the other one ends, or ends there too.
+    fn continues(&self, other: &[RemovalRecord]) -> bool {
+        other.last().is_none_or(|last| self.records.iter().any(|r| r.id == last.id && r.chain == last.chain))
+    }
+}
+
+/// Makes the store at `root` what the backup holds, without what was withdrawn or suspended since. A store that is there already is
+/// replaced in one rename at the end; its own log counts as known. Refused if the log that is given ends before one that is known, since then
+/// something that was withdrawn would come back.
+pub fn restore(
+    backup: &Path,
+    root: &Path,
+    later: Later<'_>,
+    at_boundary: Option<&AtBoundary>,
+) -> Result<Restored, StoreError> {
+    let at = |boundary| at_boundary.iter().for_each(|f| f(boundary));
+    let manifest = BackupManifest::read(backup)?;
+    create_directory(&root.join(SHARDS))?;
+    create_directory(&root.join("tmp"))?;
+    let _lock = Lock::take(root)?;
+    let held = RemovalLog::of(&Catalog::open_read_only(&backup.join(CATALOG))?)?;
+    let (log, known) = logs(&held, root, later)?;
+    let restored = root.join("catalog.restored.sqlite");
+    copy_catalog(&backup.join(CATALOG), &restored)?;
+    let catalog = Catalog::open(&restored)?;
+    let later = &log.records[held.records.len()..];
+    let greatest = |f: fn(&RemovalLog) -> u64| known.iter().chain([&log, &held]).map(f).max().unwrap_or_default();
+    catalog.replay(later, ShardId(greatest(|l| l.last_shard.0)), Epoch(greatest(|l| l.last_epoch.0)))?;
+    at(Boundary::RestoreReplayed);
+    let shards: Vec<_> = catalog.shards()?.into_iter().filter(|s| s.state != ShardState::Removed).collect();
+    for shard in &shards {
+        copy_shard(backup, root, &shard.directory, &shard.manifest_sha256)?;
+    }
+    sync_directory(&root.join(SHARDS))?;
+    at(Boundary::RestoreCopied);
+    let (epoch, made) = (catalog.epoch()?, root_of(&catalog)?);
+    catalog.close()?;
+    replace_catalog(root, &restored)?;
+    at(Boundary::RestoreSwitched);
+    let damaged = manifest.damaged.into_iter().filter(|id| shards.iter().any(|s| s.id == *id)).collect();
+    Ok(Restored { epoch, root: made, n_shards: shards.len() as u64, n_replayed: later.len() as u64, damaged })
+}
+
+/// The log to replay, and that of the store which is there, if one is. All that are known must be beginnings of it.
+fn logs(held: &RemovalLog, root: &Path, later: Later<'_>) -> Result<(RemovalLog, Option<RemovalLog>), StoreError> {
+    let there = root.join(CATALOG);
+    let known = if there.exists() { RemovalLog::read(&there).map(Some) } else { Ok(None) };
+    let (path, log, known) = match later {
+        Later::Log(path) => (path.to_owned(), RemovalLog::read(path)?, known.unwrap_or_default()),
+        // The store that is there is asked; one that cannot be read must not be passed over.
+        Later::None => match known? {
+            Some(known) => (there, known.clone(), Some(known)),
+            None => (PathBuf::new(), held.clone(), None),
+        },
+    };
+    for (name, other) in [("the backup", Some(held)), ("the store that is there", known.as_ref())] {
+        let Some(other) = other else { continue };
+        if !log.continues(&other.records) {
+            let (got, expected) = (log.records.len(), other.records.len());
+            let reason = if got < expected {
+                format!(
+                    "it ends at entry {got}, {name} knows of {expected}: what was withdrawn after {got} would come back"
+                )
+            } else {
+                format!("it is not the log that {name} has: their entries differ")
+            };
+            return Err(StoreError::RemovalLog { path, reason });
+        }
+    }
+    Ok((log, known))
+}
+
+fn copy_catalog(from: &Path, to: &Path) -> Result<(), StoreError> {
+    remove_catalog(to)?;
+    fs::copy(from, to).map_err(StoreError::io(to)).map(drop)
+}
+
+/// Deletes a catalog's file and what SQLite keeps beside it.
+fn remove_catalog(path: &Path) -> Result<(), StoreError> {
+    for end in ["-wal", "-shm", ""] {
+        let file = PathBuf::from(format!("{}{end}", path.display()));
+        match fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::Io { path: file, source: e }),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Copies a shard, unless it is there and whole. Its damage, if it has any, comes with it: it is found at opening.
+fn copy_shard(backup: &Path, root: &Path, name: &str, sha256: &str) -> Result<(), StoreError> {
+    let target = root.join(SHARDS).join(name);
+    if Shard::verify_at(&target, sha256).is_ok() {
+        return Ok(());
+    }
+    let staged = root.join("tmp").join(name);
+    for path in [&staged, &target] {
+        if path.exists() {
+            fs::remove_dir_all(path).map_err(StoreError::io(path))?;
+        }
+    }
+    copy_directory(&backup.join(SHARDS).join(name), &staged)?;
+    fs::rename(&staged, &target).map_err(StoreError::io(&target))
+}
+
+/// Puts a closed catalog in the place of the one that is there, if one is, by one rename. What SQLite kept beside the old one goes first: it
+/// must never be taken for the new one's.
+fn replace_catalog(root: &Path, restored: &Path) -> Result<(), StoreError> {
+    let target = root.join(CATALOG);
+    if target.exists() {
+        // What its write-ahead log holds goes into its file, so that a crash before the rename leaves the old store whole.
+        if let Ok(old) = Catalog::open(&target) {
+            old.close()?;
+        }
+        for end in ["-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{end}", target.display())); // there only if the old catalog could not be opened
+        }
+    }
+    fs::File::open(restored).and_then(|f| f.sync_all()).map_err(StoreError::io(restored))?;
+    fs::rename(restored, &target).map_err(StoreError::io(&target))?;
+    sync_directory(root)
+}

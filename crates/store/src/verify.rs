@@ -1,0 +1,153 @@
+//! Checking everything, and mending what can be mended.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use silo_core::{LanguageModel, ShardId};
+
+use crate::backup::{CATALOG, SHARDS, copy_directory};
+use crate::catalog::{Catalog, chain_is_whole};
+use crate::live::LiveShard;
+use crate::lock::Lock;
+use crate::store::unpoisoned;
+use crate::{Shard, ShardRecord, ShardState, Store, StoreError};
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The shard that it concerns, if it is one's.
+    pub shard: Option<ShardId>,
+    /// What it is.
+    pub what: String,
+}
+
+/// What a look at the whole store found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Shards that were looked at.
+    pub n_shards: u64,
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+}
+
+/// Checks the catalog, every file against its checksum, and the catalog against the files. The store must not be in use; nothing is changed.
+pub fn verify(root: &Path) -> Result<Verified, StoreError> {
+    let path = root.join(CATALOG);
+    if !path.exists() {
+        return Err(StoreError::NoStore { path: root.to_owned() });
+    }
+    let _lock = Lock::take(root)?;
+    let catalog = Catalog::open_read_only(&path)?;
+    let mut faults: Vec<Fault> = catalog.check()?.into_iter().map(|what| Fault { shard: None, what }).collect();
+    if !chain_is_whole(&catalog.removals(0)?) {
+        faults.push(Fault { shard: None, what: "the log of removals lacks an entry, or one was changed".into() });
+    }
+    let purging: BTreeSet<ShardId> = catalog.unpurged()?.into_values().flatten().collect();
+    let shards: Vec<ShardRecord> = catalog.shards()?;
+    let kept = || shards.iter().filter(|s| s.state != ShardState::Removed);
+    for record in kept() {
+        if let Err(error) = check_shard(root, &catalog, record, purging.contains(&record.id)) {
+            faults.push(Fault { shard: Some(record.id), what: error.to_string() });
+        }
+    }
+    let names: BTreeSet<&str> = shards
+        .iter()
+        .filter(|s| s.state != ShardState::Removed || purging.contains(&s.id))
+        .map(|s| s.directory.as_str())
+        .collect();
+    let place = root.join(SHARDS);
+    for entry in fs::read_dir(&place).map_err(StoreError::io(&place))? {
+        let name = entry.map_err(StoreError::io(&place))?.file_name();
+        if !name.to_str().is_some_and(|n| names.contains(n)) {
+            let what = format!("shards/{} belongs to no shard; it is deleted when the store is opened", name.display());
+            faults.push(Fault { shard: None, what });
+        }
+    }
+    Ok(Verified { n_shards: kept().count() as u64, faults })
+}
+
+fn check_shard(root: &Path, catalog: &Catalog, record: &ShardRecord, purging: bool) -> Result<(), StoreError> {
+    let path = root.join(SHARDS).join(&record.directory);
+    let shard = Shard::verify_at(&path, &record.manifest_sha256)?;
+    let mut expected = catalog.documents(record.id)?;
+    if purging {
+        // Documents may be gone from the files before they are struck out.
+        expected.retain(|(number, _)| shard.index_of(*number).is_some());
+    }
+    if !shard.numbers().eq(expected) {
+        return Err(StoreError::damaged(&path, "its documents are not those that the catalog has"));
+    }
+    let missing = record.withdrawn.iter().find(|number| shard.index_of(*number).is_none());
+    match missing.filter(|_| !purging) {
+        Some(number) => Err(StoreError::damaged(&path, format!("it lacks document {number}"))),
+        None => Ok(()),
+    }
+}
+
+/// What became of a shard that could not be retrieved from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Repair {
+    /// Its files were copied from a backup.
+    Copied,
+    /// It was encoded again from its text.
+    Rebuilt,
+    /// It is what it was.
+    Failed(String),
+}
+
+impl Store {
+    /// Mends the shards that cannot be retrieved from: with the same files from a backup, if one is given and has them, else by encoding their
+    /// text again.
+    pub fn repair(
+        &self,
+        backup: Option<&Path>,
+        model: &dyn LanguageModel,
+        progress: &dyn Fn(ShardId),
+    ) -> Result<Vec<(ShardId, Repair)>, StoreError> {
+        let mut out = Vec::new();
+        for id in self.unavailable().into_keys() {
+            progress(id);
+            let copied = backup.map(|b| self.copy_from(b, id));
+            let repair = match copied {
+                Some(Ok(())) => Repair::Copied,
+                other => match self.rebuild_shard(id, model, &Arc::default(), &|_, _| {}) {
+                    Ok(_) => Repair::Rebuilt,
+                    Err(error) => {
+                        let of_backup = other.and_then(Result::err).map(|e| format!("; in the backup: {e}"));
+                        Repair::Failed(format!("{error}{}", of_backup.unwrap_or_default()))
+                    }
+                },
+            };
+            out.push((id, repair));
+        }
+        Ok(out)
+    }
+
+    /// Puts a shard's own files from a backup in the place of damaged ones.
+    fn copy_from(&self, backup: &Path, id: ShardId) -> Result<(), StoreError> {
+        let _maintenance = unpoisoned(&self.maintenance);
+        let record = self.shard(id)?;
+        let from = backup.join(SHARDS).join(&record.directory);
+        let manifest = Shard::verify_at(&from, &record.manifest_sha256)?.manifest().clone();
+        self.check_compatible(&manifest)?;
+        let staged = self.root.join("tmp").join(&record.directory);
+        copy_directory(&from, &staged)?;
+        let target = self.directory(&record.directory);
+        fs::remove_dir_all(&target).map_err(StoreError::io(&target))?;
+        fs::rename(&staged, &target).map_err(StoreError::io(&target))?;
+        let shard = Arc::new(Shard::open(&target)?);
+        let _change = self.change();
+        let record = self.shard(id)?;
+        if record.state == ShardState::Removed {
+            return Err(StoreError::ShardRemoved(id));
+        }
+        let suspended = record.state == ShardState::Suspended;
+        self.swap(|live| {
+            let epoch = live.snapshot.epoch;
+            live.insert(id, LiveShard::new(shard, &record.withdrawn), suspended, epoch);
+        });
+        Ok(())
+    }
+}
