@@ -156,6 +156,7 @@ impl Store {
         self.at(Boundary::FilesWritten);
         let published = self.publish(staging)?;
         let (epoch, root) = self.switch(&record, published, &manifest, Some("rebuild shard"))?;
+        self.delete_retired_if_idle();
         let live = self.live();
         let n_duplicates = live.sources.get(&record.source).map_or(0, |s| s.n_copies(id));
         Ok(AddedShard { id, epoch, root, manifest, n_duplicates })

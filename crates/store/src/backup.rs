@@ -78,6 +78,7 @@ impl Store {
             self.at(Boundary::BackupNamed);
             Ok(manifest)
         });
+        self.delete_retired()?; // of shards that were rebuilt meanwhile
         if made.is_err() {
             self.catalog.forget_backup(name)?;
         }
@@ -164,7 +165,7 @@ impl BackupManifest {
 pub(crate) fn root_of(catalog: &Catalog) -> Result<RootHash, StoreError> {
     let mut sources: BTreeMap<SourceId, BTreeSet<ContentHash>> = BTreeMap::new();
     for shard in catalog.shards()?.into_iter().filter(|s| s.state == ShardState::Live) {
-        let documents = catalog.documents(shard.id)?;
+        let documents = catalog.documents(&shard)?;
         let live = documents.into_iter().filter(|(number, _)| !shard.withdrawn.contains(*number)).map(|d| d.1);
         sources.entry(shard.source).or_default().extend(live);
     }

@@ -42,7 +42,6 @@ impl Store {
             progress(done, total);
             let result = match record.state {
                 ShardState::Removed => self.delete(record, cancel),
-                _ if record.withdrawn.is_empty() => Ok(0),
                 _ => self.rewrite(record, cancel),
             };
             match result {
@@ -71,8 +70,7 @@ impl Store {
         let there = self.directory(&record.directory).exists();
         self.delete_directory(&record.directory)?;
         self.at(Boundary::FilesDeleted);
-        self.catalog.forget_documents(record.id, None)?;
-        self.at(Boundary::DocumentsForgotten);
+        self.forget(record)?;
         Ok(if there { record.n_entries } else { 0 })
     }
 
@@ -86,7 +84,7 @@ impl Store {
                 drop(rewrite);
                 return self.delete(&record, cancel);
             }
-            _ if record.withdrawn.is_empty() => return Ok(0),
+            _ if record.withdrawn.is_empty() => return self.forget(&record),
             ShardState::Live | ShardState::Suspended => {}
         }
         let path = self.directory(&record.directory);
@@ -102,9 +100,14 @@ impl Store {
         self.switch(&record, published, &rewritten, None)?;
         self.delete_retired()?;
         self.at(Boundary::FilesDeleted);
-        self.catalog.forget_documents(record.id, Some(&record.withdrawn))?;
-        self.at(Boundary::DocumentsForgotten);
+        self.forget(&self.shard(record.id)?)?;
         Ok(manifest.n_entries - rewritten.n_entries)
+    }
+
+    fn forget(&self, record: &ShardRecord) -> Result<u64, StoreError> {
+        self.catalog.forget_documents(record)?;
+        self.at(Boundary::DocumentsForgotten);
+        Ok(0)
     }
 
     fn write_without(
@@ -138,8 +141,16 @@ impl Store {
         writer.finish(&About { source: &manifest.source, model, model_hash, key_dim })
     }
 
+    /// Deletes directories that no shard has any more, unless files are being copied or deleted: who does that deletes these as well.
+    pub(crate) fn delete_retired_if_idle(&self) {
+        if let Ok(_maintenance) = self.maintenance.try_lock() {
+            // What cannot be deleted now is deleted by the next purge, or at the next start.
+            let _ = self.delete_retired();
+        }
+    }
+
     /// Deletes directories that no shard has any more.
-    fn delete_retired(&self) -> Result<(), StoreError> {
+    pub(crate) fn delete_retired(&self) -> Result<(), StoreError> {
         let retired = std::mem::take(&mut *unpoisoned(&self.retired));
         for (i, name) in retired.iter().enumerate() {
             if let Err(error) = self.delete_directory(name) {

@@ -72,7 +72,7 @@ pub struct Ivf {
 
 impl Ivf {
     /// How hard to look.
-    pub(crate) fn probe(&self) -> Probe {
+    pub fn probe(&self) -> Probe {
         Probe { n_probe: self.n_probe, rerank: self.rerank }
     }
 }
@@ -136,7 +136,7 @@ impl Recipe {
     }
 
     /// The quantiser, if search is approximate.
-    pub(crate) fn quantizer(&self) -> Option<(&Ivf, &Quantizer)> {
+    pub fn quantizer(&self) -> Option<(&Ivf, &Quantizer)> {
         let ivf = self.ivf.as_ref()?;
         Some((ivf, ivf.quantizer.as_deref()?))
     }

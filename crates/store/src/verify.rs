@@ -30,6 +30,8 @@ pub struct Verified {
     pub n_shards: u64,
     /// What is wrong.
     pub faults: Vec<Fault>,
+    /// Directories that no shard has, left by a crash or a replaced store; they are deleted when the store is opened next.
+    pub orphans: Vec<String>,
 }
 
 /// Checks the catalog, every file against its checksum, and the catalog against the files. The store must not be in use; nothing is changed.
@@ -48,7 +50,7 @@ pub fn verify(root: &Path) -> Result<Verified, StoreError> {
     let shards: Vec<ShardRecord> = catalog.shards()?;
     let kept = || shards.iter().filter(|s| s.state != ShardState::Removed);
     for record in kept() {
-        if let Err(error) = check_shard(root, &catalog, record, purging.contains(&record.id)) {
+        if let Err(error) = check_shard(root, &catalog, record) {
             faults.push(Fault { shard: Some(record.id), what: error.to_string() });
         }
     }
@@ -57,30 +59,24 @@ pub fn verify(root: &Path) -> Result<Verified, StoreError> {
         .filter(|s| s.state != ShardState::Removed || purging.contains(&s.id))
         .map(|s| s.directory.as_str())
         .collect();
-    let place = root.join(SHARDS);
+    let (place, mut orphans) = (root.join(SHARDS), Vec::new());
     for entry in fs::read_dir(&place).map_err(StoreError::io(&place))? {
         let name = entry.map_err(StoreError::io(&place))?.file_name();
         if !name.to_str().is_some_and(|n| names.contains(n)) {
-            let what = format!("shards/{} belongs to no shard; it is deleted when the store is opened", name.display());
-            faults.push(Fault { shard: None, what });
+            orphans.push(format!("{SHARDS}/{}", name.display()));
         }
     }
-    Ok(Verified { n_shards: kept().count() as u64, faults })
+    Ok(Verified { n_shards: kept().count() as u64, faults, orphans })
 }
 
-fn check_shard(root: &Path, catalog: &Catalog, record: &ShardRecord, purging: bool) -> Result<(), StoreError> {
+fn check_shard(root: &Path, catalog: &Catalog, record: &ShardRecord) -> Result<(), StoreError> {
     let path = root.join(SHARDS).join(&record.directory);
     let shard = Shard::verify_at(&path, &record.manifest_sha256)?;
-    let mut expected = catalog.documents(record.id)?;
-    if purging {
-        // Documents may be gone from the files before they are struck out.
-        expected.retain(|(number, _)| shard.index_of(*number).is_some());
-    }
-    if !shard.numbers().eq(expected) {
+    if !shard.numbers().eq(catalog.documents(record)?) {
         return Err(StoreError::damaged(&path, "its documents are not those that the catalog has"));
     }
     let missing = record.withdrawn.iter().find(|number| shard.index_of(*number).is_none());
-    match missing.filter(|_| !purging) {
+    match missing {
         Some(number) => Err(StoreError::damaged(&path, format!("it lacks document {number}"))),
         None => Ok(()),
     }

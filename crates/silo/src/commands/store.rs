@@ -227,9 +227,12 @@ impl Config {
         if as_json {
             let fault = |f: &Fault| json!({"shard": f.shard, "what": f.what});
             let faults: Value = verified.faults.iter().map(fault).collect();
-            output::json(&json!({"n_shards": verified.n_shards, "faults": faults}))?;
+            output::json(&json!({"n_shards": verified.n_shards, "faults": faults, "orphans": verified.orphans}))?;
         } else {
             println!("{} shards, {} faults", verified.n_shards, verified.faults.len());
+            for orphan in &verified.orphans {
+                println!("{orphan} belongs to no shard; it is deleted when the store is opened");
+            }
             for f in &verified.faults {
                 println!("{}{}", f.shard.map(|id| format!("shard {id}: ")).unwrap_or_default(), f.what);
             }

@@ -32,7 +32,8 @@ CREATE TABLE shards (
     n_entries INTEGER NOT NULL,
     added_epoch INTEGER REFERENCES epochs (epoch),      -- NULL while it is entering
     removed_epoch INTEGER REFERENCES epochs (epoch),
-    withdrawn BLOB                          -- roaring bitmap: numbers of documents that are withdrawn and still in the files
+    withdrawn BLOB,                         -- roaring bitmap: numbers of documents that are withdrawn and still in the files
+    gone BLOB                               -- likewise: of those that are gone from the files and not struck out below yet
 ) STRICT;
 CREATE INDEX shards_of_source ON shards (source_id, state);
 CREATE TABLE documents (
@@ -86,7 +87,7 @@ ALTER TABLE shards RENAME TO shards_1;
 pub(super) const FROM_1_COPY: &str = "
 INSERT INTO sources SELECT * FROM sources_1;
 INSERT INTO epochs SELECT * FROM epochs_1;
-INSERT INTO shards SELECT *, NULL FROM shards_1;
+INSERT INTO shards SELECT *, NULL, NULL FROM shards_1;
 INSERT INTO removals (epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms)
     SELECT removed_epoch, at_unix_ms, 'remove', 'shard', '', at_unix_ms
     FROM shards_1 JOIN epochs_1 ON epoch = removed_epoch ORDER BY removed_epoch;

@@ -50,6 +50,8 @@ pub struct ShardRecord {
     pub removed_epoch: Option<Epoch>,
     /// Documents that are withdrawn and still in its files.
     pub withdrawn: Numbers,
+    /// Documents that are gone from its files, of which the catalog still has the URIs.
+    pub(crate) gone: Numbers,
 }
 
 /// A shard whose files were replaced.
@@ -61,7 +63,7 @@ pub(crate) struct Switched {
 }
 
 const COLUMNS: &str = "SELECT shards.id, name, state, directory, manifest_sha256, model_hash, recipe_hash,
-                              n_documents, n_tokens, n_entries, added_epoch, removed_epoch, withdrawn
+                              n_documents, n_tokens, n_entries, added_epoch, removed_epoch, withdrawn, gone
                        FROM shards JOIN sources ON sources.id = source_id WHERE state != 'entering'";
 
 impl Catalog {
@@ -132,14 +134,14 @@ impl Catalog {
         change: Option<&str>,
     ) -> Result<Option<Switched>, StoreError> {
         self.transaction(|t| {
-            let sql = "SELECT withdrawn, state = 'suspended' FROM shards
+            let sql = "SELECT withdrawn, gone, state = 'suspended' FROM shards
                        WHERE id = ?1 AND directory = ?2 AND state IN ('live', 'suspended')";
-            let read = |r: &Row<'_>| Ok((read_numbers(r, 0)?, r.get(1)?));
+            let read = |r: &Row<'_>| Ok((read_numbers(r, 0)?, read_numbers(r, 1)?, r.get(2)?));
             let found = t.query_row(sql, params![old.id.0 as i64, old.directory], read).optional()?;
-            let Some((before, suspended)) = found else { return Ok(None) };
+            let Some((before, gone_before, suspended)) = found else { return Ok(None) };
             let withdrawn = before.without(gone);
             let sql = "UPDATE shards SET directory = ?2, manifest_sha256 = ?3, model_hash = ?4, recipe_hash = ?5, n_documents = ?6,
-                                         n_tokens = ?7, n_entries = ?8, withdrawn = ?9
+                                         n_tokens = ?7, n_entries = ?8, withdrawn = ?9, gone = ?10
                        WHERE id = ?1";
             t.execute(
                 sql,
@@ -153,6 +155,7 @@ impl Catalog {
                     manifest.n_tokens as i64,
                     manifest.n_entries as i64,
                     numbers_column(&withdrawn),
+                    numbers_column(&gone_before.union(gone)),
                 ],
             )?;
             let epoch = change.map(|change| new_epoch(t, change)).transpose()?;
@@ -160,12 +163,16 @@ impl Catalog {
         })
     }
 
-    /// Strikes out the URIs of documents whose bytes are gone; their hashes stay, for receipts.
-    pub(crate) fn forget_documents(&self, shard: ShardId, numbers: Option<&Numbers>) -> Result<(), StoreError> {
+    /// Strikes out the URIs of documents whose bytes are gone: those that a shard's record says, or all of a removed one. Their hashes stay,
+    /// for receipts.
+    pub(crate) fn forget_documents(&self, record: &ShardRecord) -> Result<(), StoreError> {
+        let shard = record.id;
         let of_shard = "SELECT number FROM documents WHERE shard_id = ?1 AND uri IS NOT NULL";
-        let all: Vec<i64> = match numbers {
-            Some(numbers) => numbers.iter().map(i64::from).collect(),
-            None => self.run(|c| c.prepare(of_shard)?.query_map([shard.0 as i64], |r| r.get(0))?.collect())?,
+        let all: Vec<i64> = match record.state {
+            ShardState::Removed => {
+                self.run(|c| c.prepare(of_shard)?.query_map([shard.0 as i64], |r| r.get(0))?.collect())?
+            }
+            ShardState::Live | ShardState::Suspended => record.gone.iter().map(i64::from).collect(),
         };
         for chunk in all.chunks(ROWS_PER_TRANSACTION) {
             self.transaction(|t| {
@@ -178,7 +185,8 @@ impl Catalog {
                 Ok(())
             })?;
         }
-        Ok(())
+        // What is gone is added to by the one who calls this only.
+        self.run(|c| c.execute("UPDATE shards SET gone = NULL WHERE id = ?1", [shard.0 as i64]).map(drop))
     }
 
     /// All shards that ever were, in the order of their ids.
@@ -198,11 +206,14 @@ impl Catalog {
         self.run(|c| c.query_row(sql, [], |r| Ok(ShardId(r.get::<_, i64>(0)? as u64))))
     }
 
-    /// Hash and number of a shard's documents that are not purged, in the order of the numbers.
-    pub(crate) fn documents(&self, shard: ShardId) -> Result<Vec<(u32, ContentHash)>, StoreError> {
+    /// Number and hash of the documents that a shard's files hold, in the order of the numbers.
+    pub(crate) fn documents(&self, shard: &ShardRecord) -> Result<Vec<(u32, ContentHash)>, StoreError> {
         let sql = "SELECT number, hash FROM documents WHERE shard_id = ?1 AND uri IS NOT NULL ORDER BY number";
         let read = |r: &Row<'_>| Ok((r.get(0)?, ContentHash(r.get(1)?)));
-        self.run(|c| c.prepare(sql)?.query_map([shard.0 as i64], read)?.collect())
+        let mut all: Vec<(u32, ContentHash)> =
+            self.run(|c| c.prepare(sql)?.query_map([shard.id.0 as i64], read)?.collect())?;
+        all.retain(|(number, _)| !shard.gone.contains(*number));
+        Ok(all)
     }
 
     /// What a selection means now: the documents that are in the store and not withdrawn, shard by shard.
@@ -214,13 +225,13 @@ impl Catalog {
         };
         let mut parts = Vec::new();
         for shard in shards.iter().filter(|s| s.state != ShardState::Removed) {
-            let n_live = shard.n_documents - shard.withdrawn.len();
+            let n_live: u64 = shard.n_documents - shard.withdrawn.len();
             let found = match selection {
                 Selection::Shard(_) | Selection::Source(_) => None,
                 Selection::Documents { documents, .. } => Some(self.with_hashes(shard.id, documents)?),
                 Selection::UriPrefix { prefix, .. } => Some(self.with_prefix(shard.id, prefix)?),
             };
-            let numbers = found.map(|numbers| numbers.without(&shard.withdrawn));
+            let numbers = found.map(|numbers| numbers.without(&shard.withdrawn).without(&shard.gone));
             let n_documents = numbers.as_ref().map_or(n_live, Numbers::len);
             if n_documents == 0 && numbers.is_some() {
                 continue;
@@ -341,6 +352,7 @@ fn read_shard(row: &Row<'_>) -> rusqlite::Result<ShardRecord> {
         added_epoch: Epoch(number(10)?),
         removed_epoch: row.get::<_, Option<i64>>(11)?.map(|n| Epoch(n as u64)),
         withdrawn: read_numbers(row, 12)?,
+        gone: read_numbers(row, 13)?,
     })
 }
 

@@ -1,55 +1,26 @@
 //! The store through its public interface: additions, removals, restarts, damage.
 
 mod damage;
+mod random;
 mod rebuild;
+#[path = "../recipes/mod.rs"]
+mod recipes;
 mod removal;
+#[path = "../simulation/mod.rs"]
+mod simulation;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
 
+use recipes::{inverted, recipe, recipe_of};
 use silo_core::{
-    ContentHash, Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
-    PassageQuery, PassageSearch, Permissions, Purpose, Selection, ShardId, SnapshotProvider, Source, SourceId, Tier,
-    Tokenizer,
+    Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
+    PassageSearch, Permissions, Purpose, Selection, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
 };
-use silo_store::{
-    AddedShard, Bm25, Ivf, KeyType, NewShard, Purged, Recipe, Removal, Store, StoreError, StoreOptions, quantizer_about,
-};
+use silo_store::{AddedShard, KeyType, NewShard, Purged, Recipe, Removal, Store, StoreError, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
-use silo_vector::{Quantizer, Training, train_quantizer};
-
-fn recipe() -> Recipe {
-    Recipe {
-        name: "test".into(),
-        key_site: KeySite::default(),
-        key_type: KeyType::F32,
-        window_tokens: 16,
-        stride_tokens: 8,
-        passage_tokens: 12,
-        passage_stride_tokens: 6,
-        bm25: Bm25::default(),
-        ivf: None,
-    }
-}
-
-/// The same with inverted lists, of which few are looked into.
-fn inverted() -> Recipe {
-    static QUANTIZER: OnceLock<Arc<Quantizer>> = OnceLock::new();
-    let quantizer = QUANTIZER.get_or_init(|| {
-        let keys: Vec<f32> = (0..400u32).flat_map(|i| ScriptedModel::key(i * 7 % 250, i * 13 % 250)).collect();
-        let about = quantizer_about(model().card()).into();
-        let training = Training { projected: 5, n_lists: 16, seed: 1, about };
-        Arc::new(train_quantizer(&keys, ScriptedModel::KEY_DIM, training).unwrap())
-    });
-    let quantizer_sha256 = ContentHash::of(&quantizer.to_bytes().unwrap());
-    let ivf = Ivf { quantizer_sha256, n_probe: 2, rerank: 24, quantizer: Some(quantizer.clone()) };
-    Recipe { name: "inverted".into(), ivf: Some(ivf), ..recipe() }
-}
-
-fn recipe_of(lists: bool) -> Recipe {
-    if lists { inverted() } else { recipe() }
-}
+use silo_vector::{Training, train_quantizer};
 
 fn model() -> ScriptedModel {
     ScriptedModel::new(64)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use silo_core::{Filter, ShardId, SnapshotProvider};
 use silo_store::{ShardState, Store, StoreError};
 
-use super::{add, inverted, key_after, logical, model, open, open_with, purge, remove, search};
+use super::{add, inverted, key_after, logical, model, open, open_with, remove, search};
 
 const TEXTS: [&str; 3] = ["one fish two fish", "red fish", "blue fish"];
 
@@ -43,7 +43,6 @@ fn a_shard_of_another_recipe_comes_back_by_rebuilding_it() {
         assert_eq!(find(store), find(&expected));
     };
     check(&store);
-    purge(&store); // of the old files
     assert_eq!(fs::read_dir(root.path().join("shards")).unwrap().count(), 1);
     drop(store);
     check(&open_with(root.path(), inverted()).unwrap());

@@ -1,0 +1,452 @@
+//! Random operations against a store and against what it should be, in memory.
+
+mod reference;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use reference::{Change, RefShard, Reference, State, neighbors, numbered, passages};
+use silo_core::{
+    ContentHash, Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
+    Permissions, Purpose, Selection, ShardId, Snapshot, SnapshotProvider, Source, SourceId, Tier,
+};
+use silo_store::{Later, NewShard, Recipe, RemovalLog, Store, StoreError, StoreOptions, restore, verify};
+use silo_testkit::{ByteTokenizer, ScriptedModel};
+
+const SOURCES: [&str; 3] = ["ant", "bee", "cow"];
+const WORDS: [&str; 6] = ["red", "fish", "two", "one", "blue", "a"];
+
+/// What can be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    Add,
+    RemoveShard,
+    RemoveSource,
+    RemoveDocuments,
+    RemovePrefix,
+    Suspend,
+    Resume,
+    Purge,
+    Rebuild,
+    Restart,
+    Backup,
+    Restore,
+    Verify,
+    Pin,
+    SearchPinned,
+    Search,
+    Passages,
+}
+
+impl Operation {
+    const ALL: [(Self, u32); 17] = [
+        (Self::Add, 10),
+        (Self::RemoveShard, 4),
+        (Self::RemoveSource, 1),
+        (Self::RemoveDocuments, 5),
+        (Self::RemovePrefix, 5),
+        (Self::Suspend, 3),
+        (Self::Resume, 4),
+        (Self::Purge, 4),
+        (Self::Rebuild, 2),
+        (Self::Restart, 2),
+        (Self::Backup, 2),
+        (Self::Restore, 1),
+        (Self::Verify, 1),
+        (Self::Pin, 5),
+        (Self::SearchPinned, 15),
+        (Self::Search, 40),
+        (Self::Passages, 30),
+    ];
+}
+
+/// How a run is made.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub n_operations: u64,
+    pub recipe: Recipe,
+    /// Withdrawals are told to the reference and not done: the run must fail.
+    pub skip_removals: bool,
+}
+
+struct World {
+    rng: ChaCha8Rng,
+    plan: Plan,
+    directory: tempfile::TempDir,
+    root: PathBuf,
+    store: Option<Store>,
+    reference: Reference,
+    backups: Vec<(PathBuf, Reference)>,
+    pinned: Vec<Arc<Snapshot>>,
+    n_made: u64,
+}
+
+fn model() -> ScriptedModel {
+    ScriptedModel::new(64)
+}
+
+fn open(root: &Path, recipe: &Recipe) -> Store {
+    let options = StoreOptions { n_threads: 1, at_boundary: None };
+    Store::open(root, model().card(), recipe.clone(), Arc::new(ByteTokenizer::default()), options).unwrap()
+}
+
+/// Runs a plan; panics where store and reference differ. Gives how often each operation was done.
+pub fn run(plan: Plan) -> BTreeMap<Operation, u64> {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store-0");
+    let mut rng = ChaCha8Rng::seed_from_u64(plan.seed);
+    // A subset of the operations for each stretch of the run: some mistakes show only without the others.
+    let store = Some(open(&root, &plan.recipe));
+    let (reference, backups, pinned) = (Reference::default(), Vec::new(), Vec::new());
+    let mut counts = BTreeMap::new();
+    let mut chosen = subset(&mut rng);
+    let mut world = World { rng, plan, directory, root, store, reference, backups, pinned, n_made: 0 };
+    for name in SOURCES {
+        world.store().create_source(&source(name)).unwrap();
+    }
+    for i in 0..world.plan.n_operations {
+        if i % 400 == 399 {
+            chosen = subset(&mut world.rng);
+        }
+        let total: u32 = chosen.iter().map(|(_, weight)| weight).sum();
+        let mut at = world.rng.random_range(0..total);
+        let operation = chosen
+            .iter()
+            .find(|(_, weight)| {
+                let hit = at < *weight;
+                at = at.saturating_sub(*weight);
+                hit
+            })
+            .unwrap()
+            .0;
+        world.perform(operation);
+        *counts.entry(operation).or_default() += 1;
+    }
+    world.restart();
+    world.check();
+    counts
+}
+
+fn subset(rng: &mut ChaCha8Rng) -> Vec<(Operation, u32)> {
+    let always = [Operation::Add, Operation::Search, Operation::Passages];
+    Operation::ALL.into_iter().filter(|(o, _)| always.contains(o) || rng.random_bool(0.7)).collect()
+}
+
+fn source(id: &str) -> Source {
+    Source {
+        id: id.parse().unwrap(),
+        owner: format!("owner of {id}"),
+        licence: "LicenseRef-test".into(),
+        licence_stated_at: "here".into(),
+        tier: Tier::Restricted,
+        permissions: Permissions::of_tier(Tier::Restricted),
+    }
+}
+
+impl World {
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    fn any_source(&mut self) -> SourceId {
+        SOURCES.choose(&mut self.rng).unwrap().parse().unwrap()
+    }
+
+    fn any_shard(&mut self, state: State) -> Option<ShardId> {
+        self.reference.in_state(state).choose(&mut self.rng).copied()
+    }
+
+    fn perform(&mut self, operation: Operation) {
+        match operation {
+            Operation::Add => self.add(),
+            Operation::RemoveShard => {
+                if let Some(id) = self.any_shard(State::Live) {
+                    self.withdraw(Selection::Shard(id));
+                }
+            }
+            Operation::RemoveSource => {
+                let source = self.any_source();
+                self.withdraw(Selection::Source(source));
+            }
+            Operation::RemoveDocuments => {
+                let source = self.any_source();
+                let documents = (0..self.rng.random_range(1..4)).map(|_| self.any_hash()).collect();
+                self.withdraw(Selection::Documents { source, documents });
+            }
+            Operation::RemovePrefix => {
+                let source = self.any_source();
+                let prefix = ["pkg:", "pkg:a/", "pkg:a/1", "pkg:b/2", "pkg:c", "x"].choose(&mut self.rng).unwrap();
+                let source = self.rng.random_bool(0.7).then_some(source);
+                self.withdraw(Selection::UriPrefix { source, prefix: (*prefix).to_owned() });
+            }
+            Operation::Suspend => self.set_state(State::Live),
+            Operation::Resume => self.set_state(State::Suspended),
+            Operation::Purge => self.purge(),
+            Operation::Rebuild => self.rebuild(),
+            Operation::Restart => self.restart(),
+            Operation::Backup => self.backup(),
+            Operation::Restore => self.restore(),
+            Operation::Verify => self.verify(),
+            Operation::Pin => {
+                self.pinned.push(self.store().snapshot());
+                self.pinned.truncate(8);
+            }
+            Operation::SearchPinned => {
+                if let Some(snapshot) = self.pinned.choose(&mut self.rng).cloned() {
+                    self.search(&snapshot);
+                }
+            }
+            Operation::Search => {
+                let snapshot = self.store().snapshot();
+                self.search(&snapshot);
+            }
+            Operation::Passages => {
+                let snapshot = self.store().snapshot();
+                self.passages(&snapshot);
+            }
+        }
+    }
+
+    fn text(&mut self) -> String {
+        let n = self.rng.random_range(1..6);
+        let words: Vec<&str> = (0..n).map(|_| *WORDS.choose(&mut self.rng).unwrap()).collect();
+        words.join(" ")
+    }
+
+    /// The hash of a document that is or was there, or of none.
+    fn any_hash(&mut self) -> ContentHash {
+        let known: Vec<ContentHash> =
+            self.reference.shards.values().rev().take(4).flat_map(|s| s.docs.iter().map(|d| d.hash)).collect();
+        known.choose(&mut self.rng).copied().unwrap_or_else(|| ContentHash::of(b"nothing"))
+    }
+
+    fn add(&mut self) {
+        // Few at a time: what is there should be looked at often before it goes.
+        if self.reference.in_state(State::Live).len() > 10 {
+            let id = self.any_shard(State::Live).unwrap();
+            return self.withdraw(Selection::Shard(id));
+        }
+        let source = self.any_source();
+        let texts: Vec<(String, String)> = (0..self.rng.random_range(1..7))
+            .map(|_| {
+                let folder = ["a", "b", "c"].choose(&mut self.rng).unwrap();
+                (format!("pkg:{folder}/{}", self.rng.random_range(0..40)), self.text())
+            })
+            .collect();
+        let document = |(uri, text): &(String, String)| Document {
+            source: source.clone(),
+            uri: uri.clone(),
+            title: "t".into(),
+            licence: "LicenseRef-test".into(),
+            tier: Tier::Restricted,
+            text: text.clone(),
+        };
+        let documents: Vec<Document> = texts.iter().map(document).collect();
+        let new = NewShard { source: &source, documents: &documents };
+        let added = self.store().add_shard(&new, &model(), &AtomicBool::new(false), &|_, _| {}).unwrap();
+        assert!(self.reference.seen.insert(added.id), "shard {} was given out before", added.id);
+        let shard = RefShard { source, state: State::Live, docs: numbered(&texts) };
+        assert_eq!(added.manifest.n_documents, shard.docs.len() as u64);
+        self.reference.shards.insert(added.id, shard);
+    }
+
+    fn withdraw(&mut self, selection: Selection) {
+        let expected = self.reference.resolve(&selection);
+        if self.plan.skip_removals {
+            self.reference.apply(Change::Withdraw(expected));
+            return;
+        }
+        let removal = match self.store().withdraw(&selection) {
+            Err(StoreError::NothingSelected) => return assert!(expected.is_empty(), "{selection:?}: {expected:?}"),
+            other => other.unwrap(),
+        };
+        let got = removal.record.parts.iter().map(|part| {
+            let numbers = part.numbers.as_ref().map(|n| n.iter().map(|n| n as usize).collect());
+            (part.shard, numbers)
+        });
+        assert_eq!(got.collect::<Vec<_>>(), expected, "{selection:?}");
+        self.reference.apply(Change::Withdraw(expected));
+        assert_eq!(removal.root_after, self.reference.root());
+    }
+
+    /// Suspends a live shard or resumes a suspended one.
+    fn set_state(&mut self, from: State) {
+        let Some(id) = self.any_shard(from) else { return };
+        if from == State::Live {
+            self.store().suspend_shard(id).unwrap();
+            assert!(matches!(self.store().suspend_shard(id), Err(StoreError::ShardState { .. })));
+            self.reference.apply(Change::Suspend(id));
+        } else {
+            self.store().resume_shard(id).unwrap();
+            self.reference.apply(Change::Resume(id));
+        }
+        assert_eq!(self.store().snapshot().root, self.reference.root());
+    }
+
+    fn purge(&mut self) {
+        let purged = self.store().purge(&Arc::default(), &|_, _| {}).unwrap();
+        assert!(purged.failures.is_empty(), "{purged:?}");
+        assert_eq!(self.store().status().unwrap().n_unpurged, 0);
+        let kept = self.reference.shards.values().filter(|s| s.state != State::Removed).count();
+        assert_eq!(std::fs::read_dir(self.root.join("shards")).unwrap().count(), kept);
+        for detail in self.store().details().unwrap() {
+            assert!(detail.record.withdrawn.is_empty());
+        }
+    }
+
+    fn rebuild(&mut self) {
+        let state = if self.rng.random_bool(0.8) { State::Live } else { State::Suspended };
+        if let Some(id) = self.any_shard(state) {
+            self.store().rebuild_shard(id, &model(), &Arc::default(), &|_, _| {}).unwrap();
+            assert_eq!(self.store().snapshot().root, self.reference.root());
+        }
+    }
+
+    fn restart(&mut self) {
+        self.store = None;
+        self.store = Some(open(&self.root, &self.plan.recipe));
+        self.pinned.clear();
+        self.check();
+    }
+
+    fn backup(&mut self) {
+        if self.backups.len() > 2 {
+            let (path, _) = self.backups.remove(0);
+            self.store().forget_backup(path.file_name().unwrap().to_str().unwrap()).ok(); // of a store that was replaced, perhaps
+            std::fs::remove_dir_all(path).unwrap();
+        }
+        self.n_made += 1;
+        let (folder, name) = (self.directory.path().join("backups"), format!("backup-{}", self.n_made));
+        let made = self.store().backup(&folder, &name, &AtomicBool::new(false), &|_, _| {}).unwrap();
+        assert_eq!(made.root, self.reference.root());
+        assert!(made.damaged.is_empty());
+        self.backups.push((folder.join(name), self.reference.clone()));
+    }
+
+    fn restore(&mut self) {
+        let Some(i) = (0..self.backups.len()).collect::<Vec<_>>().choose(&mut self.rng).copied() else { return };
+        let (path, held) = self.backups[i].clone();
+        self.store = None;
+        self.pinned.clear();
+        let expected = Reference::restored(&held, &self.reference);
+        let old = self.root.clone();
+        let log = self.directory.path().join("removals.jsonl");
+        RemovalLog::read(&old).unwrap().write(std::fs::File::create(&log).unwrap()).unwrap();
+        if self.reference.log.len() > held.log.len() {
+            // A log that ends before is refused, whichever way it is known that there is more.
+            let empty = self.directory.path().join("short.jsonl");
+            let short = RemovalLog { records: Vec::new(), ..RemovalLog::read(&log).unwrap() };
+            short.write(std::fs::File::create(&empty).unwrap()).unwrap();
+            let refused = restore(&path, &old, Later::Log(&empty), None);
+            assert!(matches!(refused, Err(StoreError::RemovalLog { .. })), "{refused:?}");
+        }
+        let restored = if self.rng.random_bool(0.5) {
+            restore(&path, &old, Later::None, None).unwrap()
+        } else {
+            self.n_made += 1;
+            self.root = self.directory.path().join(format!("store-{}", self.n_made));
+            let given = if self.rng.random_bool(0.5) { &log } else { &old };
+            let restored = restore(&path, &self.root, Later::Log(given), None).unwrap();
+            std::fs::remove_dir_all(&old).unwrap();
+            restored
+        };
+        assert_eq!(restored.n_replayed as usize, self.reference.log.len() - held.log.len());
+        // Later backups hold entries of a log that went another way.
+        self.backups.truncate(i + 1);
+        self.reference = expected;
+        assert_eq!(restored.root, self.reference.root());
+        self.store = Some(open(&self.root, &self.plan.recipe));
+        self.check();
+    }
+
+    fn verify(&mut self) {
+        self.store = None;
+        assert_eq!(verify(&self.root).unwrap().faults, []);
+        self.restart();
+    }
+
+    /// Everything that can be seen without asking a question.
+    fn check(&self) {
+        let store = self.store();
+        assert!(store.unavailable().is_empty(), "{:?}", store.unavailable());
+        assert_eq!(store.snapshot().root, self.reference.root());
+        let live: Vec<ShardId> = store.snapshot().shards.iter().map(|s| s.id).collect();
+        assert_eq!(live, self.reference.in_state(State::Live));
+        for id in live {
+            let got = store.documents(id).unwrap().into_iter().map(|d| d.document.text);
+            let shard = &self.reference.shards[&id];
+            let expected = shard.docs.iter().filter(|d| !d.withdrawn).map(|d| d.text.clone());
+            assert_eq!(got.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        }
+    }
+
+    fn filter(&mut self) -> Filter {
+        let mut filter = Filter::default();
+        if self.rng.random_bool(0.3) {
+            filter.deny_sources.push(self.any_source());
+        }
+        if self.rng.random_bool(0.2) {
+            filter.allow_sources = vec![self.any_source(), self.any_source()];
+        }
+        if let Some(id) = self.any_shard(State::Live).filter(|_| self.rng.random_bool(0.2)) {
+            filter.deny_shards.push(id);
+        }
+        filter
+    }
+
+    fn search(&mut self, snapshot: &Snapshot) {
+        let filter = self.filter();
+        let (a, b) = (self.rng.random_range(98..123), self.rng.random_range(98..123));
+        let mut query = ScriptedModel::key(a, b);
+        if self.rng.random_bool(0.2) {
+            query.iter_mut().for_each(|x| *x += self.rng.random_range(-0.2..0.2));
+        }
+        let k = [1, 2, 5, 17, 60, 1000][self.rng.random_range(0..6)];
+        let mask = snapshot.mask(&filter, Purpose::Knn);
+        let found =
+            self.store().neighbors(&[NeighborQuery { snapshot, mask: &mask, key: &query, k }]).unwrap().remove(0);
+        let described: Vec<_> = found
+            .iter()
+            .map(|n| {
+                let entry = self.store().entry(snapshot, n, 4).unwrap();
+                (n.distance.to_bits(), n.value, entry.source, entry.document, entry.position)
+            })
+            .collect();
+        let visible = self.reference.visible(&sees(snapshot, &filter));
+        let expected = neighbors(&model(), &self.plan.recipe, &visible, &query, k);
+        assert_eq!(described, expected, "k = {k}, {filter:?}");
+    }
+
+    fn passages(&mut self, snapshot: &Snapshot) {
+        let filter = self.filter();
+        let (text, k) = (self.text(), self.rng.random_range(0..9));
+        let mask = snapshot.mask(&filter, Purpose::Context);
+        let query = PassageQuery { snapshot, mask: &mask, text: &text, k };
+        let found = self.store().passages(&query).unwrap();
+        let described: Vec<_> = found
+            .iter()
+            .map(|p| {
+                let source = snapshot.shards[p.shard.0 as usize].source.id.clone();
+                (p.score.to_bits(), source, p.document, p.start)
+            })
+            .collect();
+        let visible = self.reference.visible(&sees(snapshot, &filter));
+        assert_eq!(described, passages(&self.plan.recipe, &visible, &text, k), "{text}, k = {k}, {filter:?}");
+    }
+}
+
+/// What a request with this snapshot and filter may see.
+fn sees<'a>(snapshot: &'a Snapshot, filter: &'a Filter) -> impl Fn(ShardId, &SourceId) -> bool + 'a {
+    |id, source| {
+        snapshot.shards.iter().any(|s| s.id == id)
+            && (filter.allow_sources.is_empty() || filter.allow_sources.contains(source))
+            && !filter.deny_sources.contains(source)
+            && !filter.deny_shards.contains(&id)
+    }
+}
