@@ -1,5 +1,6 @@
 //! Random operations against a store and against what it should be, in memory.
 
+mod oracle;
 mod reference;
 
 use std::collections::BTreeMap;
@@ -7,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use oracle::{neighbors, passages};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use reference::{Change, RefShard, Reference, State, neighbors, numbered, passages};
+use reference::{Change, RefShard, Reference, State, numbered};
 use silo_core::{
     ContentHash, Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
     Permissions, Purpose, Selection, ShardId, Snapshot, SnapshotProvider, Source, SourceId, Tier,

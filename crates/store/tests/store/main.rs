@@ -1,6 +1,9 @@
 //! The store through its public interface: additions, removals, restarts, damage.
 
+#[path = "../crash/mod.rs"]
+mod crash;
 mod damage;
+mod kill;
 mod random;
 mod rebuild;
 #[path = "../recipes/mod.rs"]

@@ -1,0 +1,400 @@
+//! A process that works on a store and is killed, and what must be true of what it leaves.
+
+#[path = "../simulation/reference.rs"]
+mod reference;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use reference::{Change, RefShard, Reference, State, numbered};
+use serde::{Deserialize, Serialize};
+use silo_core::{
+    Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, Permissions, Purpose, Selection, ShardId,
+    SnapshotProvider, Source, SourceId, Tier,
+};
+use silo_store::{
+    AtBoundary, Boundary, Later, NewShard, Recipe, RemovalLog, ShardState, Store, StoreError, StoreOptions, restore,
+    verify,
+};
+use silo_testkit::{ByteTokenizer, ScriptedModel};
+
+const SOURCES: [&str; 3] = ["ant", "bee", "cow"];
+
+/// Every document has a word of its own, which begins so: what is left of a removed one can be found in any file.
+const MARK: &str = "zq";
+
+/// What a child does until it is killed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// Holds `store/`, `backups/` and the journal.
+    pub directory: PathBuf,
+    pub seed: u64,
+    pub lists: bool,
+    /// The child kills itself when it passes a boundary, by its place in [`Boundary::ALL`], for the nth time.
+    pub kill_at: Option<(usize, u64)>,
+    pub n_operations: u64,
+    /// Withdrawals are written down and not done: the check must find it.
+    pub skip_removals: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum Operation {
+    Add { source: SourceId, texts: Vec<(String, String)> },
+    Withdraw(Selection),
+    Suspend(ShardId),
+    Resume(ShardId),
+    Rebuild(ShardId),
+    Purge,
+    Backup(String),
+    Restore(String),
+}
+
+/// A line of the journal, which the kernel keeps when its writer is killed.
+#[derive(Debug, Serialize, Deserialize)]
+enum Line {
+    Begun(Operation),
+    /// With the number of the shard that was added.
+    Done(Option<ShardId>),
+    Refused,
+}
+
+fn model() -> ScriptedModel {
+    ScriptedModel::new(64)
+}
+
+fn open(root: &Path, recipe: &Recipe, at_boundary: Option<Arc<AtBoundary>>) -> Result<Store, StoreError> {
+    let options = StoreOptions { n_threads: 1, at_boundary };
+    Store::open(root, model().card(), recipe.clone(), Arc::new(ByteTokenizer::default()), options)
+}
+
+fn killer(plan: &Plan) -> Option<Arc<AtBoundary>> {
+    let (index, nth) = plan.kill_at?;
+    let passed = AtomicU64::new(0);
+    Some(Arc::new(move |boundary| {
+        if boundary == Boundary::ALL[index] && passed.fetch_add(1, Ordering::SeqCst) + 1 == nth {
+            // SAFETY: the call takes numbers and has no other effect on this process than its end.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        }
+    }))
+}
+
+struct Journal(fs::File);
+
+impl Journal {
+    fn write(&mut self, line: &Line) {
+        let text = serde_json::to_string(line).unwrap() + "\n";
+        self.0.write_all(text.as_bytes()).unwrap(); // one call: a line is there or not
+    }
+}
+
+/// The child: random operations, each written down before and after; purges and searches beside them.
+pub fn child(plan: &Plan, recipe: &Recipe) {
+    let at_boundary = killer(plan);
+    let (root, mut rng) = (plan.directory.join("store"), ChaCha8Rng::seed_from_u64(plan.seed));
+    let file = OpenOptions::new().append(true).create(true).open(plan.directory.join("journal")).unwrap();
+    let mut journal = Journal(file);
+    let mut store = Some(open(&root, recipe, at_boundary.clone()).unwrap());
+    for name in SOURCES {
+        let _ = store.as_ref().unwrap().create_source(&source(name)); // it is there after the first run
+    }
+    for n in 0..plan.n_operations {
+        let Some(operation) = choose(store.as_ref().unwrap(), plan, &mut rng, n) else { continue };
+        journal.write(&Line::Begun(operation.clone()));
+        let done = match &operation {
+            Operation::Restore(name) => {
+                drop(store.take());
+                let backup = plan.directory.join("backups").join(name);
+                let restored = restore(&backup, &root, Later::None, at_boundary.as_deref());
+                store = Some(open(&root, recipe, at_boundary.clone()).unwrap());
+                restored.map(|_| None)
+            }
+            other => perform(store.as_ref().unwrap(), plan, other),
+        };
+        journal.write(&match done {
+            Ok(added) => Line::Done(added),
+            Err(StoreError::NothingSelected | StoreError::BackupExists { .. }) => Line::Refused,
+            Err(error) => panic!("{operation:?}: {error}"),
+        });
+        beside(store.as_ref().unwrap(), &mut rng);
+    }
+}
+
+/// A purge and a search, while the next change is made.
+fn beside(store: &Store, rng: &mut ChaCha8Rng) {
+    if !rng.random_bool(0.2) {
+        return;
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| store.purge(&Arc::default(), &|_, _| {}).unwrap());
+        let snapshot = store.snapshot();
+        let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
+        for b in 97..123 {
+            let key = ScriptedModel::key(98, b);
+            store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 9 }]).unwrap();
+        }
+    });
+}
+
+fn source(id: &str) -> Source {
+    Source {
+        id: id.parse().unwrap(),
+        owner: format!("owner of {id}"),
+        licence: "LicenseRef-test".into(),
+        licence_stated_at: "here".into(),
+        tier: Tier::Restricted,
+        permissions: Permissions::of_tier(Tier::Restricted),
+    }
+}
+
+fn choose(store: &Store, plan: &Plan, rng: &mut ChaCha8Rng, n: u64) -> Option<Operation> {
+    let shards = store.shards().unwrap();
+    let in_state = |state| shards.iter().filter(|s| s.state == state).map(|s| s.id).collect::<Vec<_>>();
+    let (live, suspended) = (in_state(ShardState::Live), in_state(ShardState::Suspended));
+    let source: SourceId = SOURCES.choose(rng).unwrap().parse().unwrap();
+    let backups = || {
+        let names = fs::read_dir(plan.directory.join("backups")).into_iter().flatten();
+        let names = names.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|n| !n.ends_with(".partial")).collect();
+        names.sort();
+        names
+    };
+    match rng.random_range(0..100) {
+        0..35 if live.len() < 8 => {
+            let text = |i: u64| {
+                let folder = ["a", "b"].choose(rng).unwrap();
+                (format!("pkg:{folder}/{i}"), format!("{MARK}{}x{n}x{i} is here", plan.seed))
+            };
+            Some(Operation::Add { source, texts: (0..3).map(text).collect() })
+        }
+        0..45 => live.choose(rng).map(|id| Operation::Withdraw(Selection::Shard(*id))),
+        45..60 => {
+            let prefix = ["pkg:a", "pkg:b/", "pkg:a/1"].choose(rng).unwrap();
+            Some(Operation::Withdraw(Selection::UriPrefix { source: Some(source), prefix: (*prefix).to_owned() }))
+        }
+        60..65 => Some(Operation::Withdraw(Selection::Source(source))),
+        65..70 => live.choose(rng).map(|id| Operation::Suspend(*id)),
+        70..78 => suspended.choose(rng).map(|id| Operation::Resume(*id)),
+        78..88 => Some(Operation::Purge),
+        88..92 => live.choose(rng).map(|id| Operation::Rebuild(*id)),
+        92..96 => Some(Operation::Backup(format!("b{}-{n}", plan.seed))),
+        _ => backups().choose(rng).cloned().map(Operation::Restore),
+    }
+}
+
+fn perform(store: &Store, plan: &Plan, operation: &Operation) -> Result<Option<ShardId>, StoreError> {
+    let never = AtomicBool::new(false);
+    match operation {
+        Operation::Add { source, texts } => {
+            let document = |(uri, text): &(String, String)| Document {
+                source: source.clone(),
+                uri: uri.clone(),
+                title: String::new(),
+                licence: "LicenseRef-test".into(),
+                tier: Tier::Restricted,
+                text: text.clone(),
+            };
+            let documents: Vec<Document> = texts.iter().map(document).collect();
+            store
+                .add_shard(&NewShard { source, documents: &documents }, &model(), &never, &|_, _| {})
+                .map(|a| Some(a.id))
+        }
+        Operation::Withdraw(selection) if plan.skip_removals => store.plan(selection).map(|_| None),
+        Operation::Withdraw(selection) => store.withdraw(selection).map(|_| None),
+        Operation::Suspend(id) => store.suspend_shard(*id).map(|_| None),
+        Operation::Resume(id) => store.resume_shard(*id).map(|_| None),
+        Operation::Rebuild(id) => store.rebuild_shard(*id, &model(), &Arc::default(), &|_, _| {}).map(|_| None),
+        Operation::Purge => store.purge(&Arc::default(), &|_, _| {}).map(|_| None),
+        Operation::Backup(name) => {
+            store.backup(&plan.directory.join("backups"), name, &never, &|_, _| {}).map(|_| None)
+        }
+        Operation::Restore(_) => unreachable!("the child does it, since the store must be closed"),
+    }
+}
+
+/// What the journal says should be there, kept from one child to the next.
+#[derive(Default)]
+pub struct Witness {
+    reference: Reference,
+    backups: std::collections::BTreeMap<String, Reference>,
+    /// Operations whose end was written down.
+    pub n_acknowledged: u64,
+    /// Kills in the midst of an operation, and how many of those were found done.
+    pub n_cut: u64,
+    pub n_cut_done: u64,
+}
+
+impl Witness {
+    /// Looks at what a killed child has left: at the files first, then at the store as it opens, before anything mends it.
+    pub fn check(&mut self, directory: &Path, recipe: &Recipe) {
+        let text = fs::read_to_string(directory.join("journal")).unwrap_or_default();
+        fs::remove_file(directory.join("journal")).ok(); // a child that was killed at once wrote none
+        let mut begun = None;
+        for line in text.lines().map(|l| serde_json::from_str(l).unwrap()) {
+            match line {
+                Line::Begun(operation) => begun = Some(operation),
+                Line::Refused => begun = None,
+                Line::Done(added) => {
+                    self.n_acknowledged += 1;
+                    self.apply(&begun.take().unwrap(), added);
+                }
+            }
+        }
+        let root = directory.join("store");
+        if !root.join("catalog.sqlite").exists() {
+            return assert!(self.reference.seen.is_empty() && begun.is_none(), "the catalog is lost");
+        }
+        let verified = verify(&root).unwrap();
+        assert_eq!(verified.faults, [], "after the kill");
+        let store = open(&root, recipe, None).unwrap();
+        assert!(store.unavailable().is_empty(), "{:?}", store.unavailable());
+        let difference = difference(&store, &self.reference);
+        match (difference, begun) {
+            (None, begun) => {
+                self.n_cut += u64::from(begun.is_some());
+                if let Some(backup @ Operation::Backup(_)) = begun {
+                    self.apply(&backup, None); // it may be there
+                }
+            }
+            (Some(difference), None) => panic!("{difference}"),
+            (Some(difference), Some(operation)) => {
+                // It was cut off in the midst: nothing of it is seen, or all.
+                let added = store.shards().unwrap().iter().map(|s| s.id).find(|id| !self.reference.seen.contains(id));
+                self.apply(&operation, added);
+                if let Some(other) = self::difference(&store, &self.reference) {
+                    panic!("{operation:?} is neither undone ({difference}) nor done ({other})");
+                }
+                (self.n_cut, self.n_cut_done) = (self.n_cut + 1, self.n_cut_done + 1);
+            }
+        }
+        self.check_bytes(&store, &root);
+    }
+
+    fn apply(&mut self, operation: &Operation, added: Option<ShardId>) {
+        match operation {
+            Operation::Add { source, texts } => {
+                let Some(id) = added else { return };
+                assert!(self.reference.seen.iter().all(|seen| *seen < id), "shard {id} was given out before");
+                self.reference.seen.insert(id);
+                let shard = RefShard { source: source.clone(), state: State::Live, docs: numbered(texts) };
+                self.reference.shards.insert(id, shard);
+            }
+            Operation::Withdraw(selection) => {
+                let parts = self.reference.resolve(selection);
+                self.reference.apply(Change::Withdraw(parts));
+            }
+            Operation::Suspend(id) => self.reference.apply(Change::Suspend(*id)),
+            Operation::Resume(id) => self.reference.apply(Change::Resume(*id)),
+            Operation::Rebuild(_) | Operation::Purge => {}
+            Operation::Backup(name) => drop(self.backups.insert(name.clone(), self.reference.clone())),
+            Operation::Restore(name) => {
+                self.reference = Reference::restored(&self.backups[name], &self.reference);
+            }
+        }
+    }
+
+    /// After a purge no file of the store holds a word of a document that is not there.
+    fn check_bytes(&self, store: &Store, root: &Path) {
+        store.purge(&Arc::default(), &|_, _| {}).unwrap();
+        let kept = self.reference.shards.values().filter(|s| s.state != State::Removed);
+        let kept: Vec<&str> =
+            kept.flat_map(|s| s.docs.iter().filter(|d| !d.withdrawn).map(|d| d.text.as_str())).collect();
+        let mut pending = vec![root.to_owned()];
+        while let Some(path) = pending.pop() {
+            if path.is_dir() {
+                pending.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+                continue;
+            }
+            let bytes = fs::read(&path).unwrap();
+            for at in (0..bytes.len().saturating_sub(MARK.len())).filter(|&i| bytes[i..].starts_with(MARK.as_bytes())) {
+                let word: String =
+                    bytes[at..].iter().map(|&b| char::from(b)).take_while(char::is_ascii_alphanumeric).collect();
+                let known = kept.iter().any(|text| text.starts_with(&format!("{word} ")) || text.starts_with(&word));
+                assert!(known, "{word} of a withdrawn document is in {}", path.display());
+            }
+        }
+    }
+}
+
+/// Where a store is not what it should be.
+fn difference(store: &Store, reference: &Reference) -> Option<String> {
+    let shards = store.shards().unwrap();
+    for (state, expected) in [
+        (ShardState::Live, State::Live),
+        (ShardState::Suspended, State::Suspended),
+        (ShardState::Removed, State::Removed),
+    ] {
+        let got: Vec<ShardId> = shards.iter().filter(|s| s.state == state).map(|s| s.id).collect();
+        let expected = reference.in_state(expected);
+        if got != expected {
+            return Some(format!("{state:?} are {got:?}, should be {expected:?}"));
+        }
+    }
+    for id in reference.in_state(State::Live) {
+        let got: Vec<String> = store.documents(id).unwrap().into_iter().map(|d| d.document.text).collect();
+        let docs = reference.shards[&id].docs.iter().filter(|d| !d.withdrawn);
+        let expected: Vec<String> = docs.map(|d| d.text.clone()).collect();
+        if got != expected {
+            return Some(format!("shard {id} holds {got:?}, should hold {expected:?}"));
+        }
+    }
+    let (got, expected) = (store.snapshot().root, reference.root());
+    let log =
+        RemovalLog { last_shard: ShardId(0), last_epoch: silo_core::Epoch(0), records: store.removals(0).unwrap() };
+    if log.records.len() != reference.log.len() {
+        return Some(format!("the log has {} entries, should have {}", log.records.len(), reference.log.len()));
+    }
+    (got != expected).then(|| format!("the root is {got}, should be {expected}"))
+}
+
+/// Starts children and kills them; the bytes of withdrawn documents and the differences are looked for after each.
+pub struct Campaign<'a> {
+    pub directory: &'a Path,
+    pub recipe: &'a Recipe,
+    pub lists: bool,
+    pub skip_removals: bool,
+    /// Starts a process that calls [`child`].
+    pub spawn: &'a dyn Fn(&Plan) -> Child,
+    pub witness: Witness,
+}
+
+impl Campaign<'_> {
+    fn plan(&self, seed: u64, kill_at: Option<(usize, u64)>) -> Plan {
+        let (lists, skip_removals) = (self.lists, self.skip_removals);
+        Plan { directory: self.directory.to_owned(), seed, lists, kill_at, n_operations: 400, skip_removals }
+    }
+
+    /// A child that kills itself at a boundary; false if it did all its work without passing it so often.
+    pub fn at_boundary(&mut self, seed: u64, boundary: usize, nth: u64) -> bool {
+        let mut child = (self.spawn)(&self.plan(seed, Some((boundary, nth))));
+        let status = child.wait().unwrap();
+        assert!(status.success() || status.signal() == Some(libc::SIGKILL), "the child failed by itself: {status}");
+        self.witness.check(self.directory, self.recipe);
+        !status.success()
+    }
+
+    /// A child that is killed after it has written a number of lines and some time has passed: anywhere.
+    pub fn anywhere(&mut self, seed: u64, rng: &mut ChaCha8Rng) {
+        let mut child = (self.spawn)(&self.plan(seed, None));
+        let (lines, spins) = (rng.random_range(0..40), rng.random_range(0..400));
+        let journal = self.directory.join("journal");
+        let written = || fs::read(&journal).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count());
+        while written() < lines && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        for _ in 0..spins {
+            written(); // a little time, which differs from kill to kill
+        }
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.success() || status.signal() == Some(libc::SIGKILL), "the child failed by itself: {status}");
+        self.witness.check(self.directory, self.recipe);
+    }
+}
