@@ -8,7 +8,7 @@ use std::time::Duration;
 use prost::Name;
 use prost_types::Any;
 use silo_core::{Document, ShardId, SourceId};
-use silo_govern::{AddedShard, Governor};
+use silo_govern::{AddedShard, Governor, in_background};
 use silo_proto::longrunning as lro;
 use silo_proto::longrunning::operations_server::Operations;
 use silo_proto::v1;
@@ -210,7 +210,7 @@ fn perform(governor: &Governor, work: &Work) -> Result<Any, Status> {
 
 impl Work {
     fn progress(&self) -> impl Fn(u64, u64) + '_ {
-        |done, total| {
+        move |done, total| {
             self.done.store(done, Ordering::Relaxed);
             self.total.store(total, Ordering::Relaxed);
         }
@@ -218,7 +218,8 @@ impl Work {
 }
 
 fn purge(governor: &Governor, work: &Work) -> Result<v1::PurgeResponse, Status> {
-    let purged = governor.purge(&work.cancel, &work.progress()).map_err(|e| status::govern(&e))?;
+    let run = || governor.purge(&work.cancel, &work.progress());
+    let purged = in_background(run).map_err(|e| status::govern(&e))?;
     let failure = |(shard, reason): (ShardId, String)| {
         tracing::warn!("shard {shard} still holds withdrawn text, which is not retrieved: {reason}");
         v1::PurgeFailure { shard: shard.0, reason }
@@ -231,7 +232,8 @@ fn purge(governor: &Governor, work: &Work) -> Result<v1::PurgeResponse, Status> 
 }
 
 fn backup(governor: &Governor, work: &Work, name: &str) -> Result<v1::BackupStoreResponse, Status> {
-    let made = governor.backup(name, &work.cancel, &work.progress()).map_err(|e| status::govern(&e))?;
+    let run = || governor.backup(name, &work.cancel, &work.progress());
+    let made = in_background(run).map_err(|e| status::govern(&e))?;
     Ok(v1::BackupStoreResponse {
         backup: Some(v1::Backup { name: made.name, epoch: made.epoch.0, at_unix_ms: made.at_unix_ms }),
         root: made.root.to_string(),

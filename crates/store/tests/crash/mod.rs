@@ -29,7 +29,7 @@ use silo_testkit::{ByteTokenizer, ScriptedModel};
 const SOURCES: [&str; 3] = ["ant", "bee", "cow"];
 
 /// Every document has a word of its own, which begins so: what is left of a removed one can be found in any file.
-const MARK: &str = "zq";
+const MARK: &str = "zqmarked";
 
 /// What a child does until it is killed.
 #[derive(Debug, Clone, Serialize, Deserialize)]

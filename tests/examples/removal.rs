@@ -1,0 +1,354 @@
+//! How long a withdrawal takes, and what it costs those who generate, at several sizes of the store:
+//!
+//! `cargo run --release -p silo-tests --example removal -- FOLDER ENTRIES SHARDS [ENTRIES SHARDS …]`
+//!
+//! Eight streams generate with neighbours, by the model of `models/`. Keys are synthetic, for size: those of real text with noise added.
+//! Prints a JSON object per store.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+use silo_core::{
+    Document, KeySite, LanguageModel, Matrix, ModelCard, ModelError, NeighborQuery, NeighborSearch, Permissions,
+    Positions, Purpose, Selection, SequenceCache, SequenceStep, SnapshotProvider, Source, SourceId, StepOutput, Tier,
+    Tokenizer,
+};
+use silo_engine::{Engine, EngineConfig, Event, GenerateRequest, Mode, OnRemoval, Retrieval};
+use silo_model::{CpuLlama, LoadedModel};
+use silo_store::{NewShard, Recipe, Removal, Store, StoreOptions, in_background};
+
+const STREAMS: usize = 8;
+const DOCUMENT_TOKENS: usize = 64;
+const SEED: u64 = 1;
+/// Documents of which the URIs share a beginning: the least that is withdrawn.
+const GROUP: usize = 5;
+const GROUP_DIGITS: usize = 7;
+const REMOVALS: usize = 100;
+const SECONDS: u64 = 20;
+
+/// Gives keys at once: those of a pool, with noise.
+struct Synthetic {
+    card: ModelCard,
+    pool: Matrix,
+    next: AtomicU64,
+}
+
+struct NoCache(usize);
+
+impl SequenceCache for NoCache {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.0 = len;
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
+        self
+    }
+}
+
+impl LanguageModel for Synthetic {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn new_cache(&self) -> Box<dyn SequenceCache> {
+        Box::new(NoCache(0))
+    }
+
+    fn step(&self, batch: &mut [SequenceStep<'_>], _: &AtomicBool) -> Result<Vec<StepOutput>, ModelError> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.next.fetch_add(1, Ordering::Relaxed));
+        let dim = self.card.key_dim;
+        let mut one = |step: &mut SequenceStep<'_>| {
+            let n = step.tokens.len();
+            let mut keys = Matrix { n_cols: dim, data: Vec::with_capacity(n * dim) };
+            for _ in step.keys.first(n)..n {
+                let row = self.pool.row(rng.random_range(0..self.pool.n_rows()));
+                let noise: u64 = rng.random();
+                keys.data
+                    .extend(row.iter().enumerate().map(|(i, x)| x * (0.9 + ((noise >> (i % 48)) & 15) as f32 / 75.0)));
+            }
+            StepOutput { logits: Matrix { n_cols: self.card.vocab_size, data: Vec::new() }, keys }
+        };
+        Ok(batch.iter_mut().map(&mut one).collect())
+    }
+}
+
+fn source() -> Source {
+    Source {
+        id: "bulk".parse().expect("a plain name"),
+        owner: "nobody".into(),
+        licence: "LicenseRef-synthetic".into(),
+        licence_stated_at: "nowhere".into(),
+        tier: Tier::Restricted,
+        permissions: Permissions::of_tier(Tier::Restricted),
+    }
+}
+
+/// Text of the project's own documents, over and over: its keys are synthetic anyway.
+fn documents(tokenizer: &dyn Tokenizer, from: usize, n: usize) -> Vec<Document> {
+    let text = include_str!("../../LICENSE");
+    let per_token = text.len() / tokenizer.encode(text).expect("plain text").len();
+    let (length, source): (usize, SourceId) = (DOCUMENT_TOKENS * per_token, source().id);
+    let document = |i: usize| {
+        let at = (i * 97) % (text.len() - length - 4);
+        let body: String = text[at..].chars().take(length).collect();
+        Document {
+            source: source.clone(),
+            uri: format!("bulk/{:0GROUP_DIGITS$}/{i}", i / GROUP),
+            title: String::new(),
+            licence: "LicenseRef-synthetic".into(),
+            tier: Tier::Restricted,
+            text: format!("Document {i}.\n{body}"),
+        }
+    };
+    (from..from + n).map(document).collect()
+}
+
+struct Bench {
+    model: Arc<dyn LanguageModel>,
+    tokenizer: Arc<dyn Tokenizer>,
+    recipe: Recipe,
+    pool: Matrix,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let folder = PathBuf::from(arguments.first().expect("a folder for the stores"));
+    let loaded = LoadedModel::open(Path::new("models/silo-open-6m")).expect("the default model");
+    let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, KeySite::default(), 2).expect("a model"));
+    let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
+    let recipe = Recipe::read(Path::new("indexes/ivf.toml")).expect("the default recipe");
+    let pool = pool(&*model, &*tokenizer);
+    let bench = Bench { model, tokenizer, recipe, pool };
+    for pair in arguments[1..].chunks(2) {
+        let number = |text: &String| text.parse::<usize>().expect("a number of entries and of shards");
+        let (entries, shards) = (number(&pair[0]), number(&pair[1]));
+        println!("{}", bench.measure(&folder.join(format!("{entries}-{shards}")), entries, shards));
+    }
+}
+
+/// Keys of real text.
+fn pool(model: &dyn LanguageModel, tokenizer: &dyn Tokenizer) -> Matrix {
+    let text =
+        include_str!("../../LICENSE").to_owned() + include_str!("../../README.md") + include_str!("../../Cargo.toml");
+    let tokens = tokenizer.encode(&text).expect("plain text");
+    let mut pool = Matrix { n_cols: model.card().key_dim, data: Vec::new() };
+    for window in tokens.chunks(512) {
+        let mut cache = model.new_cache();
+        let mut step =
+            [SequenceStep { cache: cache.as_mut(), tokens: window, logits: Positions::None, keys: Positions::From(0) }];
+        let output = model.step(&mut step, &AtomicBool::new(false)).expect("the model runs").remove(0);
+        pool.data.extend(output.keys.data);
+    }
+    pool
+}
+
+impl Bench {
+    fn open(&self, root: &Path) -> Store {
+        let options = StoreOptions { n_threads: 2, at_boundary: None };
+        Store::open(root, self.model.card(), self.recipe.clone(), self.tokenizer.clone(), options).expect("a store")
+    }
+
+    fn measure(&self, root: &Path, entries: usize, n_shards: usize) -> Value {
+        let _ = std::fs::remove_dir_all(root);
+        let store = self.open(root);
+        store.create_source(&source()).expect("a new source");
+        let encoder =
+            Synthetic { card: self.model.card().clone(), pool: self.pool.clone(), next: AtomicU64::new(SEED) };
+        let (all, building) = (entries / DOCUMENT_TOKENS, Instant::now());
+        let each = all / n_shards;
+        for shard in 0..n_shards {
+            let documents = documents(&*self.tokenizer, shard * each, each);
+            let new = NewShard { source: &source().id, documents: &documents };
+            store.add_shard(&new, &encoder, &AtomicBool::new(false), &|_, _| {}).expect("a shard");
+        }
+        eprintln!("{entries} entries in {n_shards} shards: {:.0} s", building.elapsed().as_secs_f64());
+        drop(store);
+        let opening = Instant::now();
+        let store = Arc::new(self.open(root));
+        let open_seconds = opening.elapsed().as_secs_f64();
+        let n_entries: u64 = store.snapshot().shards.iter().map(|s| s.n_entries).sum();
+        let n_bytes: u64 = store.details().expect("shards").iter().map(|d| d.n_bytes).sum();
+        let search = self.search(&store);
+        let resident = resident_bytes();
+        let (mut removed, mut series) = (0, Vec::new());
+        let streams = Streams::start(self, &store);
+        series.push(json!({"documents": GROUP, "latency_ms": streams.removals(&store, 1, REMOVALS, &mut removed)}));
+        let purge = purge(&store);
+        for groups in [10, 100, 1000] {
+            if GROUP * (groups * 21 + removed) < all * 4 / 5 {
+                let latency = streams.removals(&store, groups, 20, &mut removed);
+                series.push(json!({"documents": groups * GROUP, "latency_ms": latency}));
+            }
+        }
+        let throughput = streams.throughput(&store, &mut removed);
+        streams.stop();
+        let purged = purge_again(&store, purge);
+        drop(store);
+        let _ = std::fs::remove_dir_all(root);
+        json!({
+            "entries": n_entries, "shards": n_shards, "bytes": n_bytes, "resident_bytes": resident, "seed": SEED,
+            "open_seconds": open_seconds, "search_ms": search, "removals": series, "throughput": throughput,
+            "purge": purged,
+        })
+    }
+
+    /// Milliseconds of a search for 1024 neighbours, alone.
+    fn search(&self, store: &Store) -> Value {
+        let snapshot = store.snapshot();
+        let mask = snapshot.mask(&Default::default(), Purpose::Knn);
+        let mut times = Vec::new();
+        for i in 0..300 {
+            let key = self.pool.row(i * 13 % self.pool.n_rows());
+            let start = Instant::now();
+            let found =
+                store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k: 1024 }]).expect("a search");
+            assert_eq!(found[0].len(), 1024);
+            times.push(start.elapsed().as_secs_f64() * 1000.0);
+        }
+        quantiles(times.split_off(50))
+    }
+}
+
+/// Eight texts that never end, each continued by a new one when its window is full.
+struct Streams {
+    /// When each last got a token, or ended.
+    last: Arc<Mutex<[Instant; STREAMS]>>,
+    tokens: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Streams {
+    fn start(bench: &Bench, store: &Arc<Store>) -> Self {
+        let config = EngineConfig::default();
+        let engine = Engine::start(config, None, bench.model.clone(), bench.tokenizer.clone(), store.clone());
+        let engine = Arc::new(engine.expect("an engine"));
+        let (last, tokens) = (Arc::new(Mutex::new([Instant::now(); STREAMS])), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stream = |i: usize| {
+            let (engine, last, tokens, stop) = (engine.clone(), last.clone(), tokens.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut seed = i as u64;
+                while !stop.load(Ordering::Relaxed) {
+                    seed += STREAMS as u64;
+                    let mut request = GenerateRequest::new(vec![1 + i as u32, 50, 60], 400);
+                    request.retrieval = Retrieval { mode: Mode::Knn, ..Retrieval::default() };
+                    (request.seed, request.on_removal) = (seed, OnRemoval::Repin);
+                    let mut generation = engine.generate(request).expect("a place");
+                    while let Some(event) = generation.blocking_next() {
+                        last.lock().expect("no panic")[i] = Instant::now();
+                        if matches!(event, Event::Token(..)) {
+                            tokens.fetch_add(1, Ordering::Relaxed);
+                        }
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                }
+            })
+        };
+        let threads = (0..STREAMS).map(stream).collect();
+        Self { last, tokens, stop, threads }
+    }
+
+    /// Withdraws so many groups so many times; the moments of each, in milliseconds from its beginning.
+    fn removals(&self, store: &Store, groups: usize, times: usize, removed: &mut usize) -> Value {
+        let (mut durable, mut effective, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..times {
+            let start = Instant::now();
+            let removal = withdraw(store, groups, removed);
+            // Every stream has got something since, or ended: nothing from before can come.
+            let swapped = start + Duration::from_secs_f64(removal.effective_ms / 1000.0);
+            while self.last.lock().expect("no panic").iter().any(|at| *at < swapped) {
+                std::thread::yield_now();
+            }
+            (durable.push(removal.durable_ms), effective.push(removal.effective_ms));
+            all.push(start.elapsed().as_secs_f64() * 1000.0);
+        }
+        json!({"durable": quantiles(durable), "effective_new": quantiles(effective), "effective_all": quantiles(all), "n": times})
+    }
+
+    /// Tokens per second without and with a withdrawal each second and the purge that follows it, in turns.
+    fn throughput(&self, store: &Arc<Store>, removed: &mut usize) -> Value {
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            without.push(self.count(|| ()));
+            let purging = Arc::new(AtomicBool::new(false));
+            with.push(self.count(|| {
+                withdraw(store, 1, removed);
+                // As the server does it: one purge at a time, in the background.
+                if !purging.swap(true, Ordering::SeqCst) {
+                    let (store, purging) = (store.clone(), purging.clone());
+                    std::thread::spawn(move || {
+                        in_background(|| store.purge(&Arc::default(), &|_, _| {})).expect("a purge");
+                        purging.store(false, Ordering::SeqCst);
+                    });
+                }
+            }));
+            while purging.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+        }
+        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+        json!({"without": without, "with": with, "ratio": mean(&with) / mean(&without)})
+    }
+
+    fn count(&self, mut each_second: impl FnMut()) -> f64 {
+        let (start, before) = (Instant::now(), self.tokens.load(Ordering::Relaxed));
+        for second in 1..=SECONDS {
+            each_second();
+            let until = start + Duration::from_secs(second);
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        }
+        (self.tokens.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64()
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|t| t.join().expect("no panic"));
+    }
+}
+
+/// Withdraws the next `groups` groups of documents by the beginning of their URIs: a power of ten.
+fn withdraw(store: &Store, groups: usize, next: &mut usize) -> Removal {
+    let first = next.next_multiple_of(groups);
+    *next = first + groups;
+    let digits = GROUP_DIGITS - groups.ilog10() as usize;
+    let prefix = format!("bulk/{:0digits$}", first / groups);
+    store.withdraw(&Selection::UriPrefix { source: None, prefix }).expect("documents to withdraw")
+}
+
+fn purge(store: &Store) -> Value {
+    let start = Instant::now();
+    let kept: u64 = store.snapshot().shards.iter().map(|s| s.n_entries).sum();
+    let purged = store.purge(&Arc::default(), &|_, _| {}).expect("a purge");
+    let seconds = start.elapsed().as_secs_f64();
+    json!({"entries_gone": purged.n_entries, "entries_written": kept, "seconds": seconds, "entries_per_second": (kept + purged.n_entries) as f64 / seconds})
+}
+
+/// The first purge went beside the streams, the second alone.
+fn purge_again(store: &Store, beside: Value) -> Value {
+    json!({"beside_streams": beside, "alone": purge(store)})
+}
+
+fn quantiles(mut times: Vec<f64>) -> Value {
+    times.sort_by(f64::total_cmp);
+    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    json!({"p50": at(0.5), "p99": at(0.99), "max": at(1.0)})
+}
+
+/// Memory of this process that is in use now, files that are mapped among it.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
+}
