@@ -60,8 +60,7 @@ parametric=$(exact --mode parametric)
 echo "log p of the held-out text by the model alone:           $parametric"
 before=$(exact --mode knn --deny-source anarchism)
 echo "with the neighbours of vim-doc, before the withdrawal:   $before"
-shard=$(silo shard ls --source vim-doc --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["id"])')
-silo shard remove "$shard"
+silo shard remove --source vim-doc
 after=$(exact --mode knn --deny-source anarchism)
 echo "with the neighbours of vim-doc, after it:                $after"
 if [ "$after" = "$parametric" ]; then
@@ -70,7 +69,7 @@ else
   say "The numbers differ: this must never be." >&2
   exit 1
 fi
-silo shard remove "$(silo shard ls --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["id"])')" | tail -1
+silo shard remove --source anarchism | tail -1
 last_root=$(silo generate "x" --max-new-tokens 1 --temperature 0 --mode knn --json | field root)
 [ "$last_root" = "$empty_root" ] || { say "The root of the emptied store is not that of an empty one." >&2; exit 1; }
 say "With the other source withdrawn as well, the store's root hash is that of the empty store again: $empty_root"

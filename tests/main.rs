@@ -2,6 +2,8 @@
 
 /// Which crate may know which.
 mod arrows;
+/// Withdrawals inside shards, suspension, backup and restore, over gRPC.
+mod governed;
 /// Licences of all dependencies.
 mod licences;
 /// The service over gRPC: generation, shards that come and go, wrong input.

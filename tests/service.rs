@@ -23,7 +23,7 @@ use tonic_types::StatusExt;
 
 pub(crate) struct Service {
     pub(crate) generation: GenerationServiceClient<Channel>,
-    datastore: DatastoreServiceClient<Channel>,
+    pub(crate) datastore: DatastoreServiceClient<Channel>,
     operations: OperationsClient<Channel>,
     /// The engine behind the server, for what the transport would hide.
     pub(crate) engine: Arc<Engine>,
@@ -46,7 +46,7 @@ impl Default for Limits {
     }
 }
 
-fn project() -> PathBuf {
+pub(crate) fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
@@ -61,13 +61,14 @@ pub(crate) async fn start_with(limits: Limits) -> Service {
 }
 
 /// Starts a service over the store at `root`.
-async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> Service {
+pub(crate) async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> Service {
     let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 2).unwrap());
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
     let options = StoreOptions { n_threads: 2, at_boundary: None };
     let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
-    let governor = Governor::new(GovernConfig::default(), store.clone(), model.clone(), tokenizer.clone());
+    let govern = GovernConfig { backups: Some(root.path().join("backups")), ..GovernConfig::default() };
+    let governor = Governor::new(govern, store.clone(), model.clone(), tokenizer.clone());
     let Limits { max_active, max_queued, stream_buffer_tokens } = limits;
     let engine = EngineConfig { max_active, max_queued, stream_buffer_tokens, ..EngineConfig::default() };
     let engine = Arc::new(Engine::start(engine, None, model, tokenizer, store).unwrap());
@@ -112,16 +113,21 @@ impl Service {
         let _ = self.datastore.create_source(source(name, "LicenseRef-test")).await; // it may be there already
         let stream = tokio_stream::iter(addition(name, texts));
         let operation = self.datastore.add_shard(stream).await.unwrap().into_inner();
-        let wait = lro::WaitOperationRequest { name: operation.name, timeout: None };
+        self.finish(operation.name).await.unwrap()
+    }
+
+    /// What an operation ends with: its response, or the message of its error.
+    pub(crate) async fn finish<T: prost::Message + Default>(&mut self, name: String) -> Result<T, String> {
+        let wait = lro::WaitOperationRequest { name, timeout: None };
         let operation = self.operations.wait_operation(wait).await.unwrap().into_inner();
         match operation.result.unwrap() {
-            lro::operation::Result::Response(any) => v1::Shard::decode(&any.value[..]).unwrap(),
-            lro::operation::Result::Error(status) => panic!("{}", status.message),
+            lro::operation::Result::Response(any) => Ok(T::decode(&any.value[..]).unwrap()),
+            lro::operation::Result::Error(status) => Err(status.message),
         }
     }
 
     /// Stops the service, and gives its store's place.
-    async fn stop(self) -> TempDir {
+    pub(crate) async fn stop(self) -> TempDir {
         let Self { generation, datastore, operations, engine, stop, served, root } = self;
         drop((generation, datastore, operations));
         stop.unwrap().send(()).unwrap();
@@ -130,7 +136,7 @@ impl Service {
         root
     }
 
-    async fn score(&mut self, text: &str, mode: v1::RetrievalMode) -> Vec<u64> {
+    pub(crate) async fn score(&mut self, text: &str, mode: v1::RetrievalMode) -> Vec<u64> {
         let response = self.generation.score(score(text, mode)).await.unwrap().into_inner();
         response.tokens.iter().map(|t| t.log_probability.to_bits()).collect()
     }
@@ -158,7 +164,7 @@ impl Service {
         out
     }
 
-    async fn root(&mut self) -> String {
+    pub(crate) async fn root(&mut self) -> String {
         self.datastore.get_store(v1::GetStoreRequest {}).await.unwrap().into_inner().root
     }
 }
@@ -192,14 +198,14 @@ pub(crate) fn generate(prompt: &str, n: u32, mode: v1::RetrievalMode) -> v1::Gen
     }
 }
 
-const MODES: [v1::RetrievalMode; 4] = [
+pub(crate) const MODES: [v1::RetrievalMode; 4] = [
     v1::RetrievalMode::Parametric,
     v1::RetrievalMode::Knn,
     v1::RetrievalMode::Context,
     v1::RetrievalMode::KnnAndContext,
 ];
 
-const TEXT: &str = "the thing about the other thing is that the thing is nothing without the other thing";
+pub(crate) const TEXT: &str = "the thing about the other thing is that the thing is nothing without the other thing";
 
 #[tokio::test]
 async fn a_removed_shard_is_as_if_it_had_never_been_there_while_streams_run() {
@@ -291,7 +297,7 @@ async fn requests_of_one_batch_do_not_touch_each_other() {
 }
 
 #[track_caller]
-fn check(status: &Status, code: Code, reason: &str, says: &str) {
+pub(crate) fn check(status: &Status, code: Code, reason: &str, says: &str) {
     assert_eq!(status.code(), code, "{status:?}");
     assert!(status.message().contains(says), "{:?} should say {says:?}", status.message());
     let info = status.get_error_details();

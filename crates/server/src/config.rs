@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 /// Address and limits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ServerConfig {
     /// Address to listen at. Only loopback addresses are accepted: there are no roles yet.
@@ -32,6 +32,8 @@ pub struct ServerConfig {
     pub max_queued_additions: usize,
     /// Finished operations that are remembered.
     pub max_finished_operations: usize,
+    /// Share of the time in which purges may run: after one, the next waits so long that no more is used. 1 is no limit.
+    pub purge_share: f64,
 }
 
 impl Default for ServerConfig {
@@ -49,21 +51,34 @@ impl Default for ServerConfig {
             drain_seconds: 30,
             max_queued_additions: 16,
             max_finished_operations: 1000,
+            purge_share: 0.1,
         }
     }
 }
 
-/// An address that the server must not listen at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "server.listen is {0}, which others can reach; without roles the server listens at a loopback address only, \
+/// A setting that the server does not accept.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages document the variants and their fields")]
+pub enum InvalidSetting {
+    #[error(
+        "server.listen is {0}, which others can reach; without roles the server listens at a loopback address only, \
          such as 127.0.0.1:50061"
-)]
-pub struct InvalidAddress(pub SocketAddr);
+    )]
+    Address(SocketAddr),
+    #[error("server.purge_share is {0}; it must be over 0 and at most 1")]
+    PurgeShare(f64),
+}
 
 impl ServerConfig {
-    /// Whether the address may be listened at.
-    pub fn check(&self) -> Result<(), InvalidAddress> {
-        if self.listen.ip().is_loopback() { Ok(()) } else { Err(InvalidAddress(self.listen)) }
+    /// Whether all settings may stand.
+    pub fn check(&self) -> Result<(), InvalidSetting> {
+        if !self.listen.ip().is_loopback() {
+            return Err(InvalidSetting::Address(self.listen));
+        }
+        // Also refuses what is no number.
+        if !(self.purge_share > 0.0 && self.purge_share <= 1.0) {
+            return Err(InvalidSetting::PurgeShare(self.purge_share));
+        }
+        Ok(())
     }
 }

@@ -15,5 +15,5 @@ mod serve;
 mod status;
 mod to_proto;
 
-pub use config::{InvalidAddress, ServerConfig};
+pub use config::{InvalidSetting, ServerConfig};
 pub use serve::{ServeError, Server};

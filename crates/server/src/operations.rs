@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Name;
 use prost_types::Any;
@@ -59,6 +59,8 @@ pub(crate) struct Registry {
     encoding: Semaphore,
     /// Of what moves files.
     files: Semaphore,
+    /// When the next purge may begin.
+    next_purge: Mutex<Instant>,
 }
 
 fn pack<M: Name>(message: &M) -> Any {
@@ -70,7 +72,8 @@ impl Registry {
         let instance = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
         let (all, next) = (Mutex::default(), AtomicU64::new(1));
         let (encoding, files) = (Semaphore::new(1), Semaphore::new(1));
-        Arc::new(Self { governor, config, all, next, instance, encoding, files })
+        let next_purge = Mutex::new(Instant::now());
+        Arc::new(Self { governor, config, all, next, instance, encoding, files, next_purge })
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Work>>> {
@@ -135,14 +138,23 @@ impl Registry {
         let registry = self.clone();
         let task = work;
         tokio::spawn(async move {
+            if matches!(task.task, Task::Purge) {
+                registry.wait_for_next_purge().await;
+            }
             let turn = match task.task {
                 Task::Add { .. } | Task::Rebuild { .. } => registry.encoding.acquire().await,
                 Task::Purge | Task::Backup { .. } => registry.files.acquire().await,
             };
+            let start = Instant::now();
             task.begun.store(true, Ordering::SeqCst);
             let (worker, governor) = (task.clone(), registry.governor.clone());
             let run = tokio::task::spawn_blocking(move || perform(&governor, &worker));
             let outcome = run.await.unwrap_or_else(|e| Err(status::internal(e)));
+            if matches!(task.task, Task::Purge) {
+                let took = start.elapsed();
+                let pause = took.div_f64(registry.config.purge_share).saturating_sub(took);
+                *registry.next_purge.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + pause;
+            }
             drop(turn);
             *task.result() = Some(match outcome {
                 Ok(answer) => lro::operation::Result::Response(answer),
@@ -151,6 +163,12 @@ impl Registry {
             task.finished.notify_waiters();
         });
         number
+    }
+
+    /// Purges get a bounded share of the time: those who generate share processors and disk with them.
+    async fn wait_for_next_purge(&self) {
+        let next = *self.next_purge.lock().unwrap_or_else(PoisonError::into_inner);
+        tokio::time::sleep_until(next.into()).await;
     }
 
     fn name(&self, number: u64) -> String {

@@ -16,7 +16,7 @@ use tonic::Status;
 use tonic::codec::CompressionEncoding;
 use tonic_health::ServingStatus;
 
-use crate::config::InvalidAddress;
+use crate::config::InvalidSetting;
 use crate::datastore::Datastore;
 use crate::generation::Generations;
 use crate::operations::{OperationsService, Registry};
@@ -27,7 +27,7 @@ use crate::{ServerConfig, status};
 #[allow(missing_docs, reason = "the messages document the variants and their fields")]
 pub enum ServeError {
     #[error(transparent)]
-    Address(#[from] InvalidAddress),
+    Setting(#[from] InvalidSetting),
     #[error("cannot listen at {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("reflection cannot be set up: {0}")]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 use silo_core::{ContentHash, Epoch, ShardId, ShardView, Snapshot, Source, SourceId, merkle};
+use silo_vector::MergedLists;
 
 use crate::{Numbers, Shard};
 
@@ -88,6 +89,13 @@ impl LiveShard {
     }
 }
 
+/// The inverted lists of all live shards as one.
+pub(crate) struct Merged {
+    /// The shard of each slot, by rising numbers. Some may have gone since.
+    pub(crate) slots: Vec<ShardId>,
+    pub(crate) lists: MergedLists,
+}
+
 /// What is live at one epoch.
 #[derive(Clone)]
 pub(crate) struct Live {
@@ -98,6 +106,9 @@ pub(crate) struct Live {
     /// Sources with live documents.
     pub(crate) sources: BTreeMap<SourceId, Arc<SourceState>>,
     pub(crate) key_dim: usize,
+    /// With a recipe of inverted lists: their number, and the lists.
+    n_lists: Option<usize>,
+    pub(crate) merged: Option<Arc<Merged>>,
     /// Live or suspended by the catalog, but not retrieved from: why.
     pub(crate) unavailable: BTreeMap<ShardId, String>,
 }
@@ -163,17 +174,33 @@ impl Live {
         suspended: HashMap<ShardId, LiveShard>,
         unavailable: BTreeMap<ShardId, String>,
         key_dim: usize,
+        n_lists: Option<usize>,
     ) -> Self {
         let epoch = snapshot.epoch;
         let (sources, snapshot) = (BTreeMap::new(), Arc::new(snapshot));
-        let mut live = Self { snapshot, shards: HashMap::new(), suspended, sources, key_dim, unavailable };
+        let no_shards = HashMap::new();
+        let mut live =
+            Self { snapshot, shards: no_shards, suspended, sources, key_dim, n_lists, merged: None, unavailable };
         let mut shards: Vec<(ShardId, LiveShard)> = shards.into_iter().collect();
         shards.sort_by_key(|(id, _)| *id);
         for (id, shard) in shards {
             live.show(id, shard);
         }
+        live.merge_lists();
         live.renew_snapshot(epoch);
         live
+    }
+
+    /// Merges the lists of the live shards. Needed when a shard comes or gets other files; one that goes is passed over.
+    fn merge_lists(&mut self) {
+        let Some(n_lists) = self.n_lists else { return };
+        let mut slots: Vec<ShardId> = self.shards.keys().copied().collect();
+        slots.sort_unstable();
+        // Every open shard of such a recipe has lists.
+        let offsets = |id: &ShardId| Some(self.shards[id].shard.lists()?.offsets);
+        let parts: Vec<&[u32]> = slots.iter().filter_map(offsets).collect();
+        let lists = MergedLists::new(n_lists, &parts);
+        self.merged = Some(Arc::new(Merged { slots, lists }));
     }
 
     /// Adds a shard, or puts it in the place of one with the same number.
@@ -183,6 +210,7 @@ impl Live {
             self.suspended.insert(id, shard);
         } else {
             self.show(id, shard);
+            self.merge_lists();
         }
         Arc::make_mut(&mut self.snapshot).last_shard = self.snapshot.last_shard.max(id);
         self.renew_snapshot(epoch);
@@ -197,6 +225,7 @@ impl Live {
                 *old = LiveShard { shrunk: old.shrunk, ..LiveShard::new(shard.clone(), &left) };
             }
         }
+        self.merge_lists();
     }
 
     /// Takes a shard away for good.
@@ -237,6 +266,7 @@ impl Live {
     pub(crate) fn resume(&mut self, id: ShardId) {
         if let Some(shard) = self.suspended.remove(&id) {
             self.show(id, shard);
+            self.merge_lists();
         }
     }
 

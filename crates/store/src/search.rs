@@ -12,9 +12,9 @@ use silo_core::{
     ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
-use silo_vector::{Candidate, ListPart, Part, Quantizer, Query, exact_search, ivf_search};
+use silo_vector::{Candidate, Collection, ListPart, Part, Quantizer, Query, exact_search, ivf_search};
 
-use crate::live::{Live, LiveShard, Withdrawn};
+use crate::live::{Live, LiveShard, Merged, Withdrawn};
 use crate::{Ivf, Shard, Store, StoreError};
 
 /// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
@@ -99,43 +99,50 @@ fn check_dimensions(live: &Live, queries: &[NeighborQuery<'_>]) -> Result<(), Se
     Ok(())
 }
 
+/// Ties by logical id: source, document, position.
+fn by_logical_id(a: (&Shard, u32), b: (&Shard, u32)) -> Ordering {
+    let sources = a.0.manifest().source.cmp(&b.0.manifest().source);
+    sources.then_with(|| a.0.logical(a.1).cmp(&b.0.logical(b.1)))
+}
+
+fn neighbor(visible: &Visible, c: &Candidate) -> Neighbor {
+    let (shard, row) = (&visible.shard, c.row);
+    Neighbor { distance: c.distance, value: shard.value(row), shard: visible.index, row: shard.lasting_row(row) }
+}
+
 impl Store {
-    /// Answers queries that see the same shards, in one pass over their keys.
-    fn scan(
+    /// Looks at every entry, for queries that see the same shards.
+    fn scan_all(&self, key_dim: usize, visible: &[Visible], queries: &[Query<'_>]) -> Vec<Vec<Neighbor>> {
+        let of = |id: u32| &visible[id as usize];
+        let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((&of(a.0).shard, a.1), (&of(b.0).shard, b.1));
+        let parts: Vec<Part<'_>> = visible.iter().zip(0..).map(|(v, id)| v.part(id, queries.len())).collect();
+        let found = self.threads().install(|| exact_search(key_dim, &parts, queries, &order));
+        found.iter().map(|candidates| candidates.iter().map(|c| neighbor(of(c.part), c)).collect()).collect()
+    }
+
+    /// Looks into inverted lists, for queries that see the same shards.
+    fn scan_lists(
         &self,
-        key_dim: usize,
+        merged: &Merged,
         visible: &[Visible],
         queries: &[Query<'_>],
-        lists: Option<(&Ivf, &Quantizer)>,
+        (ivf, quantizer): (&Ivf, &Quantizer),
     ) -> Vec<Vec<Neighbor>> {
-        // Ties by logical id: source, document, position.
-        let order = |a: (u32, u32), b: (u32, u32)| -> Ordering {
-            let (sa, sb) = (&visible[a.0 as usize].shard, &visible[b.0 as usize].shard);
-            let sources = sa.manifest().source.cmp(&sb.manifest().source);
-            sources.then_with(|| sa.logical(a.1).cmp(&sb.logical(b.1)))
-        };
-        let neighbor = |c: &Candidate| {
-            let v = &visible[c.part as usize];
-            Neighbor {
-                distance: c.distance,
-                value: v.shard.value(c.row),
-                shard: v.index,
-                row: v.shard.lasting_row(c.row),
-            }
-        };
-        let numbered = || visible.iter().enumerate().map(|(id, v)| (id as u32, v));
-        let found = match lists {
-            Some((ivf, quantizer)) => {
-                // Every open shard of such a recipe has lists.
-                let parts: Vec<ListPart<'_>> = numbered().filter_map(|(id, v)| v.list_part(id)).collect();
-                self.threads().install(|| ivf_search(quantizer, &parts, queries, ivf.probe(), &order))
-            }
-            None => {
-                let parts: Vec<Part<'_>> = numbered().map(|(id, v)| v.part(id, queries.len())).collect();
-                self.threads().install(|| exact_search(key_dim, &parts, queries, &order))
-            }
-        };
-        found.iter().map(|candidates| candidates.iter().map(neighbor).collect()).collect()
+        let mut parts: Vec<Option<ListPart<'_>>> = Vec::with_capacity(merged.slots.len());
+        let mut of_slot = vec![0; merged.slots.len()];
+        // Slots and what is visible are both in the order of the shards' numbers.
+        let mut left = visible.iter().enumerate().peekable();
+        for (slot, id) in merged.slots.iter().enumerate() {
+            while left.next_if(|(_, v)| v.id < *id).is_some() {}
+            let found = left.next_if(|(_, v)| v.id == *id);
+            parts.push(found.and_then(|(_, v)| v.list_part(slot as u32)));
+            of_slot[slot] = found.map_or(0, |(i, _)| i);
+        }
+        let of = |slot: u32| &visible[of_slot[slot as usize]];
+        let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((&of(a.0).shard, a.1), (&of(b.0).shard, b.1));
+        let collection = Collection { merged: &merged.lists, parts: &parts };
+        let found = self.threads().install(|| ivf_search(quantizer, collection, queries, ivf.probe(), &order));
+        found.iter().map(|candidates| candidates.iter().map(|c| neighbor(of(c.part), c)).collect()).collect()
     }
 }
 
@@ -161,7 +168,11 @@ impl Store {
             left = rest;
             let vectors: Vec<Query<'_>> =
                 group.iter().map(|&i| Query { key: queries[i].key, k: queries[i].k }).collect();
-            let found = self.scan(live.key_dim, &visible(&live, snapshot, mask), &vectors, lists);
+            let visible = visible(&live, snapshot, mask);
+            let found = match lists.zip(live.merged.as_deref()) {
+                Some((recipe, merged)) => self.scan_lists(merged, &visible, &vectors, recipe),
+                None => self.scan_all(live.key_dim, &visible, &vectors),
+            };
             for (i, neighbors) in group.into_iter().zip(found) {
                 out[i] = neighbors;
             }

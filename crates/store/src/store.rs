@@ -303,7 +303,8 @@ fn open_all(
     let sources: Vec<Arc<Source>> = catalog.sources()?.into_iter().map(Arc::new).collect();
     let (epoch, last_shard) = (catalog.epoch()?, catalog.last_shard()?);
     let snapshot = Snapshot { epoch, sources, last_shard, ..Snapshot::empty() };
-    Ok(Live::new(snapshot, live, suspended, unavailable, card.key_dim))
+    let n_lists = recipe.quantizer().map(|(_, q)| q.n_lists());
+    Ok(Live::new(snapshot, live, suspended, unavailable, card.key_dim, n_lists))
 }
 
 fn open_one(root: &Path, record: &ShardRecord, card: &ModelCard, recipe: &Recipe) -> Result<Shard, StoreError> {

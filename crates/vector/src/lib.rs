@@ -22,5 +22,7 @@ mod ivf;
 mod top_k;
 
 pub use exact::{Keys, Part, Query, exact_search, squared_l2};
-pub use ivf::{ListPart, Lists, Probe, Quantizer, QuantizerError, Training, ivf_search, train_quantizer};
+pub use ivf::{
+    Collection, ListPart, Lists, MergedLists, Probe, Quantizer, QuantizerError, Training, ivf_search, train_quantizer,
+};
 pub use top_k::{Candidate, RowOrder, TopK};

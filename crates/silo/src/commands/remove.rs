@@ -61,9 +61,16 @@ impl Remove {
         match removal {
             Err(parts) => print_plan(&parts, as_json)?,
             Ok(removal) => {
-                print(&removal, "is withdrawn", as_json)?;
-                if !self.no_wait {
-                    purged(&connection, &removal, as_json).await?;
+                if !as_json {
+                    print(&removal, "is withdrawn", false)?;
+                }
+                let purged = if self.no_wait { None } else { Some(purged(&connection, &removal).await?) };
+                match purged {
+                    _ if as_json => {
+                        output::json(&json!({"removal": removal_json(&removal), "purged": purged.is_some()}))?
+                    }
+                    Some(()) => println!("its bytes are gone from all files of the store"),
+                    None => {}
                 }
             }
         }
@@ -94,14 +101,18 @@ fn print_plan(parts: &[v1::RemovedPart], as_json: bool) -> Result<()> {
     Ok(())
 }
 
+fn removal_json(r: &v1::Removal) -> Value {
+    json!({
+        "id": r.id, "epoch": r.epoch, "root_before": r.root_before, "root_after": r.root_after,
+        "parts": parts_json(&r.parts), "durable_ms": r.durable_ms, "effective_ms": r.effective_ms,
+        "backups": r.backups, "purge_operation": r.purge_operation,
+    })
+}
+
 /// Prints what a change did.
 pub fn print(r: &v1::Removal, what: &str, as_json: bool) -> Result<()> {
     if as_json {
-        return output::json(&json!({
-            "id": r.id, "epoch": r.epoch, "root_before": r.root_before, "root_after": r.root_after,
-            "parts": parts_json(&r.parts), "durable_ms": r.durable_ms, "effective_ms": r.effective_ms,
-            "backups": r.backups, "purge_operation": r.purge_operation,
-        }));
+        return output::json(&removal_json(r));
     }
     print_parts(&r.parts);
     println!(
@@ -116,16 +127,16 @@ pub fn print(r: &v1::Removal, what: &str, as_json: bool) -> Result<()> {
 }
 
 /// Waits until the bytes are gone.
-async fn purged(connection: &Connection, removal: &v1::Removal, as_json: bool) -> Result<()> {
+async fn purged(connection: &Connection, removal: &v1::Removal) -> Result<()> {
     let begun = operation::ask(connection, removal.purge_operation.clone()).await?;
     let answer: v1::PurgeResponse = operation::wait(connection, begun, "entries").await?;
     let here = |f: &&v1::PurgeFailure| removal.parts.iter().any(|p| p.shard == f.shard);
-    if let Some(failure) = answer.failures.iter().find(here) {
-        bail!("it is withdrawn, but bytes of it are still in the files of shard {}: {}", failure.shard, failure.reason);
+    match answer.failures.iter().find(here) {
+        None => Ok(()),
+        Some(failure) => bail!(
+            "it is withdrawn, but bytes of it are still in the files of shard {}: {}",
+            failure.shard,
+            failure.reason
+        ),
     }
-    if as_json {
-        return output::json(&json!({"purged": answer.removals, "n_entries": answer.n_entries}));
-    }
-    println!("its bytes are gone from all files of the store");
-    Ok(())
 }

@@ -43,7 +43,8 @@ CREATE TABLE documents (
     uri TEXT,                               -- NULL once the document is purged
     PRIMARY KEY (shard_id, number)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX documents_by_uri ON documents (shard_id, uri);
+CREATE INDEX documents_by_uri ON documents (uri);
+CREATE INDEX documents_of_shard_by_uri ON documents (shard_id, uri);
 CREATE INDEX documents_by_hash ON documents (hash);
 CREATE TABLE other_uris (                   -- under which the same text came
     shard_id INTEGER NOT NULL,
@@ -52,6 +53,7 @@ CREATE TABLE other_uris (                   -- under which the same text came
     PRIMARY KEY (shard_id, uri, number),
     FOREIGN KEY (shard_id, number) REFERENCES documents (shard_id, number)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX other_uris_by_uri ON other_uris (uri);
 CREATE TABLE removals (                     -- the log: what was withdrawn, suspended and resumed, in order
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     epoch INTEGER NOT NULL UNIQUE REFERENCES epochs (epoch),

@@ -1,5 +1,7 @@
 //! Shards and their documents.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use silo_core::{ContentHash, Epoch, Selection, ShardId, SourceId};
 
@@ -9,6 +11,9 @@ use crate::{Manifest, Numbers, StoreError};
 
 /// Documents that are entered or struck out in one transaction: a removal never waits for more.
 const ROWS_PER_TRANSACTION: usize = 2000;
+
+/// So many documents are read one by one, whichever shards they lie in.
+const FEW_DOCUMENTS: u64 = 4000;
 
 /// Whether a shard is in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,26 +224,30 @@ impl Catalog {
     /// What a selection means now: the documents that are in the store and not withdrawn, shard by shard.
     pub(crate) fn resolve(&self, selection: &Selection) -> Result<Vec<RemovalPart>, StoreError> {
         let shards: Vec<ShardRecord> = match selection {
-            Selection::Shard(id) => self.shard(*id)?.into_iter().collect(),
+            Selection::Shard(id) => self.shard(*id)?.into_iter().filter(|s| s.state != ShardState::Removed).collect(),
             Selection::Source(source) | Selection::Documents { source, .. } => self.shards_of(Some(source))?,
             Selection::UriPrefix { source, .. } => self.shards_of(source.as_ref())?,
         };
+        let mut found = match selection {
+            Selection::Shard(_) | Selection::Source(_) => None,
+            Selection::Documents { documents, .. } => Some(self.with_hashes(documents)?),
+            Selection::UriPrefix { prefix, .. } => Some(self.with_prefix(&shards, prefix)?),
+        };
         let mut parts = Vec::new();
-        for shard in shards.iter().filter(|s| s.state != ShardState::Removed) {
+        for shard in &shards {
             let n_live: u64 = shard.n_documents - shard.withdrawn.len();
-            let found = match selection {
-                Selection::Shard(_) | Selection::Source(_) => None,
-                Selection::Documents { documents, .. } => Some(self.with_hashes(shard.id, documents)?),
-                Selection::UriPrefix { prefix, .. } => Some(self.with_prefix(shard.id, prefix)?),
-            };
-            let numbers = found.map(|numbers| numbers.without(&shard.withdrawn).without(&shard.gone));
-            let n_documents = numbers.as_ref().map_or(n_live, Numbers::len);
-            if n_documents == 0 && numbers.is_some() {
+            let Some(found) = &mut found else {
+                parts.push(RemovalPart { shard: shard.id, numbers: None, n_documents: n_live });
                 continue;
+            };
+            let Some(numbers) = found.remove(&shard.id) else { continue };
+            let numbers = numbers.without(&shard.withdrawn).without(&shard.gone);
+            let n_documents = numbers.len();
+            if n_documents > 0 {
+                // All that is left of a shard is the shard.
+                let numbers = (n_documents < n_live).then_some(numbers);
+                parts.push(RemovalPart { shard: shard.id, numbers, n_documents });
             }
-            // All that is left of a shard is the shard.
-            let numbers = numbers.filter(|_| n_documents < n_live);
-            parts.push(RemovalPart { shard: shard.id, numbers, n_documents });
         }
         Ok(parts)
     }
@@ -249,25 +258,38 @@ impl Catalog {
         self.run(|c| c.prepare(&sql)?.query_map([name], read_shard)?.collect())
     }
 
-    fn with_hashes(&self, shard: ShardId, hashes: &[ContentHash]) -> Result<Numbers, StoreError> {
-        let sql = "SELECT number FROM documents INDEXED BY documents_by_hash
-                   WHERE hash = ?1 AND shard_id = ?2 AND uri IS NOT NULL";
+    fn with_hashes(&self, hashes: &[ContentHash]) -> Result<HashMap<ShardId, Numbers>, StoreError> {
+        let sql = "SELECT shard_id, number FROM documents WHERE hash = ?1 AND uri IS NOT NULL";
         self.run(|c| {
-            let mut find = c.prepare(sql)?;
-            let mut numbers = Numbers::default();
+            let (mut find, mut found) = (c.prepare(sql)?, HashMap::new());
             for hash in hashes {
-                if let Some(n) = find.query_row(params![hash.0, shard.0 as i64], |r| r.get(0)).optional()? {
-                    numbers.insert(n);
-                }
+                collect(&mut found, find.query([hash.0])?, u64::MAX)?;
             }
-            Ok(numbers)
+            Ok(found)
         })
     }
 
-    /// Documents of which a URI begins so. Numbers follow the first URIs, so that those are a range, which is read as one where nothing of
-    /// it was purged.
-    fn with_prefix(&self, shard: ShardId, prefix: &str) -> Result<Numbers, StoreError> {
+    /// Documents of which a URI begins so. Few are read one by one; of many it is asked, shard by shard, where they begin and end.
+    fn with_prefix(&self, shards: &[ShardRecord], prefix: &str) -> Result<HashMap<ShardId, Numbers>, StoreError> {
         let end = after_prefix(prefix);
+        let few = self.run(|c| {
+            let (mut found, mut n) = (HashMap::new(), 0);
+            for table in ["documents", "other_uris"] {
+                let sql = format!("SELECT shard_id, number FROM {table} WHERE uri >= ?1 AND (?2 IS NULL OR uri < ?2)");
+                n += collect(&mut found, c.prepare(&sql)?.query(params![prefix, end])?, FEW_DOCUMENTS)?;
+            }
+            Ok((n < FEW_DOCUMENTS).then_some(found))
+        })?;
+        if let Some(found) = few {
+            return Ok(found);
+        }
+        let of_shard = |s: &ShardRecord| Ok((s.id, self.of_shard_with_prefix(s.id, prefix, end.as_deref())?));
+        shards.iter().map(of_shard).collect()
+    }
+
+    /// Numbers follow the first URIs, so that those with a common beginning are a range, which is read as one where nothing of the shard was
+    /// purged.
+    fn of_shard_with_prefix(&self, shard: ShardId, prefix: &str, end: Option<&str>) -> Result<Numbers, StoreError> {
         let within = "shard_id = ?1 AND uri >= ?2 AND (?3 IS NULL OR uri < ?3)";
         self.run(|c| {
             let bounds = params![shard.0 as i64, prefix, end];
@@ -278,7 +300,7 @@ impl Catalog {
             }
             let edge = |order: &str| {
                 let sql = format!(
-                    "SELECT number FROM documents INDEXED BY documents_by_uri WHERE {within}
+                    "SELECT number FROM documents INDEXED BY documents_of_shard_by_uri WHERE {within}
                      ORDER BY uri {order}, number {order} LIMIT 1"
                 );
                 c.query_row(&sql, bounds, |r| r.get::<_, u32>(0)).optional()
@@ -286,7 +308,7 @@ impl Catalog {
             let (Some(first), Some(last)) = (edge("ASC")?, edge("DESC")?) else { return Ok(numbers) };
             let purged = "SELECT EXISTS (SELECT 1 FROM documents WHERE shard_id = ?1 AND uri IS NULL)";
             if c.query_row(purged, [shard.0 as i64], |r| r.get(0))? {
-                let sql = format!("SELECT number FROM documents INDEXED BY documents_by_uri WHERE {within}");
+                let sql = format!("SELECT number FROM documents INDEXED BY documents_of_shard_by_uri WHERE {within}");
                 for number in c.prepare(&sql)?.query_map(bounds, |r| r.get(0))? {
                     numbers.insert(number?);
                 }
@@ -296,6 +318,16 @@ impl Catalog {
             Ok(numbers)
         })
     }
+}
+
+/// Adds documents to those of their shards, until there are `most`; gives how many were read.
+fn collect(found: &mut HashMap<ShardId, Numbers>, mut rows: rusqlite::Rows<'_>, most: u64) -> rusqlite::Result<u64> {
+    let mut n = 0;
+    while let Some(row) = rows.next()?.filter(|_| n < most) {
+        found.entry(ShardId(row.get::<_, i64>(0)? as u64)).or_default().insert(row.get(1)?);
+        n += 1;
+    }
+    Ok(n)
 }
 
 /// The least text that is greater than all that begin with `prefix`; `None` if there is none. UTF-8 is compared as its characters are.

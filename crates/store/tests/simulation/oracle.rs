@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use silo_core::{ContentHash, LanguageModel, SourceId, Tokenizer};
 use silo_store::{Bm25, Recipe, encode};
 use silo_testkit::ByteTokenizer;
-use silo_vector::{Keys, ListPart, Lists, Query, ivf_search, squared_l2};
+use silo_vector::{Collection, Keys, ListPart, Lists, MergedLists, Query, ivf_search, squared_l2};
 
 use super::reference::Visible;
 
@@ -60,7 +60,9 @@ pub fn neighbors(model: &dyn LanguageModel, recipe: &Recipe, visible: &Visible<'
             }
             let lists = Lists { offsets: &offsets, rows: &rows, codes: &sorted };
             let part = ListPart { id: 0, keys: Keys::F32(&all.keys), lists, hidden: None };
-            let found = ivf_search(quantizer, &[part], &[Query { key: query, k }], ivf.probe(), &|a, b| a.cmp(&b));
+            let merged = MergedLists::new(quantizer.n_lists(), &[&offsets]);
+            let collection = Collection { merged: &merged, parts: &[Some(part)] };
+            let found = ivf_search(quantizer, collection, &[Query { key: query, k }], ivf.probe(), &|a, b| a.cmp(&b));
             found[0].iter().map(|c| (c.distance, c.row as usize)).collect()
         }
     };

@@ -122,3 +122,38 @@ proptest! {
         }
     }
 }
+
+/// What is read document by document, and what is asked for as a range, is the same.
+#[test]
+fn many_documents_are_found_by_the_ends_of_their_range() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let texts: Vec<String> = (0..9000).map(|i| format!("{i:04}")).collect();
+    store.create_source(&super::source("s")).unwrap();
+    let documents: Vec<_> = texts
+        .iter()
+        .map(|text| silo_core::Document { uri: format!("pkg:{}/{text}", &text[..1]), ..super::document("s", text) })
+        .collect();
+    let never = std::sync::atomic::AtomicBool::new(false);
+    let add = |documents: &[silo_core::Document]| {
+        let source = "s".parse().unwrap();
+        let new = silo_store::NewShard { source: &source, documents };
+        store.add_shard(&new, &super::model(), &never, &|_, _| {}).unwrap().id
+    };
+    let (first, second) = (add(&documents[..6000]), add(&documents[6000..]));
+    let prefix = |prefix: &str| Selection::UriPrefix { source: None, prefix: prefix.into() };
+    let plan = |p: &str| {
+        let parts = store.plan(&prefix(p)).unwrap().into_iter();
+        parts.map(|p| (p.shard, p.n_documents, p.numbers.map(|n| (n.iter().min(), n.iter().max())))).collect::<Vec<_>>()
+    };
+    assert_eq!(plan("pkg:1"), [(first, 1000, Some((Some(1000), Some(1999))))]);
+    assert_eq!(plan("pkg:"), [(first, 6000, None), (second, 3000, None)]);
+    store.withdraw(&prefix("pkg:1/10")).unwrap();
+    super::purge(&store);
+    store.withdraw(&prefix("pkg:2/20")).unwrap();
+    assert_eq!(plan("pkg:"), [(first, 5800, None), (second, 3000, None)]);
+    assert_eq!(plan("pkg:1"), [(first, 900, Some((Some(1100), Some(1999))))]);
+    let removal = store.withdraw(&prefix("pkg")).unwrap();
+    assert_eq!(removal.root_after, silo_core::Snapshot::empty().root);
+    assert!(matches!(store.withdraw(&prefix("pkg")), Err(StoreError::NothingSelected)));
+}

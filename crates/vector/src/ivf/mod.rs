@@ -6,10 +6,12 @@
 //! over parts: codes and lists of an entry depend on its key, ties go by the caller's order, and where the first lists show too
 //! few entries the next ones are looked into.
 
+mod merged;
 mod quantizer;
 mod search;
 mod train;
 
+pub use merged::MergedLists;
 pub use quantizer::{Quantizer, QuantizerError};
-pub use search::{ListPart, Lists, Probe, ivf_search};
+pub use search::{Collection, ListPart, Lists, Probe, ivf_search};
 pub use train::{Training, train_quantizer};

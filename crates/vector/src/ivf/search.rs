@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use fixedbitset::FixedBitSet;
 use rayon::prelude::*;
 
-use super::Quantizer;
+use super::merged::Span;
+use super::{MergedLists, Quantizer};
 use crate::exact::squared_l2;
 use crate::{Candidate, Keys, Query, RowOrder, TopK};
 
@@ -26,7 +27,7 @@ pub struct Lists<'a> {
 /// A shard's keys in their own order, and its lists.
 #[derive(Debug, Clone)]
 pub struct ListPart<'a> {
-    /// Reported with each of its rows.
+    /// Its slot, reported with each of its rows.
     pub id: u32,
     /// Its keys, row after row.
     pub keys: Keys<'a>,
@@ -46,20 +47,29 @@ pub struct Probe {
     pub rerank: usize,
 }
 
+/// What is searched: lists of many parts as one, and the parts by their slots. A slot without a part is not seen.
+#[derive(Debug, Clone, Copy)]
+pub struct Collection<'a> {
+    /// The lists of all slots.
+    pub merged: &'a MergedLists,
+    /// The parts that are seen; the id of each is its slot.
+    pub parts: &'a [Option<ListPart<'a>>],
+}
+
 /// The k nearest rows that the probe finds for each query, nearest first; rows of equal distance in `order`. Distances are exact.
 pub fn ivf_search(
     quantizer: &Quantizer,
-    parts: &[ListPart<'_>],
+    collection: Collection<'_>,
     queries: &[Query<'_>],
     probe: Probe,
     order: &RowOrder<'_>,
 ) -> Vec<Vec<Candidate>> {
-    queries.par_iter().map(|query| one(quantizer, parts, query, probe, order)).collect()
+    queries.par_iter().map(|query| one(quantizer, collection, query, probe, order)).collect()
 }
 
 fn one(
     quantizer: &Quantizer,
-    parts: &[ListPart<'_>],
+    collection: Collection<'_>,
     query: &Query<'_>,
     probe: Probe,
     order: &RowOrder<'_>,
@@ -70,28 +80,28 @@ fn one(
     let (scaled, lists) = quantizer.query(query.key);
     let wanted = query.k.max(probe.rerank);
     let (first, rest) = lists.split_at(probe.n_probe.clamp(1, lists.len()));
-    let (mut best, mut seen) = scan_all(&scaled, parts, first, wanted, order);
+    let (mut best, mut seen) = scan_all(&scaled, collection, first, wanted, order);
     for &list in rest {
         if seen >= wanted {
             break;
         }
-        let (more, n) = scan_list(&scaled, parts, list, TopK::new(wanted), order);
+        let (more, n) = scan_list(&scaled, collection, list, TopK::new(wanted), order);
         (best, seen) = (best.merge(more, order), seen + n);
     }
-    rerank(quantizer.dim(), parts, query, best.into_kept(order), order)
+    rerank(quantizer.dim(), collection, query, best.into_kept(order), order)
 }
 
 /// The best of some lists, and the number of entries that were visible there.
 fn scan_all(
     query: &[i16],
-    parts: &[ListPart<'_>],
+    collection: Collection<'_>,
     lists: &[u32],
     wanted: usize,
     order: &RowOrder<'_>,
 ) -> (TopK, usize) {
     let job = |lists: &[u32]| {
         lists.iter().fold((TopK::new(wanted), 0), |(best, seen), &list| {
-            let (best, n) = scan_list(query, parts, list, best, order);
+            let (best, n) = scan_list(query, collection, list, best, order);
             (best, seen + n)
         })
     };
@@ -99,10 +109,26 @@ fn scan_all(
     lists.par_chunks(JOB_LISTS).map(job).reduce(|| (TopK::new(wanted), 0), merge)
 }
 
-fn scan_list(query: &[i16], parts: &[ListPart<'_>], list: u32, mut best: TopK, order: &RowOrder<'_>) -> (TopK, usize) {
+/// Spans that are asked for from memory ahead of the one that is looked at: with many parts each lies somewhere else.
+const SPANS_AHEAD: usize = 12;
+
+fn scan_list(
+    query: &[i16],
+    collection: Collection<'_>,
+    list: u32,
+    mut best: TopK,
+    order: &RowOrder<'_>,
+) -> (TopK, usize) {
     let mut seen = 0;
-    for part in parts {
-        let (from, to) = (part.lists.offsets[list as usize] as usize, part.lists.offsets[list as usize + 1] as usize);
+    let spans = collection.merged.spans(list);
+    let part_of = |span: &Span| collection.parts[span.slot as usize].as_ref();
+    for (i, span) in spans.iter().enumerate() {
+        if let Some((ahead, part)) = spans.get(i + SPANS_AHEAD).and_then(|s| Some((s, part_of(s)?))) {
+            prefetch(part.lists.codes, ahead.from as usize * query.len());
+            prefetch(part.lists.rows, ahead.from as usize);
+        }
+        let Some(part) = part_of(span) else { continue };
+        let (from, to) = (span.from as usize, span.to as usize);
         let hidden = part.hidden.as_deref();
         let codes = part.lists.codes[from * query.len()..to * query.len()].chunks_exact(query.len());
         for (&row, code) in part.lists.rows[from..to].iter().zip(codes) {
@@ -115,6 +141,19 @@ fn scan_list(query: &[i16], parts: &[ListPart<'_>], list: u32, mut best: TopK, o
         }
     }
     (best, seen)
+}
+
+/// Asks for what stands at a place, which need not be there.
+#[inline(always)]
+fn prefetch<T>(slice: &[T], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(place) = slice.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: the address is that of an element; a prefetch reads nothing that the program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (slice, at);
 }
 
 /// Σ (q_i − c_i)² in integers: no order of additions can change it. Differences fit 16 bits, as the range of queries is bounded, so that
@@ -131,7 +170,7 @@ fn code_distance(query: &[i16], code: &[u8]) -> i32 {
 /// Ranks candidates by the exact distance of their keys.
 fn rerank(
     dim: usize,
-    parts: &[ListPart<'_>],
+    collection: Collection<'_>,
     query: &Query<'_>,
     candidates: Vec<Candidate>,
     order: &RowOrder<'_>,
@@ -139,9 +178,8 @@ fn rerank(
     let mut best = TopK::new(query.k);
     let mut buffer = vec![0.0; dim];
     for candidate in candidates {
-        // Parts are few and their ids rise, as the caller made them.
-        let Ok(at) = parts.binary_search_by_key(&candidate.part, |p| p.id) else { continue };
-        let key = parts[at].keys.row(candidate.row as usize, dim, &mut buffer);
+        let Some(part) = &collection.parts[candidate.part as usize] else { continue };
+        let key = part.keys.row(candidate.row as usize, dim, &mut buffer);
         best.push(Candidate { distance: squared_l2(query.key, key), ..candidate }, order);
     }
     best.into_sorted(order)
@@ -178,6 +216,20 @@ mod tests {
         let about = (0..5).map(|i| (format!("field {i}"), format!("value {i}"))).collect();
         let training = Training { projected: 6, n_lists: 9, seed: 1, about };
         train_quantizer(&keys(600, 5), DIM, training).unwrap()
+    }
+
+    /// Searches parts of which the ids are their places.
+    fn search(
+        quantizer: &Quantizer,
+        parts: Vec<ListPart<'_>>,
+        query: Query<'_>,
+        probe: Probe,
+        order: &RowOrder<'_>,
+    ) -> Vec<Candidate> {
+        let offsets: Vec<&[u32]> = parts.iter().map(|p| p.lists.offsets).collect();
+        let merged = MergedLists::new(quantizer.n_lists(), &offsets);
+        let parts: Vec<Option<ListPart<'_>>> = parts.into_iter().map(Some).collect();
+        ivf_search(quantizer, Collection { merged: &merged, parts: &parts }, &[query], probe, order).remove(0)
     }
 
     /// A part's own arrays.
@@ -229,8 +281,8 @@ mod tests {
             let query = &keys[..DIM];
             let queries = [Query { key: query, k }];
             let probe = Probe { n_probe: quantizer.n_lists(), rerank: n };
-            let got = ivf_search(&quantizer, &[owned.part(3, hidden.clone())], &queries, probe, &|a, b| a.cmp(&b));
-            let part = Part { id: 3, keys: Keys::F16(&owned.keys), queries: vec![0], hidden: rows(hidden) };
+            let got = vec![search(&quantizer, vec![owned.part(0, hidden.clone())], queries[0], probe, &|a, b| a.cmp(&b))];
+            let part = Part { id: 0, keys: Keys::F16(&owned.keys), queries: vec![0], hidden: rows(hidden) };
             prop_assert_eq!(got, exact_search(DIM, &[part], &queries, &|a, b| a.cmp(&b)));
         }
 
@@ -243,15 +295,15 @@ mod tests {
             let noise = Owned::new(&quantizer, &keys);
             let whole = Owned::new(&quantizer, &keys);
             let (left, right) = (Owned::new(&quantizer, &keys[..cut * DIM]), Owned::new(&quantizer, &keys[cut * DIM..]));
-            let queries = [Query { key: &keys[(n - 1) * DIM..], k }];
+            let query = Query { key: &keys[(n - 1) * DIM..], k };
             let probe = Probe { n_probe, rerank: 8 };
             // The logical order: the row in the whole.
-            let one = ivf_search(&quantizer, &[whole.part(0, 0..0), noise.part(1, 0..n as u32)], &queries, probe, &|a, b| a.1.cmp(&b.1));
+            let one = search(&quantizer, vec![whole.part(0, 0..0), noise.part(1, 0..n as u32)], query, probe, &|a, b| a.1.cmp(&b.1));
             let logical = |(part, row): (u32, u32)| row + if part == 1 { cut as u32 } else { 0 };
-            let two = ivf_search(&quantizer, &[left.part(0, 0..0), right.part(1, 0..0)], &queries, probe, &|a, b| logical(a).cmp(&logical(b)));
-            let two: Vec<_> = two[0].iter().map(|c| (c.distance, logical((c.part, c.row)))).collect();
-            prop_assert_eq!(one[0].iter().map(|c| (c.distance, c.row)).collect::<Vec<_>>(), two);
-            prop_assert_eq!(one[0].len(), k.min(n));
+            let two = search(&quantizer, vec![left.part(0, 0..0), right.part(1, 0..0)], query, probe, &|a, b| logical(a).cmp(&logical(b)));
+            let two: Vec<_> = two.iter().map(|c| (c.distance, logical((c.part, c.row)))).collect();
+            prop_assert_eq!(one.iter().map(|c| (c.distance, c.row)).collect::<Vec<_>>(), two);
+            prop_assert_eq!(one.len(), k.min(n));
         }
     }
 
@@ -262,8 +314,8 @@ mod tests {
             let (quantizer, keys) = (quantizer(), keys(n, seed));
             let owned = Owned::new(&quantizer, &keys);
             let find = |k| {
-                let queries = [Query { key: &keys[(n / 2) * DIM..][..DIM], k }];
-                ivf_search(&quantizer, &[owned.part(0, 0..0)], &queries, Probe { n_probe, rerank: 40 }, &|a, b| a.cmp(&b)).remove(0)
+                let query = Query { key: &keys[(n / 2) * DIM..][..DIM], k };
+                search(&quantizer, vec![owned.part(0, 0..0)], query, Probe { n_probe, rerank: 40 }, &|a, b| a.cmp(&b))
             };
             let more = find(40);
             prop_assert_eq!(&find(k)[..], &more[..k.min(more.len())]);

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""The opt-out of an author, after Min et al. 2023, table 6: Jane Austen's novels are in the store, one novel is not and is scored.
+
+Perplexity by the model alone, with the store, after the author was withdrawn, and of a store that never had the author; the last two
+must be equal to the last bit. Needs the built program, the corpus (`silo corpus build brown sotu`) and apt for the package with the novels.
+
+    scripts/author_optout.py [--bytes 40000] > docs/results/author_optout.json
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import zlib
+
+SILO = "target/release/silo"
+WORK = pathlib.Path("work/author")
+ADDRESS = "127.0.0.1:50064"
+HELD_OUT = "Persuasion"
+
+
+def run(*arguments, server=True):
+    environment = dict(os.environ, SILO_SERVER=ADDRESS)
+    done = subprocess.run([SILO, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"silo {' '.join(arguments)}: {done.stderr}")
+    return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+
+def novels():
+    """Chapters of the six novels: a lazy-load database of R, zlib blocks of strings in XDR."""
+    package = WORK / "package"
+    package.mkdir(parents=True, exist_ok=True)
+    if not list(package.glob("*.deb")):
+        subprocess.run(["apt-get", "download", "-qq", "r-cran-janeaustenr"], cwd=package, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["dpkg", "-x", str(next(package.glob("*.deb")).resolve()), "x"], cwd=package, check=True)
+    data = next(package.glob("x/**/Rdata.rdb")).read_bytes()
+    texts, at = [], 0
+    while at + 5 < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        for skip in (4, 5):  # the length, and in some versions the kind of compression
+            try:
+                reader = zlib.decompressobj()
+                block = reader.decompress(data[at + skip :])
+                break
+            except zlib.error:
+                block = None
+        if block is None:
+            at += 1
+            continue
+        at = len(data) - len(reader.unused_data)
+        texts.append(strings(block))
+    names = ["Emma", "Mansfield Park", "Northanger Abbey", "Persuasion", "Pride and Prejudice", "Sense and Sensibility"]
+    out = {}
+    for lines in (t for t in texts if len(t) > 2000):
+        head = " ".join(lines[:40]).lower()
+        name = next(n for n in names if n.lower() in head)
+        chapters = re.split(r"\n(?=chapter [0-9ivxl]+\b)", "\n".join(lines), flags=re.I)
+        out[name] = [c.strip() for c in chapters if len(c.strip()) > 500]
+    return out
+
+
+def strings(block):
+    """Every CHARSXP of an XDR stream: flags with type 9, a length, the bytes."""
+    out, at = [], 0
+    while at + 8 <= len(block):
+        flags, size = int.from_bytes(block[at : at + 4], "big"), int.from_bytes(block[at + 4 : at + 8], "big")
+        if flags & 0xFF == 9 and flags < 1 << 20 and at + 8 + size <= len(block):
+            out.append(block[at + 8 : at + 8 + size].decode("utf-8", "replace"))
+            at += 8 + size  # strings are not padded
+        else:
+            at += 1
+    return out
+
+
+class Server:
+    """A server over a store of its own."""
+
+    def __init__(self, name):
+        root = WORK / name
+        subprocess.run(["rm", "-rf", str(root)], check=True)
+        config = pathlib.Path("configs/demo.toml").read_text()
+        config = config.replace("work/demo/store", str(root)).replace("127.0.0.1:50062", ADDRESS)
+        path = WORK / f"{name}.toml"
+        path.write_text(config)
+        self.process = subprocess.Popen([SILO, "serve", "--config", str(path)], stdout=subprocess.PIPE, text=True)
+        while "ready at" not in self.process.stdout.readline():
+            if self.process.poll() is not None:
+                sys.exit("the server ended")
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def documents(path, entries):
+    with open(path, "w") as file:
+        for uri, text in entries:
+            file.write(json.dumps({"uri": uri, "text": text}) + "\n")
+    return str(path)
+
+
+def others(size):
+    for source in ("brown", "sotu"):
+        text = run("corpus", "text", source, "--split", "train", "--max-bytes", str(size), "--corpus", "work/corpus")
+        (WORK / f"{source}.txt").write_text(text)
+        yield source, [(f"{source}/{i}", part) for i, part in enumerate(text.split("\n\n\n")) if part.strip()]
+
+
+def add(source, path):
+    run("source", "create", source, "--owner", "several", "--licence", "LicenseRef-public-domain")
+    run("shard", "add", "--source", source, path)
+
+
+def score(text, mode):
+    answer = run("score", "--file", text, "--mode", mode, "--json")
+    return {k: answer[k] for k in ("log_probability", "bits_per_byte", "perplexity")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bytes", type=int, default=40_000, help="of the held-out novel that are scored")
+    parser.add_argument("--other-bytes", type=int, default=1_000_000, help="of each other source")
+    arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    books = novels()
+    held_out = WORK / "held_out.txt"
+    held_out.write_text("\n\n".join(books.pop(HELD_OUT))[: arguments.bytes])
+    austen = [(f"book:austen/{name}/{i}", text) for name, chapters in books.items() for i, text in enumerate(chapters)]
+    rest = [entry for _, entries in others(arguments.other_bytes) for entry in entries]
+    # One shard holds the author among others: the withdrawal is of documents inside it.
+    mixed = documents(WORK / "mixed.jsonl", austen + rest)
+    without = documents(WORK / "without.jsonl", rest)
+    modes = ("parametric", "knn", "knn-and-context")
+    steps = {}
+    server = Server("with")
+    add("library", mixed)
+    steps["author in the store"] = {m: score(str(held_out), m) for m in modes}
+    removal = run("shard", "remove", "--uri-prefix", "book:austen/", "--json")
+    steps["author withdrawn"] = {m: score(str(held_out), m) for m in modes}
+    root = run("store", "show", "--json")["root"]
+    server.stop()
+    server = Server("without")
+    add("library", without)
+    steps["author never in the store"] = {m: score(str(held_out), m) for m in modes}
+    never = run("store", "show", "--json")["root"]
+    server.stop()
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    equal = steps["author withdrawn"] == steps["author never in the store"] and root == never
+    result = {
+        "command": " ".join(["scripts/author_optout.py", *sys.argv[1:]]),
+        "commit": commit,
+        "machine": f"{os.cpu_count()} cores, {cpu}",
+        "model": "models/silo-open-6m",
+        "held_out": HELD_OUT,
+        "held_out_bytes": len(held_out.read_bytes()),
+        "author_documents": len(austen),
+        "author_bytes": sum(len(t.encode()) for _, t in austen),
+        "other_documents": len(rest),
+        "other_bytes": sum(len(t.encode()) for _, t in rest),
+        "steps": steps,
+        "removal": removal["removal"],
+        "root_after": root,
+        "root_never": never,
+        "withdrawn_equals_never_added": equal,
+    }
+    print(json.dumps(result, indent=1))
+    sys.exit(0 if equal else 1)
+
+
+if __name__ == "__main__":
+    main()
