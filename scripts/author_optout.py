@@ -17,7 +17,7 @@ import subprocess
 import sys
 import zlib
 
-SILO = "target/release/silo"
+SILO = os.environ.get("SILO", "target/release/silo")
 WORK = pathlib.Path("work/author")
 ADDRESS = "127.0.0.1:50064"
 HELD_OUT = "Persuasion"

@@ -64,8 +64,18 @@ async fn documents_are_withdrawn_while_streams_run() {
     assert_eq!((left.n_documents, left.files.unwrap().n_documents), (2, 2), "logical and physical state agree again");
     assert!(left.n_bytes < added.n_bytes);
     assert_eq!(scores(&mut s).await, expected);
-    for mut stream in streams {
-        while stream.message().await.unwrap().is_some() {}
+    for (mode, mut stream) in MODES.into_iter().zip(streams) {
+        let mut last = None;
+        while let Some(message) = stream.message().await.unwrap() {
+            if let Some(v1::generate_chunk::Message::Finished(finished)) = message.message {
+                last = Some(finished);
+            }
+        }
+        // The model alone saw nothing of it. The others may have ended before the removal.
+        let reason = last.unwrap().reason();
+        let expected = [v1::FinishReason::SourceRemoved, v1::FinishReason::Length, v1::FinishReason::EndOfText];
+        assert!(expected.contains(&reason), "{reason:?}");
+        assert!(mode != v1::RetrievalMode::Parametric || reason != v1::FinishReason::SourceRemoved);
     }
     // All that is left of a source, which takes the shard with it.
     let all = remove(&mut s, Selection::Source("one".into()), false).await.removal.unwrap();

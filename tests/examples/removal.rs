@@ -6,6 +6,7 @@
 //! Prints a JSON object per store.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use silo_core::{
 };
 use silo_engine::{Engine, EngineConfig, Event, GenerateRequest, Mode, OnRemoval, Retrieval};
 use silo_model::{CpuLlama, LoadedModel};
-use silo_store::{NewShard, Recipe, Removal, Store, StoreOptions, in_background};
+use silo_store::{NewShard, Recipe, Removal, Store, StoreOptions};
 
 const STREAMS: usize = 8;
 const DOCUMENT_TOKENS: usize = 64;
@@ -28,8 +29,10 @@ const SEED: u64 = 1;
 /// Documents of which the URIs share a beginning: the least that is withdrawn.
 const GROUP: usize = 5;
 const GROUP_DIGITS: usize = 7;
-const REMOVALS: usize = 100;
+const REMOVALS: usize = 90;
 const SECONDS: u64 = 20;
+/// The server's default.
+const PURGE_SHARE: f64 = 0.1;
 
 /// Gives keys at once: those of a pool, with noise.
 struct Synthetic {
@@ -121,17 +124,27 @@ struct Bench {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |text: &String| text.parse::<usize>().expect("a number of entries and of shards");
+    if let [step, root, entries, shards] = &arguments[..]
+        && step.starts_with("--")
+    {
+        let (bench, root, entries) = (Bench::new(), Path::new(root), number(entries));
+        return match &step[..] {
+            "--build" => bench.build(root, entries, number(shards)),
+            _ => println!("{}", bench.measure(root, entries, number(shards))),
+        };
+    }
     let folder = PathBuf::from(arguments.first().expect("a folder for the stores"));
-    let loaded = LoadedModel::open(Path::new("models/silo-open-6m")).expect("the default model");
-    let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, KeySite::default(), 2).expect("a model"));
-    let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
-    let recipe = Recipe::read(Path::new("indexes/ivf.toml")).expect("the default recipe");
-    let pool = pool(&*model, &*tokenizer);
-    let bench = Bench { model, tokenizer, recipe, pool };
     for pair in arguments[1..].chunks(2) {
-        let number = |text: &String| text.parse::<usize>().expect("a number of entries and of shards");
-        let (entries, shards) = (number(&pair[0]), number(&pair[1]));
-        println!("{}", bench.measure(&folder.join(format!("{entries}-{shards}")), entries, shards));
+        let root = folder.join(pair.join("-"));
+        let _ = std::fs::remove_dir_all(&root);
+        // In processes of their own: memory and the time to open are those of a server that has just started.
+        for step in ["--build", "--measure"] {
+            let mut child = Command::new(std::env::current_exe().expect("a program knows itself"));
+            let status = child.arg(step).arg(&root).args(pair).status().expect("the program starts");
+            assert!(status.success(), "{step} of {} failed", root.display());
+        }
+        let _ = std::fs::remove_dir_all(&root);
     }
 }
 
@@ -152,26 +165,37 @@ fn pool(model: &dyn LanguageModel, tokenizer: &dyn Tokenizer) -> Matrix {
 }
 
 impl Bench {
+    fn new() -> Self {
+        let loaded = LoadedModel::open(Path::new("models/silo-open-6m")).expect("the default model");
+        let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, KeySite::default(), 2).expect("a model"));
+        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
+        let recipe = Recipe::read(Path::new("indexes/ivf.toml")).expect("the default recipe");
+        let pool = pool(&*model, &*tokenizer);
+        Self { model, tokenizer, recipe, pool }
+    }
+
     fn open(&self, root: &Path) -> Store {
         let options = StoreOptions { n_threads: 2, at_boundary: None };
         Store::open(root, self.model.card(), self.recipe.clone(), self.tokenizer.clone(), options).expect("a store")
     }
 
-    fn measure(&self, root: &Path, entries: usize, n_shards: usize) -> Value {
-        let _ = std::fs::remove_dir_all(root);
+    fn build(&self, root: &Path, entries: usize, n_shards: usize) {
         let store = self.open(root);
         store.create_source(&source()).expect("a new source");
         let encoder =
             Synthetic { card: self.model.card().clone(), pool: self.pool.clone(), next: AtomicU64::new(SEED) };
-        let (all, building) = (entries / DOCUMENT_TOKENS, Instant::now());
-        let each = all / n_shards;
+        let (each, building) = (entries / DOCUMENT_TOKENS / n_shards, Instant::now());
         for shard in 0..n_shards {
             let documents = documents(&*self.tokenizer, shard * each, each);
             let new = NewShard { source: &source().id, documents: &documents };
             store.add_shard(&new, &encoder, &AtomicBool::new(false), &|_, _| {}).expect("a shard");
         }
         eprintln!("{entries} entries in {n_shards} shards: {:.0} s", building.elapsed().as_secs_f64());
-        drop(store);
+    }
+
+    fn measure(&self, root: &Path, entries: usize, n_shards: usize) -> Value {
+        let all = entries / DOCUMENT_TOKENS;
+        let idle = resident_bytes();
         let opening = Instant::now();
         let store = Arc::new(self.open(root));
         let open_seconds = opening.elapsed().as_secs_f64();
@@ -180,6 +204,11 @@ impl Bench {
         let search = self.search(&store);
         let resident = resident_bytes();
         let (mut removed, mut series) = (0, Vec::new());
+        let alone: Vec<Removal> = (0..30).map(|_| withdraw(&store, 1, &mut removed)).collect();
+        let alone = json!({
+            "durable": quantiles(alone.iter().map(|r| r.durable_ms).collect()),
+            "effective_new": quantiles(alone.iter().map(|r| r.effective_ms).collect()),
+        });
         let streams = Streams::start(self, &store);
         series.push(json!({"documents": GROUP, "latency_ms": streams.removals(&store, 1, REMOVALS, &mut removed)}));
         let purge = purge(&store);
@@ -192,11 +221,10 @@ impl Bench {
         let throughput = streams.throughput(&store, &mut removed);
         streams.stop();
         let purged = purge_again(&store, purge);
-        drop(store);
-        let _ = std::fs::remove_dir_all(root);
         json!({
-            "entries": n_entries, "shards": n_shards, "bytes": n_bytes, "resident_bytes": resident, "seed": SEED,
-            "open_seconds": open_seconds, "search_ms": search, "removals": series, "throughput": throughput,
+            "entries": n_entries, "shards": n_shards, "bytes": n_bytes, "resident_bytes": resident,
+            "resident_bytes_before_opening": idle, "seed": SEED,
+            "open_seconds": open_seconds, "search_ms": search, "removals": series, "removals_without_streams": alone, "throughput": throughput,
             "purge": purged,
         })
     }
@@ -271,7 +299,8 @@ impl Streams {
             while self.last.lock().expect("no panic").iter().any(|at| *at < swapped) {
                 std::thread::yield_now();
             }
-            (durable.push(removal.durable_ms), effective.push(removal.effective_ms));
+            durable.push(removal.durable_ms);
+            effective.push(removal.effective_ms);
             all.push(start.elapsed().as_secs_f64() * 1000.0);
         }
         json!({"durable": quantiles(durable), "effective_new": quantiles(effective), "effective_all": quantiles(all), "n": times})
@@ -279,17 +308,19 @@ impl Streams {
 
     /// Tokens per second without and with a withdrawal each second and the purge that follows it, in turns.
     fn throughput(&self, store: &Arc<Store>, removed: &mut usize) -> Value {
-        let (mut without, mut with) = (Vec::new(), Vec::new());
+        let (mut without, mut with, mut effective) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
             without.push(self.count(|| ()));
             let purging = Arc::new(AtomicBool::new(false));
             with.push(self.count(|| {
-                withdraw(store, 1, removed);
-                // As the server does it: one purge at a time, in the background.
+                effective.push(withdraw(store, 1, removed).effective_ms);
+                // As the server does it: one purge at a time, in the background, for a share of the time.
                 if !purging.swap(true, Ordering::SeqCst) {
                     let (store, purging) = (store.clone(), purging.clone());
                     std::thread::spawn(move || {
-                        in_background(|| store.purge(&Arc::default(), &|_, _| {})).expect("a purge");
+                        let start = Instant::now();
+                        store.purge(&Default::default(), &|_, _| {}).expect("a purge");
+                        std::thread::sleep(start.elapsed().div_f64(PURGE_SHARE) - start.elapsed());
                         purging.store(false, Ordering::SeqCst);
                     });
                 }
@@ -299,7 +330,9 @@ impl Streams {
             }
         }
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-        json!({"without": without, "with": with, "ratio": mean(&with) / mean(&without)})
+        json!({
+            "without": without, "with": with, "ratio": mean(&with) / mean(&without), "effective_new_ms": quantiles(effective),
+        })
     }
 
     fn count(&self, mut each_second: impl FnMut()) -> f64 {
@@ -330,7 +363,7 @@ fn withdraw(store: &Store, groups: usize, next: &mut usize) -> Removal {
 fn purge(store: &Store) -> Value {
     let start = Instant::now();
     let kept: u64 = store.snapshot().shards.iter().map(|s| s.n_entries).sum();
-    let purged = store.purge(&Arc::default(), &|_, _| {}).expect("a purge");
+    let purged = store.purge(&Default::default(), &|_, _| {}).expect("a purge");
     let seconds = start.elapsed().as_secs_f64();
     json!({"entries_gone": purged.n_entries, "entries_written": kept, "seconds": seconds, "entries_per_second": (kept + purged.n_entries) as f64 / seconds})
 }

@@ -134,7 +134,7 @@ impl Governor {
     pub fn rebuild_shard(
         &self,
         id: ShardId,
-        cancel: &Arc<AtomicBool>,
+        cancel: &AtomicBool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, GovernError> {
         Ok(self.store.rebuild_shard(id, &*self.model, cancel, progress)?)
@@ -182,7 +182,7 @@ impl Governor {
     }
 
     /// Gets the bytes of what was withdrawn out of all files.
-    pub fn purge(&self, cancel: &Arc<AtomicBool>, progress: &dyn Fn(u64, u64)) -> Result<Purged, GovernError> {
+    pub fn purge(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Purged, GovernError> {
         Ok(self.store.purge(cancel, progress)?)
     }
 }

@@ -16,5 +16,4 @@ pub use governor::{GovernConfig, Governor};
 pub use look::{Found, FoundNeighbor, FoundPassage, Look};
 pub use silo_store::{
     AddedShard, BackupManifest, BackupRecord, Purged, Removal, RemovalPart, ShardDetail, ShardState, StoreError,
-    in_background,
 };

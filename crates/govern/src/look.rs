@@ -72,6 +72,17 @@ pub struct FoundPassage {
 impl Governor {
     /// What the store would retrieve for a text, both ways. Sources without `display` are shown without their text.
     pub fn look(&self, look: &Look<'_>) -> Result<Found, GovernError> {
+        loop {
+            let found = self.look_once(look)?;
+            // What was withdrawn while this looked must not be shown.
+            let seen = |purpose| found.snapshot.mask(look.filter, purpose);
+            if self.store().is_live(&found.snapshot, &seen(Purpose::Knn).or(&seen(Purpose::Context))) {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn look_once(&self, look: &Look<'_>) -> Result<Found, GovernError> {
         let snapshot = self.store().snapshot();
         snapshot.check_names(look.filter)?;
         let neighbors = self.neighbors(look, &snapshot)?;

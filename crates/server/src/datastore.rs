@@ -57,8 +57,11 @@ impl Datastore {
                 return Ok((to_proto::parts(&g.plan(&selection).map_err(govern)?), None));
             }
             let removal = g.withdraw(&selection).map_err(govern)?;
-            let backups = g.backups_with(&removal).map_err(govern)?;
-            let removal = to_proto::removal(&removal, registry.purge(), backups);
+            let purge = registry.purge();
+            // It is done: what cannot be said of it must not make it look undone.
+            let unknown = |e| vec![format!("(the list of backups cannot be read: {e})")];
+            let backups = g.backups_with(&removal).unwrap_or_else(unknown);
+            let removal = to_proto::removal(&removal, purge, backups);
             Ok((removal.parts.clone(), Some(removal)))
         });
         Ok(done.await?.into_inner())

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use prost::Name;
 use prost_types::Any;
 use silo_core::{Document, ShardId, SourceId};
-use silo_govern::{AddedShard, Governor, in_background};
+use silo_govern::{AddedShard, Governor};
 use silo_proto::longrunning as lro;
 use silo_proto::longrunning::operations_server::Operations;
 use silo_proto::v1;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
 use crate::{ServerConfig, page, status, to_proto};
+
+/// After a purge that failed, on a full disk perhaps.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 /// What an operation does.
 enum Task {
@@ -102,7 +105,8 @@ impl Registry {
 
     /// The purge that will get out what is withdrawn by now: one that has not begun yet, or a new one.
     pub(crate) fn purge(self: &Arc<Self>) -> String {
-        let waits = |w: &&Arc<Work>| matches!(w.task, Task::Purge) && !w.begun.load(Ordering::SeqCst);
+        let unbegun = |w: &Work| !w.begun.load(Ordering::SeqCst) && !w.cancel.load(Ordering::SeqCst);
+        let waits = |w: &&Arc<Work>| matches!(w.task, Task::Purge) && unbegun(w);
         let waiting = self.all().iter().find(|(_, w)| waits(w)).map(|(number, _)| *number);
         let number = waiting.unwrap_or_else(|| self.enter(&mut self.all(), Task::Purge, 0));
         self.name(number)
@@ -138,12 +142,10 @@ impl Registry {
         let registry = self.clone();
         let task = work;
         tokio::spawn(async move {
-            if matches!(task.task, Task::Purge) {
-                registry.wait_for_next_purge().await;
-            }
             let turn = match task.task {
                 Task::Add { .. } | Task::Rebuild { .. } => registry.encoding.acquire().await,
-                Task::Purge | Task::Backup { .. } => registry.files.acquire().await,
+                Task::Backup { .. } => registry.files.acquire().await,
+                Task::Purge => registry.turn_of_purge(&task).await,
             };
             let start = Instant::now();
             task.begun.store(true, Ordering::SeqCst);
@@ -152,10 +154,22 @@ impl Registry {
             let outcome = run.await.unwrap_or_else(|e| Err(status::internal(e)));
             if matches!(task.task, Task::Purge) {
                 let took = start.elapsed();
-                let pause = took.div_f64(registry.config.purge_share).saturating_sub(took);
+                let pause = match outcome {
+                    Ok(_) => took.div_f64(registry.config.purge_share).saturating_sub(took),
+                    Err(_) => PAUSE_AFTER_FAILURE,
+                };
                 *registry.next_purge.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + pause;
             }
             drop(turn);
+            // A purge that failed, or left out what was being rebuilt, is done again.
+            let again = match task.task {
+                Task::Purge => outcome.is_err() && !task.cancel.load(Ordering::Relaxed),
+                Task::Rebuild { .. } => true,
+                Task::Add { .. } | Task::Backup { .. } => false,
+            };
+            if again && registry.governor.store().has_unpurged() {
+                registry.purge();
+            }
             *task.result() = Some(match outcome {
                 Ok(answer) => lro::operation::Result::Response(answer),
                 Err(status) => lro::operation::Result::Error(status::as_message(&status)),
@@ -165,10 +179,18 @@ impl Registry {
         number
     }
 
-    /// Purges get a bounded share of the time: those who generate share processors and disk with them.
-    async fn wait_for_next_purge(&self) {
-        let next = *self.next_purge.lock().unwrap_or_else(PoisonError::into_inner);
-        tokio::time::sleep_until(next.into()).await;
+    /// Purges get a bounded share of the time: those who generate share processors and disk with them. Backups do not wait meanwhile.
+    async fn turn_of_purge(&self, work: &Work) -> Result<SemaphorePermit<'_>, AcquireError> {
+        loop {
+            let turn = self.files.acquire().await;
+            let next = *self.next_purge.lock().unwrap_or_else(PoisonError::into_inner);
+            if next <= Instant::now() || work.cancel.load(Ordering::Relaxed) {
+                return turn;
+            }
+            drop(turn);
+            // In steps, so that a cancelled one ends soon.
+            tokio::time::sleep(next.saturating_duration_since(Instant::now()).min(Duration::from_secs(1))).await;
+        }
     }
 
     fn name(&self, number: u64) -> String {
@@ -236,8 +258,7 @@ impl Work {
 }
 
 fn purge(governor: &Governor, work: &Work) -> Result<v1::PurgeResponse, Status> {
-    let run = || governor.purge(&work.cancel, &work.progress());
-    let purged = in_background(run).map_err(|e| status::govern(&e))?;
+    let purged = governor.purge(&work.cancel, &work.progress()).map_err(|e| status::govern(&e))?;
     let failure = |(shard, reason): (ShardId, String)| {
         tracing::warn!("shard {shard} still holds withdrawn text, which is not retrieved: {reason}");
         v1::PurgeFailure { shard: shard.0, reason }
@@ -250,8 +271,7 @@ fn purge(governor: &Governor, work: &Work) -> Result<v1::PurgeResponse, Status> 
 }
 
 fn backup(governor: &Governor, work: &Work, name: &str) -> Result<v1::BackupStoreResponse, Status> {
-    let run = || governor.backup(name, &work.cancel, &work.progress());
-    let made = in_background(run).map_err(|e| status::govern(&e))?;
+    let made = governor.backup(name, &work.cancel, &work.progress()).map_err(|e| status::govern(&e))?;
     Ok(v1::BackupStoreResponse {
         backup: Some(v1::Backup { name: made.name, epoch: made.epoch.0, at_unix_ms: made.at_unix_ms }),
         root: made.root.to_string(),

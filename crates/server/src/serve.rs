@@ -94,7 +94,7 @@ impl Server {
         let (phase, watched) = watch::channel(Phase::Serving);
         let draining = Draining(watched);
         let registry = Registry::new(governor.clone(), config.clone());
-        if governor.store().status().is_ok_and(|s| s.n_unpurged > 0) {
+        if governor.store().has_unpurged() {
             registry.purge(); // what was left when the last server stopped
         }
         let (operations, cut_off) = (registry.clone(), draining.clone());

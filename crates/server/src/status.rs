@@ -178,7 +178,7 @@ fn store(error: &silo_govern::StoreError) -> Shape<'static> {
         E::SourceExists(id) => {
             Shape { resource: Some(("source", id.to_string())), ..Shape::new(Code::AlreadyExists, "SOURCE_EXISTS") }
         }
-        E::Changed(id) => {
+        E::Changed(id) | E::Rewriting(id) => {
             Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::Aborted, "SHARD_CHANGED") }
         }
         E::ShardState { id, .. } => {
@@ -193,10 +193,13 @@ fn store(error: &silo_govern::StoreError) -> Shape<'static> {
         E::UnknownBackup(name) => {
             Shape { resource: Some(("backup", name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_BACKUP") }
         }
-        E::RemovalLog { .. } | E::NoStore { .. } => Shape::new(Code::FailedPrecondition, "NOT_A_STORE"),
+        E::RemovalLog { .. } | E::NoStore { .. } | E::NoCatalog { .. } => {
+            Shape::new(Code::FailedPrecondition, "NOT_A_STORE")
+        }
         E::Empty => Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "NO_DOCUMENT") },
         E::Incompatible { .. } => Shape::new(Code::FailedPrecondition, "INCOMPATIBLE_SHARD"),
         E::Locked { .. } => Shape::new(Code::FailedPrecondition, "STORE_LOCKED"),
+        E::CatalogRead { .. } => Shape { retry: true, ..Shape::new(Code::Unavailable, "CATALOG_READ") },
         E::Version { .. } => Shape::new(Code::FailedPrecondition, "FORMAT_VERSION"),
         E::Recipe { .. } | E::RecipeForModel { .. } => Shape::new(Code::FailedPrecondition, "RECIPE"),
         E::Damaged { .. } | E::Lexical(_) => Shape::new(Code::DataLoss, "DAMAGED"),

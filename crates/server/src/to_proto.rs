@@ -165,7 +165,7 @@ pub(crate) fn shard(detail: &ShardDetail) -> v1::Shard {
         n_documents: r.n_documents,
         n_tokens: r.n_tokens,
         n_entries: r.n_entries,
-        n_withdrawn_documents: r.withdrawn.len(),
+        n_withdrawn_documents: if r.state == ShardState::Removed { r.n_documents } else { r.withdrawn.len() },
     };
     v1::Shard {
         id: r.id.0,
@@ -181,7 +181,7 @@ pub(crate) fn shard(detail: &ShardDetail) -> v1::Shard {
         recipe_hash: r.recipe_hash.clone(),
         n_bytes: detail.n_bytes,
         n_duplicates: 0,
-        files: (r.state != ShardState::Removed).then_some(files),
+        files: (r.state != ShardState::Removed || detail.n_bytes > 0).then_some(files),
     }
 }
 

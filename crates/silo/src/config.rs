@@ -69,6 +69,9 @@ pub struct StoreConfig {
     /// Threads of searches; 0 for one per core.
     #[serde(default)]
     pub threads: usize,
+    /// Open a store of which the quantiser was made of text that may be withdrawn: for comparison only.
+    #[serde(default)]
+    pub comparison_quantizer: bool,
     /// Tuned parameters of the neighbours: JSON, as documented at `silo_core::Calibration`.
     #[serde(default)]
     pub calibration: Option<PathBuf>,

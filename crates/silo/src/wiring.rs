@@ -72,6 +72,13 @@ pub fn open_store(
     tokenizer: Arc<dyn Tokenizer>,
 ) -> Result<Arc<Store>> {
     let recipe = Recipe::read(&config.recipe)?;
+    if let Some(sources) = recipe.made_of().filter(|_| !config.comparison_quantizer) {
+        bail!(
+            "the quantiser of {} was made of {sources}, for comparison: with it, what is found would depend on text that may be \
+             withdrawn; use one made of open text, or set store.comparison_quantizer",
+            config.recipe.display()
+        );
+    }
     let options = StoreOptions { n_threads: threads(config.threads), at_boundary: None };
     let store = Store::open(&config.root, model.card(), recipe, tokenizer, options)?;
     for (id, reason) in &store.unavailable() {

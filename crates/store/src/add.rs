@@ -10,6 +10,7 @@ use silo_core::{Document, Epoch, LanguageModel, RootHash, ShardId, SourceId};
 
 use crate::boundary::Boundary;
 use crate::build::Numbered;
+use crate::catalog::Files;
 use crate::files::read_manifest;
 use crate::live::LiveShard;
 use crate::store::unpoisoned;
@@ -50,6 +51,10 @@ pub(crate) struct Published {
 }
 
 impl Published {
+    fn files<'a>(&'a self, manifest: &'a Manifest) -> Files<'a> {
+        Files { directory: &self.name, manifest, sha256: &self.sha256 }
+    }
+
     /// Says that the catalog has them now.
     pub(crate) fn keep(&mut self) {
         self.kept = true;
@@ -86,17 +91,10 @@ impl Store {
         let mut published = self.publish(staging)?;
         self.at(Boundary::ShardRenamed);
         let documents = published.shard.all_documents()?;
-        let (name, sha256) = (&published.name, &published.sha256);
-        let id = self.catalog.prepare_shard(name, &manifest, sha256, &documents)?;
+        let id = self.catalog.prepare_shard(&published.files(&manifest), &documents)?;
         self.at(Boundary::ShardPrepared);
         let _change = self.change();
-        let epoch = match self.catalog.enter_shard(id) {
-            Ok(epoch) => epoch,
-            Err(error) => {
-                let _ = self.catalog.drop_prepared(Some(id)); // struck out at the next start otherwise
-                return Err(error);
-            }
-        };
+        let epoch = self.catalog.enter_shard(id)?;
         published.keep();
         self.at(Boundary::ShardEntered);
         // From here on nothing can fail: what the catalog holds is what is live.
@@ -126,15 +124,21 @@ impl Store {
     /// Encodes the stored documents of a shard again, with the store's model and recipe, and puts the result in its place: one rename, one
     /// transaction. Until then the shard stays what it was; it keeps its number, and its documents theirs. This is how a shard of
     /// another model or recipe, or one whose text is whole but not its other files, is retrieved from again. A removal of the shard
-    /// sets `cancel`.
+    /// stops it.
     pub fn rebuild_shard(
         &self,
         id: ShardId,
         model: &dyn LanguageModel,
-        cancel: &Arc<AtomicBool>,
+        cancel: &AtomicBool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, StoreError> {
-        let _rewrite = Rewrite::enter(self, id, cancel)?;
+        let rewrite = Rewrite::enter(self, id)?;
+        let progress = |done, total| {
+            if cancel.load(Ordering::Relaxed) {
+                rewrite.stop.store(true, Ordering::Relaxed);
+            }
+            progress(done, total);
+        };
         let record = self.shard(id)?;
         if record.state == ShardState::Removed {
             return Err(StoreError::ShardRemoved(id));
@@ -149,6 +153,7 @@ impl Store {
         // Rows last as long as model and recipe do.
         let same = self.check_compatible(&old_manifest).is_ok();
         let staging = Staging::create(&self.root)?;
+        let (cancel, progress) = (&*rewrite.stop, &progress);
         let builder = ShardBuilder { model, tokenizer: self.tokenizer(), recipe: self.recipe(), cancel, progress };
         let numbered: Vec<Numbered<'_>> = kept.iter().map(|d| d.numbered(same)).collect();
         let manifest = builder.build_numbered(&staging.path, &record.source, &numbered)?;
@@ -174,8 +179,8 @@ impl Store {
         self.at(Boundary::FilesRenamed);
         let live = {
             let _change = self.change();
-            let (name, sha256, gone) = (&published.name, &published.sha256, &record.withdrawn);
-            let switched = self.catalog.replace_files(record, name, manifest, sha256, gone, change)?;
+            let gone = &record.withdrawn;
+            let switched = self.catalog.replace_files(record, &published.files(manifest), gone, change)?;
             let switched = switched.ok_or(StoreError::Changed(record.id))?;
             published.keep();
             self.at(Boundary::FilesSwitched);
@@ -197,28 +202,32 @@ impl Store {
 pub(crate) struct Rewrite<'a> {
     store: &'a Store,
     id: ShardId,
+    /// Set when the shard is removed.
+    pub(crate) stop: Arc<AtomicBool>,
 }
 
 impl<'a> Rewrite<'a> {
     /// Begins, unless someone else is at it.
-    pub(crate) fn enter(store: &'a Store, id: ShardId, cancel: &Arc<AtomicBool>) -> Result<Self, StoreError> {
+    pub(crate) fn enter(store: &'a Store, id: ShardId) -> Result<Self, StoreError> {
+        let stop = Arc::new(AtomicBool::new(false));
         match unpoisoned(&store.rewrites).entry(id) {
-            Entry::Occupied(_) => Err(StoreError::Changed(id)),
+            Entry::Occupied(_) => Err(StoreError::Rewriting(id)),
             Entry::Vacant(place) => {
-                place.insert(cancel.clone());
-                Ok(Self { store, id })
+                place.insert(stop.clone());
+                Ok(Self { store, id, stop })
             }
         }
     }
 
     /// Begins as soon as no one else is at it.
-    pub(crate) fn wait(store: &'a Store, id: ShardId, cancel: &Arc<AtomicBool>) -> Self {
+    pub(crate) fn wait(store: &'a Store, id: ShardId) -> Self {
         let mut rewrites = unpoisoned(&store.rewrites);
         while rewrites.contains_key(&id) {
             rewrites = store.rewrite_ended.wait(rewrites).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
-        rewrites.insert(id, cancel.clone());
-        Self { store, id }
+        let stop = Arc::new(AtomicBool::new(false));
+        rewrites.insert(id, stop.clone());
+        Self { store, id, stop }
     }
 }
 

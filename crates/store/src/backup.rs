@@ -59,30 +59,64 @@ impl Store {
         // A name must not lead out of the folder.
         let _: SourceId = name.parse().map_err(|_| StoreError::BackupName { name: name.to_owned() })?;
         let target = folder.join(name);
-        if target.exists() {
+        if target.exists() || self.catalog.backups()?.iter().any(|b| b.name == name) {
             return Err(StoreError::BackupExists { path: target });
         }
         let partial = Partial(folder.join(format!("{name}.partial")));
         partial.clear()?;
         create_directory(&partial.0.join(SHARDS))?;
         let _maintenance = unpoisoned(&self.maintenance);
-        let copy = partial.0.join(CATALOG);
-        self.catalog.copy_to(&copy)?;
-        let catalog = Catalog::open_read_only(&copy)?;
-        let record = BackupRecord { name: name.to_owned(), epoch: catalog.epoch()?, at_unix_ms: now_unix_ms() };
-        // Before it is whole: it may hold something that is withdrawn from now on.
-        self.catalog.add_backup(&record)?;
-        let made = self.copy_shards(&catalog, &partial.0, &record, cancel, progress).and_then(|manifest| {
+        // What was withdrawn before has no bytes in the copy, where it can be helped.
+        self.purge_alone(cancel, &|_, _| {})?;
+        // Entered before anything is copied: whatever is withdrawn from now on may be in it.
+        let record = self.enter_backup(name)?;
+        let copied = self.copy_all(&partial.0, &record, cancel, progress);
+        let made = copied.and_then(|manifest| {
             self.at(Boundary::BackupCopied);
-            partial.name(&target)?;
+            fs::rename(&partial.0, &target).map_err(StoreError::io(&target))?;
             self.at(Boundary::BackupNamed);
             Ok(manifest)
         });
-        self.delete_retired()?; // of shards that were rebuilt meanwhile
+        // Directories of shards that were rebuilt meanwhile; what cannot be deleted now is deleted by the next purge.
+        let _ = self.delete_retired();
         if made.is_err() {
+            // Only once its bytes are gone is it forgotten.
+            partial.clear()?;
             self.catalog.forget_backup(name)?;
+        } else {
+            sync_directory(folder)?;
         }
         made
+    }
+
+    fn enter_backup(&self, name: &str) -> Result<BackupRecord, StoreError> {
+        // With the lock of changes: nothing is withdrawn between the look and the entry.
+        let _change = self.change();
+        let epoch = self.catalog.epoch()?;
+        let unpurged = self.catalog.removals(0)?.into_iter().find(|r| r.is_unpurged()).map(|r| r.epoch);
+        let clean_epoch = unpurged.unwrap_or(Epoch(epoch.0 + 1));
+        let record = BackupRecord { name: name.to_owned(), epoch, clean_epoch, at_unix_ms: now_unix_ms() };
+        self.catalog.add_backup(&record)?;
+        Ok(record)
+    }
+
+    fn copy_all(
+        &self,
+        target: &Path,
+        record: &BackupRecord,
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<BackupManifest, StoreError> {
+        let copy = target.join(CATALOG);
+        self.catalog.copy_to(&copy)?;
+        let catalog = Catalog::open_read_only(&copy)?;
+        let manifest = self.copy_shards(&catalog, target, record, cancel, progress)?;
+        let mut file = HashedFile::create(target, MANIFEST)?;
+        file.write(&serde_json::to_vec_pretty(&manifest).map_err(|e| StoreError::damaged(target, e))?)?;
+        file.finish()?;
+        sync_directory(&target.join(SHARDS))?;
+        sync_directory(target)?;
+        Ok(manifest)
     }
 
     fn copy_shards(
@@ -109,24 +143,18 @@ impl Store {
             done += shard.n_entries;
         }
         progress(total, total);
-        let manifest = BackupManifest {
+        Ok(BackupManifest {
             format: FORMAT.into(),
             version: VERSION,
             name: record.name.clone(),
             at_unix_ms: record.at_unix_ms,
-            epoch: record.epoch,
+            epoch: catalog.epoch()?,
             root: root_of(catalog)?,
             last_removal: catalog.removals(0)?.last().map_or(0, |r| r.id),
             n_shards: shards.len() as u64,
             n_bytes,
             damaged,
-        };
-        let mut file = HashedFile::create(target, MANIFEST)?;
-        file.write(&serde_json::to_vec_pretty(&manifest).map_err(|e| StoreError::damaged(target, e))?)?;
-        file.finish()?;
-        sync_directory(&target.join(SHARDS))?;
-        sync_directory(target)?;
-        Ok(manifest)
+        })
     }
 
     /// Strikes a backup out of the catalog, once it is deleted everywhere. Nothing is deleted by this.
@@ -134,13 +162,9 @@ impl Store {
         if self.catalog.forget_backup(name)? { Ok(()) } else { Err(StoreError::UnknownBackup(name.to_owned())) }
     }
 
-    /// The backups that hold something of a withdrawal.
+    /// The backups that may hold something of a withdrawal: those that were made before it, or before its bytes were gone from all files.
     pub fn backups_with(&self, removal: &crate::Removal) -> Result<Vec<String>, StoreError> {
-        let mut added = Vec::new();
-        for part in &removal.record.parts {
-            added.push(self.shard(part.shard)?.added_epoch);
-        }
-        let holds = |b: &BackupRecord| b.epoch < removal.epoch() && added.iter().any(|epoch| *epoch <= b.epoch);
+        let holds = |b: &BackupRecord| b.clean_epoch <= removal.epoch();
         Ok(self.catalog.backups()?.into_iter().filter(holds).map(|b| b.name).collect())
     }
 }
@@ -185,11 +209,6 @@ struct Partial(PathBuf);
 impl Partial {
     fn clear(&self) -> Result<(), StoreError> {
         if self.0.exists() { fs::remove_dir_all(&self.0).map_err(StoreError::io(&self.0)) } else { Ok(()) }
-    }
-
-    fn name(&self, target: &Path) -> Result<(), StoreError> {
-        fs::rename(&self.0, target).map_err(StoreError::io(target))?;
-        target.parent().map_or(Ok(()), sync_directory)
     }
 }
 

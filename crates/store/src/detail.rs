@@ -2,7 +2,8 @@
 
 use silo_core::ShardId;
 
-use crate::{ShardRecord, ShardState, Store, StoreError};
+use crate::files::read_manifest;
+use crate::{Manifest, ShardRecord, ShardState, Store, StoreError};
 
 /// A shard as its keepers see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,17 +37,24 @@ impl Store {
         let live = self.live();
         let unavailable = live.unavailable.get(&record.id).cloned();
         if record.state == ShardState::Removed {
-            return ShardDetail { record, unavailable, n_documents: 0, n_tokens: 0, n_entries: 0, n_bytes: 0 };
+            let files = read_manifest(&self.directory(&record.directory)).ok();
+            let n_bytes = files.map_or(0, |(manifest, _)| bytes(&manifest));
+            return ShardDetail { record, unavailable, n_documents: 0, n_tokens: 0, n_entries: 0, n_bytes };
         }
         let open = live.shards.get(&record.id).or_else(|| live.suspended.get(&record.id));
         let less = open.and_then(|s| s.withdrawn.as_ref()).map_or((0, 0), |w| (w.n_tokens, w.n_entries));
         ShardDetail {
             unavailable,
-            n_documents: record.n_documents - record.withdrawn.len(),
-            n_tokens: record.n_tokens - less.0,
-            n_entries: record.n_entries - less.1,
-            n_bytes: open.map_or(0, |s| s.shard.manifest().files.values().map(|f| f.bytes).sum()),
+            n_documents: record.n_documents.saturating_sub(record.withdrawn.len()),
+            // The row and what is live are read one after the other, and may be of two moments.
+            n_tokens: record.n_tokens.saturating_sub(less.0),
+            n_entries: record.n_entries.saturating_sub(less.1),
+            n_bytes: open.map_or(0, |s| bytes(s.shard.manifest())),
             record,
         }
     }
+}
+
+fn bytes(manifest: &Manifest) -> u64 {
+    manifest.files.values().map(|f| f.bytes).sum()
 }

@@ -17,6 +17,8 @@ pub enum StoreError {
     Locked { path: PathBuf, pid: String },
     #[error("the catalog at {} failed: {source}", path.display())]
     Catalog { path: PathBuf, source: rusqlite::Error },
+    #[error("another process reads the catalog at {}: old pages of it are emptied by the next purge", path.display())]
+    CatalogRead { path: PathBuf },
     #[error("{} has the format version {found}, this program reads version {expected}; use the program that wrote it, or \
              rebuild the store", path.display())]
     Version { path: PathBuf, found: u32, expected: u32 },
@@ -53,8 +55,12 @@ pub enum StoreError {
     UnknownBackup(String),
     #[error("the log of removals at {} cannot be used: {reason}", path.display())]
     RemovalLog { path: PathBuf, reason: String },
+    #[error("the store at {} has shards but no catalog; restore it from a backup, or delete the directory", path.display())]
+    NoCatalog { path: PathBuf },
     #[error("there is no store at {}", path.display())]
     NoStore { path: PathBuf },
+    #[error("the files of shard {0} are being written anew by another operation; wait for it")]
+    Rewriting(ShardId),
     #[error("there is no document to add")]
     Empty,
     #[error("the recipe {} is not usable: {reason}", path.display())]

@@ -20,7 +20,6 @@
 //! its directory; directories that the catalog does not call live are swept away at start.
 
 mod add;
-mod background;
 mod backup;
 mod boundary;
 mod build;
@@ -45,7 +44,6 @@ mod withdraw;
 mod write;
 
 pub use add::{AddedShard, NewShard};
-pub use background::in_background;
 pub use backup::BackupManifest;
 pub use boundary::{AtBoundary, Boundary};
 pub use build::ShardBuilder;

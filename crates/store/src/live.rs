@@ -196,15 +196,19 @@ impl Live {
         let Some(n_lists) = self.n_lists else { return };
         let mut slots: Vec<ShardId> = self.shards.keys().copied().collect();
         slots.sort_unstable();
-        // Every open shard of such a recipe has lists.
-        let offsets = |id: &ShardId| Some(self.shards[id].shard.lists()?.offsets);
-        let parts: Vec<&[u32]> = slots.iter().filter_map(offsets).collect();
+        // Every open shard of such a recipe has lists; one without would be an empty slot.
+        let none = vec![0; n_lists + 1];
+        let offsets = |id: &ShardId| self.shards[id].shard.lists().map_or(&none[..], |l| l.offsets);
+        let parts: Vec<&[u32]> = slots.iter().map(offsets).collect();
         let lists = MergedLists::new(n_lists, &parts);
         self.merged = Some(Arc::new(Merged { slots, lists }));
     }
 
     /// Adds a shard, or puts it in the place of one with the same number.
-    pub(crate) fn insert(&mut self, id: ShardId, shard: LiveShard, suspended: bool, epoch: Epoch) {
+    pub(crate) fn insert(&mut self, id: ShardId, mut shard: LiveShard, suspended: bool, epoch: Epoch) {
+        // What a running stream saw of it may be withdrawn: other files do not bring it back.
+        let old = self.shards.get(&id).or_else(|| self.suspended.get(&id));
+        shard.shrunk = old.map_or(epoch, |old| old.shrunk);
         self.remove(id);
         if suspended {
             self.suspended.insert(id, shard);
@@ -270,17 +274,18 @@ impl Live {
         }
     }
 
-    /// Takes a damaged shard out of what is retrieved; false if it is not there any more: removed, or with other files meanwhile.
-    pub(crate) fn quarantine(&mut self, id: ShardId, damaged: &Arc<Shard>, reason: String) -> bool {
-        let found = self.shards.get(&id).or_else(|| self.suspended.get(&id));
-        if !found.is_some_and(|live| Arc::ptr_eq(&live.shard, damaged)) {
-            return false;
-        }
+    /// Takes a damaged shard out of what is retrieved.
+    pub(crate) fn quarantine(&mut self, id: ShardId, reason: String, epoch: Epoch) {
         self.hide(id);
         self.suspended.remove(&id);
         self.unavailable.insert(id, reason);
-        self.renew_snapshot(self.snapshot.epoch);
-        true
+        self.renew_snapshot(epoch);
+    }
+
+    /// Whether a shard, live or suspended, still has these files.
+    pub(crate) fn has(&self, id: ShardId, files: &Arc<Shard>) -> bool {
+        let found = self.shards.get(&id).or_else(|| self.suspended.get(&id));
+        found.is_some_and(|live| Arc::ptr_eq(&live.shard, files))
     }
 
     fn show(&mut self, id: ShardId, shard: LiveShard) {

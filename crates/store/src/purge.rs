@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use silo_core::ShardId;
 
 use crate::add::{Rewrite, Staging};
 use crate::boundary::Boundary;
-use crate::files::read_manifest;
 use crate::store::unpoisoned;
 use crate::write::{About, ShardWriter, Written, sync_directory};
 use crate::{Manifest, Numbers, Shard, ShardRecord, ShardState, Store, StoreError};
@@ -30,8 +28,13 @@ impl Store {
     /// out what the catalog knew of these; readers and changes go on meanwhile. What was withdrawn before the call is purged when
     /// it returns. A shard whose files are damaged is reported, and is purged when it is rebuilt or removed. If `cancel` stops it, what
     /// is left is done by the next one.
-    pub fn purge(&self, cancel: &Arc<AtomicBool>, progress: &dyn Fn(u64, u64)) -> Result<Purged, StoreError> {
+    pub fn purge(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Purged, StoreError> {
         let _maintenance = unpoisoned(&self.maintenance);
+        self.purge_alone(cancel, progress)
+    }
+
+    /// The same for a caller who holds the lock of maintenance.
+    pub(crate) fn purge_alone(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Purged, StoreError> {
         let unpurged = self.catalog.unpurged()?;
         let concerned = |r: &ShardRecord| unpurged.values().any(|shards| shards.contains(&r.id));
         let records: Vec<ShardRecord> = self.catalog.shards()?.into_iter().filter(concerned).collect();
@@ -41,7 +44,7 @@ impl Store {
         for record in &records {
             progress(done, total);
             let result = match record.state {
-                ShardState::Removed => self.delete(record, cancel),
+                ShardState::Removed => self.delete(record),
                 _ => self.rewrite(record, cancel),
             };
             match result {
@@ -54,7 +57,9 @@ impl Store {
         }
         progress(total, total);
         self.delete_retired()?;
-        self.catalog.checkpoint()?;
+        if !unpurged.is_empty() || self.catalog.is_stale() {
+            self.catalog.write_anew()?;
+        }
         self.at(Boundary::LogEmptied);
         let whole = |(_, shards): &(&u64, &Vec<ShardId>)| !shards.iter().any(|s| purged.failures.contains_key(s));
         purged.removals = unpurged.iter().filter(whole).map(|(id, _)| *id).collect();
@@ -64,9 +69,9 @@ impl Store {
     }
 
     /// Deletes the files of a removed shard.
-    fn delete(&self, record: &ShardRecord, cancel: &Arc<AtomicBool>) -> Result<u64, StoreError> {
-        // A rebuild under way holds copies of the text, which it deletes before it ends.
-        let _rewrite = Rewrite::wait(self, record.id, cancel);
+    fn delete(&self, record: &ShardRecord) -> Result<u64, StoreError> {
+        // A rebuild under way holds copies of the text. The removal has told it to stop, and it deletes them before it ends.
+        let _rewrite = Rewrite::wait(self, record.id);
         let there = self.directory(&record.directory).exists();
         self.delete_directory(&record.directory)?;
         self.at(Boundary::FilesDeleted);
@@ -75,33 +80,39 @@ impl Store {
     }
 
     /// Writes the files of a shard anew without what was withdrawn from it.
-    fn rewrite(&self, record: &ShardRecord, cancel: &Arc<AtomicBool>) -> Result<u64, StoreError> {
-        let rewrite = Rewrite::wait(self, record.id, cancel);
-        // While this waited, it may have been rebuilt, and what was withdrawn left out.
+    fn rewrite(&self, record: &ShardRecord, cancel: &AtomicBool) -> Result<u64, StoreError> {
+        // One that is being rebuilt is left alone: the rebuild leaves out what is withdrawn, and may take long.
+        let rewrite = Rewrite::enter(self, record.id)?;
+        // It may have been rebuilt a moment ago.
         let record = self.shard(record.id)?;
         match record.state {
             ShardState::Removed => {
                 drop(rewrite);
-                return self.delete(&record, cancel);
+                return self.delete(&record);
             }
             _ if record.withdrawn.is_empty() => return self.forget(&record),
             ShardState::Live | ShardState::Suspended => {}
         }
-        let path = self.directory(&record.directory);
-        let (manifest, sha256) = read_manifest(&path)?;
-        if sha256 != record.manifest_sha256 {
-            return Err(StoreError::damaged(&path, "its manifest is not the one that was added"));
-        }
-        let shard = Shard::open(&path)?;
+        // Every file is checked before it is copied: damage must not get a new checksum.
+        let shard = Shard::verify_at(&self.directory(&record.directory), &record.manifest_sha256)?;
+        let manifest = shard.manifest();
         let staging = Staging::create(&self.root)?;
-        let rewritten = self.write_without(&shard, &manifest, &record.withdrawn, &staging, cancel)?;
+        let stopped = || cancel.load(Ordering::Relaxed) || rewrite.stop.load(Ordering::Relaxed);
+        let written = match self.write_without(&shard, manifest, &record.withdrawn, &staging, &stopped) {
+            // It was removed meanwhile.
+            Err(StoreError::Cancelled) if !cancel.load(Ordering::Relaxed) => {
+                drop((staging, rewrite));
+                return self.delete(&self.shard(record.id)?);
+            }
+            other => other?,
+        };
         self.at(Boundary::FilesWritten);
         let published = self.publish(staging)?;
-        self.switch(&record, published, &rewritten, None)?;
+        self.switch(&record, published, &written, None)?;
         self.delete_retired()?;
         self.at(Boundary::FilesDeleted);
         self.forget(&self.shard(record.id)?)?;
-        Ok(manifest.n_entries - rewritten.n_entries)
+        Ok(manifest.n_entries - written.n_entries)
     }
 
     fn forget(&self, record: &ShardRecord) -> Result<u64, StoreError> {
@@ -116,13 +127,13 @@ impl Store {
         manifest: &Manifest,
         withdrawn: &Numbers,
         staging: &Staging,
-        cancel: &AtomicBool,
+        stopped: &dyn Fn() -> bool,
     ) -> Result<Manifest, StoreError> {
         let lists = shard.list_of_each();
         let n_lists = shard.lists().map(|l| l.offsets.len() - 1);
         let mut writer = ShardWriter::create(&staging.path, self.tokenizer(), &manifest.recipe, n_lists)?;
         for i in 0..shard.numbers().len() {
-            if cancel.load(Ordering::Relaxed) {
+            if stopped() {
                 return Err(StoreError::Cancelled);
             }
             let document = shard.written(i)?;

@@ -135,6 +135,15 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// What a quantiser says that was made of text which may be withdrawn.
+    pub const COMPARISON: &str = "comparison";
+
+    /// The sources that its quantiser was made of, if it was made for comparison only: where entries are found must not depend on what may be
+    /// withdrawn.
+    pub fn made_of(&self) -> Option<&str> {
+        self.quantizer()?.1.about().get(Self::COMPARISON).map(String::as_str)
+    }
+
     /// The quantiser, if search is approximate.
     pub fn quantizer(&self) -> Option<(&Ivf, &Quantizer)> {
         let ivf = self.ivf.as_ref()?;

@@ -9,10 +9,13 @@ use silo_core::{Epoch, RootHash, ShardId};
 
 use crate::backup::{BackupManifest, CATALOG, SHARDS, copy_directory, root_of};
 use crate::boundary::{AtBoundary, Boundary};
-use crate::catalog::{Catalog, RemovalRecord, chain_is_whole};
+use crate::catalog::{BackupRecord, Catalog, RemovalRecord, chain_is_whole};
 use crate::lock::Lock;
 use crate::write::{create_directory, sync_directory};
 use crate::{Shard, ShardState, StoreError};
+
+/// The catalog that a restore makes before it takes the other's place.
+pub(crate) const RESTORED: &str = "catalog.restored.sqlite";
 
 const FORMAT: &str = "silo-removals";
 const VERSION: u32 = 1;
@@ -20,6 +23,10 @@ const VERSION: u32 = 1;
 /// The log of removals of a store, with the greatest numbers that it is known to have given out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RemovalLog {
+    /// Id of the store.
+    pub store_id: String,
+    /// The backups that it knows of.
+    pub backups: Vec<BackupRecord>,
     /// The greatest number of a shard.
     pub last_shard: ShardId,
     /// The epoch.
@@ -34,6 +41,8 @@ pub struct RemovalLog {
 struct Header {
     format: String,
     version: u32,
+    store_id: String,
+    backups: Vec<BackupRecord>,
     last_shard: ShardId,
     last_epoch: Epoch,
     n_records: u64,
@@ -72,7 +81,7 @@ impl RemovalLog {
         } else {
             Self::from_lines(path)?
         };
-        if !chain_is_whole(&log.records) {
+        if !chain_is_whole(&log.store_id, &log.records) {
             return Err(StoreError::RemovalLog {
                 path: path.to_owned(),
                 reason: "an entry is missing or was changed: its chain of hashes is broken".into(),
@@ -82,8 +91,13 @@ impl RemovalLog {
     }
 
     fn of(catalog: &Catalog) -> Result<Self, StoreError> {
-        let (last_shard, last_epoch) = (catalog.last_shard()?, catalog.epoch()?);
-        Ok(Self { last_shard, last_epoch, records: catalog.removals(0)? })
+        Ok(Self {
+            store_id: catalog.store_id()?,
+            backups: catalog.backups()?,
+            last_shard: catalog.last_shard()?,
+            last_epoch: catalog.epoch()?,
+            records: catalog.removals(0)?,
+        })
     }
 
     fn from_lines(path: &Path) -> Result<Self, StoreError> {
@@ -103,7 +117,8 @@ impl RemovalLog {
         if records.len() as u64 != header.n_records {
             return Err(wrong(format!("it holds {} entries, its header says {}", records.len(), header.n_records)));
         }
-        Ok(Self { last_shard: header.last_shard, last_epoch: header.last_epoch, records })
+        let Header { store_id, backups, last_shard, last_epoch, .. } = header;
+        Ok(Self { store_id, backups, last_shard, last_epoch, records })
     }
 
     /// Writes the log as JSON lines, for keeping it away from the store.
@@ -111,6 +126,8 @@ impl RemovalLog {
         let header = Header {
             format: FORMAT.into(),
             version: VERSION,
+            store_id: self.store_id.clone(),
+            backups: self.backups.clone(),
             last_shard: self.last_shard,
             last_epoch: self.last_epoch,
             n_records: self.records.len() as u64,
@@ -120,8 +137,10 @@ impl RemovalLog {
     }
 
     /// Whether it goes on from where the other one ends, or ends there too.
-    fn continues(&self, other: &[RemovalRecord]) -> bool {
-        other.last().is_none_or(|last| self.records.iter().any(|r| r.id == last.id && r.chain == last.chain))
+    fn continues(&self, other: &Self) -> bool {
+        let newest = other.records.last();
+        self.store_id == other.store_id
+            && newest.is_none_or(|last| self.records.iter().any(|r| r.id == last.id && r.chain == last.chain))
     }
 }
 
@@ -141,12 +160,32 @@ pub fn restore(
     let _lock = Lock::take(root)?;
     let held = RemovalLog::of(&Catalog::open_read_only(&backup.join(CATALOG))?)?;
     let (log, known) = logs(&held, root, later)?;
-    let restored = root.join("catalog.restored.sqlite");
+    let made = make(backup, root, &manifest, [&held, &log], known.as_ref(), &at);
+    if made.is_err() {
+        remove_catalog(&root.join(RESTORED))?;
+    }
+    made
+}
+
+/// Makes the new catalog and copies the shards, and puts it in the place of the old one.
+fn make(
+    backup: &Path,
+    root: &Path,
+    manifest: &BackupManifest,
+    [held, log]: [&RemovalLog; 2],
+    known: Option<&RemovalLog>,
+    at: &dyn Fn(Boundary),
+) -> Result<Restored, StoreError> {
+    let restored = root.join(RESTORED);
     copy_catalog(&backup.join(CATALOG), &restored)?;
     let catalog = Catalog::open(&restored)?;
+    catalog.drop_prepared(None)?; // an addition that was under way when the backup was made
     let later = &log.records[held.records.len()..];
-    let greatest = |f: fn(&RemovalLog) -> u64| known.iter().chain([&log, &held]).map(f).max().unwrap_or_default();
+    let greatest = |f: fn(&RemovalLog) -> u64| known.into_iter().chain([log, held]).map(f).max().unwrap_or_default();
     catalog.replay(later, ShardId(greatest(|l| l.last_shard.0)), Epoch(greatest(|l| l.last_epoch.0)))?;
+    for backup in known.into_iter().chain([log]).flat_map(|l| &l.backups) {
+        catalog.add_backup(backup)?; // those that are known already stay
+    }
     at(Boundary::RestoreReplayed);
     let shards: Vec<_> = catalog.shards()?.into_iter().filter(|s| s.state != ShardState::Removed).collect();
     for shard in &shards {
@@ -158,27 +197,27 @@ pub fn restore(
     catalog.close()?;
     replace_catalog(root, &restored)?;
     at(Boundary::RestoreSwitched);
-    let damaged = manifest.damaged.into_iter().filter(|id| shards.iter().any(|s| s.id == *id)).collect();
+    let damaged = manifest.damaged.iter().copied().filter(|id| shards.iter().any(|s| s.id == *id)).collect();
     Ok(Restored { epoch, root: made, n_shards: shards.len() as u64, n_replayed: later.len() as u64, damaged })
 }
 
 /// The log to replay, and that of the store which is there, if one is. All that are known must be beginnings of it.
 fn logs(held: &RemovalLog, root: &Path, later: Later<'_>) -> Result<(RemovalLog, Option<RemovalLog>), StoreError> {
     let there = root.join(CATALOG);
-    let known = if there.exists() { RemovalLog::read(&there).map(Some) } else { Ok(None) };
-    let (path, log, known) = match later {
-        Later::Log(path) => (path.to_owned(), RemovalLog::read(path)?, known.unwrap_or_default()),
-        // The store that is there is asked; one that cannot be read must not be passed over.
-        Later::None => match known? {
-            Some(known) => (there, known.clone(), Some(known)),
-            None => (PathBuf::new(), held.clone(), None),
-        },
+    // One that cannot be read must not be passed over: whoever knows that it knows nothing more moves it away.
+    let known = if there.exists() { Some(RemovalLog::read(&there)?) } else { None };
+    let (path, log) = match (later, &known) {
+        (Later::Log(path), _) => (path.to_owned(), RemovalLog::read(path)?),
+        (Later::None, Some(known)) => (there, known.clone()),
+        (Later::None, None) => (PathBuf::new(), held.clone()),
     };
     for (name, other) in [("the backup", Some(held)), ("the store that is there", known.as_ref())] {
         let Some(other) = other else { continue };
-        if !log.continues(&other.records) {
+        if !log.continues(other) {
             let (got, expected) = (log.records.len(), other.records.len());
-            let reason = if got < expected {
+            let reason = if log.store_id != other.store_id {
+                format!("it is the log of another store than that of {name}")
+            } else if got < expected {
                 format!(
                     "it ends at entry {got}, {name} knows of {expected}: what was withdrawn after {got} would come back"
                 )
@@ -197,7 +236,7 @@ fn copy_catalog(from: &Path, to: &Path) -> Result<(), StoreError> {
 }
 
 /// Deletes a catalog's file and what SQLite keeps beside it.
-fn remove_catalog(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn remove_catalog(path: &Path) -> Result<(), StoreError> {
     for end in ["-wal", "-shm", ""] {
         let file = PathBuf::from(format!("{}{end}", path.display()));
         match fs::remove_file(&file) {

@@ -303,7 +303,7 @@ impl Shard {
     pub(crate) fn list_of_each(&self) -> Option<(Vec<u32>, Vec<u8>)> {
         let lists = self.lists()?;
         let (n, n_lists) = (lists.rows.len(), lists.offsets.len() - 1);
-        let width = if n == 0 { 0 } else { lists.codes.len() / n };
+        let width = lists.codes.len().checked_div(n).unwrap_or(0);
         let (mut of_row, mut codes) = (vec![0; n], vec![0; n * width]);
         for list in 0..n_lists {
             for at in lists.offsets[list] as usize..lists.offsets[list + 1] as usize {

@@ -12,11 +12,13 @@ use silo_core::{
     ContentHash, ModelCard, ShardId, ShardMask, ShardView, Snapshot, SnapshotProvider, Source, SourceId, Tokenizer,
 };
 
+use crate::backup::{CATALOG, SHARDS};
 use crate::boundary::{AtBoundary, Boundary};
 use crate::catalog::{BackupRecord, Catalog, RemovalRecord};
 use crate::files::read_manifest;
 use crate::live::{Live, LiveShard};
 use crate::lock::Lock;
+use crate::restore::{RESTORED, remove_catalog};
 use crate::write::{create_directory, sync_directory};
 use crate::{Manifest, Recipe, Shard, ShardRecord, ShardState, StoreError, StoredDocument};
 
@@ -82,8 +84,16 @@ impl Store {
         create_directory(&root.join("shards"))?;
         create_directory(&root.join("tmp"))?;
         let lock = Lock::take(root)?;
-        let catalog = Catalog::open(&root.join("catalog.sqlite"))?;
-        catalog.drop_prepared(None)?;
+        check_catalog_is_there(root)?;
+        remove_catalog(&root.join(RESTORED))?;
+        let catalog = Catalog::open(&root.join(CATALOG))?;
+        catalog.drop_prepared(None)?; // additions that a crash cut off
+        if catalog.is_stale() {
+            // While another process reads it is left to the next purge.
+            catalog
+                .write_anew()
+                .or_else(|e| if matches!(e, StoreError::CatalogRead { .. }) { Ok(()) } else { Err(e) })?;
+        }
         let records = catalog.shards()?;
         sweep(root, &records)?;
         let threads = rayon::ThreadPoolBuilder::new()
@@ -164,21 +174,22 @@ impl Store {
         Ok(())
     }
 
-    /// Checks the keys of all shards that are retrieved from, which opening does not, and takes damaged shards out. Returns their
+    /// Checks the keys of all shards, which opening does not, and takes damaged shards out of what is retrieved. Returns their
     /// reasons. Meant for a thread of its own while the store serves.
     pub fn scrub(&self) -> BTreeMap<ShardId, String> {
-        let shards: Vec<(ShardId, Arc<Shard>)> =
-            self.live.load().shards.iter().map(|(i, s)| (*i, s.shard.clone())).collect();
+        let live = self.live.load_full();
         let mut damaged = BTreeMap::new();
-        for (id, shard) in shards {
+        for (id, shard) in live.shards.iter().chain(&live.suspended).map(|(i, s)| (*i, &s.shard)) {
             let Err(error) = shard.verify() else { continue };
             let _change = self.change();
             // It may have been removed or rewritten meanwhile, and its files with it.
-            let mut there = false;
-            self.swap(|live| there = live.quarantine(id, &shard, error.to_string()));
-            if there {
-                damaged.insert(id, error.to_string());
+            if !self.live().has(id, shard) {
+                continue;
             }
+            // Where the catalog cannot say it, searches must not go on finding damaged entries.
+            let epoch = self.catalog.note_epoch("quarantine").unwrap_or(self.live().snapshot.epoch);
+            self.swap(|live| live.quarantine(id, error.to_string(), epoch));
+            damaged.insert(id, error.to_string());
         }
         damaged
     }
@@ -216,6 +227,11 @@ impl Store {
             backups: self.catalog.backups()?,
             n_unpurged: self.catalog.unpurged()?.len() as u64,
         })
+    }
+
+    /// Whether bytes of something that was withdrawn may be in a file; true if that cannot be told.
+    pub fn has_unpurged(&self) -> bool {
+        !self.catalog.unpurged().is_ok_and(|u| u.is_empty())
     }
 
     /// Shards that are in the store but cannot be retrieved from, and why.
@@ -260,6 +276,16 @@ impl SnapshotProvider for Store {
 /// the maps behind the others are changed in single steps.
 pub(crate) fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Refuses shards without a catalog: an empty one would have them swept away.
+fn check_catalog_is_there(root: &Path) -> Result<(), StoreError> {
+    let place = root.join(SHARDS);
+    let mut shards = fs::read_dir(&place).map_err(StoreError::io(&place))?;
+    if !root.join(CATALOG).exists() && shards.next().is_some() {
+        return Err(StoreError::NoCatalog { path: root.to_owned() });
+    }
+    Ok(())
 }
 
 /// Deletes what a crash may have left: unfinished builds, and directories that no shard has.

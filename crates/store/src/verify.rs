@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use silo_core::{LanguageModel, ShardId};
 
+use crate::add::Rewrite;
 use crate::backup::{CATALOG, SHARDS, copy_directory};
 use crate::catalog::{Catalog, chain_is_whole};
 use crate::live::LiveShard;
@@ -43,7 +45,7 @@ pub fn verify(root: &Path) -> Result<Verified, StoreError> {
     let _lock = Lock::take(root)?;
     let catalog = Catalog::open_read_only(&path)?;
     let mut faults: Vec<Fault> = catalog.check()?.into_iter().map(|what| Fault { shard: None, what }).collect();
-    if !chain_is_whole(&catalog.removals(0)?) {
+    if !chain_is_whole(&catalog.store_id()?, &catalog.removals(0)?) {
         faults.push(Fault { shard: None, what: "the log of removals lacks an entry, or one was changed".into() });
     }
     let purging: BTreeSet<ShardId> = catalog.unpurged()?.into_values().flatten().collect();
@@ -108,7 +110,7 @@ impl Store {
             let copied = backup.map(|b| self.copy_from(b, id));
             let repair = match copied {
                 Some(Ok(())) => Repair::Copied,
-                other => match self.rebuild_shard(id, model, &Arc::default(), &|_, _| {}) {
+                other => match self.rebuild_shard(id, model, &AtomicBool::new(false), &|_, _| {}) {
                     Ok(_) => Repair::Rebuilt,
                     Err(error) => {
                         let of_backup = other.and_then(Result::err).map(|e| format!("; in the backup: {e}"));
@@ -124,6 +126,7 @@ impl Store {
     /// Puts a shard's own files from a backup in the place of damaged ones.
     fn copy_from(&self, backup: &Path, id: ShardId) -> Result<(), StoreError> {
         let _maintenance = unpoisoned(&self.maintenance);
+        let _rewrite = Rewrite::enter(self, id)?;
         let record = self.shard(id)?;
         let from = backup.join(SHARDS).join(&record.directory);
         let manifest = Shard::verify_at(&from, &record.manifest_sha256)?.manifest().clone();
@@ -140,10 +143,8 @@ impl Store {
             return Err(StoreError::ShardRemoved(id));
         }
         let suspended = record.state == ShardState::Suspended;
-        self.swap(|live| {
-            let epoch = live.snapshot.epoch;
-            live.insert(id, LiveShard::new(shard, &record.withdrawn), suspended, epoch);
-        });
+        let epoch = self.catalog.note_epoch("repair")?;
+        self.swap(|live| live.insert(id, LiveShard::new(shard, &record.withdrawn), suspended, epoch));
         Ok(())
     }
 }

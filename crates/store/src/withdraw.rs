@@ -110,7 +110,9 @@ impl Store {
             live.renew_snapshot(record.epoch);
         });
         let effective_ms = passed_ms();
-        record.parts.iter().filter(|p| p.numbers.is_none()).for_each(|p| self.stop_rewrite(p.shard));
+        if kind == RemovalKind::Remove {
+            record.parts.iter().filter(|p| p.numbers.is_none()).for_each(|p| self.stop_rewrite(p.shard));
+        }
         Ok(Removal { record, root_before, root_after: live.snapshot.root, durable_ms, effective_ms })
     }
 }

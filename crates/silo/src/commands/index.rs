@@ -42,6 +42,10 @@ pub struct Train {
     /// Open tiers that keys are taken from.
     #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
     tiers: Vec<Tier>,
+    /// Take the keys from these sources instead, restricted ones too: for measuring what a neutral quantiser costs. What is made of them
+    /// carries their names, and a server refuses it.
+    #[arg(long, value_delimiter = ',', conflicts_with = "tiers", value_name = "SOURCES")]
+    comparison: Vec<String>,
     /// Keys to take, from documents drawn by hash.
     #[arg(long, default_value_t = 200_000)]
     keys: usize,
@@ -133,8 +137,12 @@ impl Train {
         model: [(String, String); 2],
     ) -> std::collections::BTreeMap<String, String> {
         let tiers = self.tiers.iter().map(Tier::to_string).collect::<Vec<_>>().join(",");
+        let made_of = match &self.comparison[..] {
+            [] => ("tiers", tiers),
+            sources => (Recipe::COMPARISON, sources.join(",")),
+        };
         let more = [
-            ("tiers", tiers),
+            made_of,
             ("n_keys", n_keys.to_string()),
             ("n_documents", n_documents.to_string()),
             ("seed", self.seed.to_string()),
@@ -147,10 +155,16 @@ impl Train {
     fn documents(&self) -> Result<Vec<CorpusDocument>> {
         let gate = LicenceGate::new(&self.tiers);
         let mut out = Vec::new();
-        for source in read_report(&self.corpus)?.sources.iter().filter(|s| s.is_open()) {
+        let report = read_report(&self.corpus)?;
+        let compared = |name: &str| self.comparison.iter().any(|c| c == name);
+        let wanted = |name: &str, open: bool| if self.comparison.is_empty() { open } else { compared(name) };
+        for source in report.sources.iter().filter(|s| wanted(s.name.as_str(), s.is_open())) {
             let documents = read_documents(&self.corpus.join(format!("{}.jsonl.zst", source.name)))?;
-            let usable =
-                |d: &CorpusDocument| d.split == Split::Train && d.excluded.is_none() && gate.violation(d).is_none();
+            let usable = |d: &CorpusDocument| {
+                d.split == Split::Train
+                    && d.excluded.is_none()
+                    && (compared(source.name.as_str()) || gate.violation(d).is_none())
+            };
             out.extend(documents.into_iter().filter(usable));
         }
         if out.is_empty() {

@@ -1,35 +1,47 @@
 //! The catalog: what was declared, added and withdrawn. It alone says what is live.
 
 mod removals;
+mod resolve;
 mod schema;
 mod shards;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 use silo_core::{Epoch, Permissions, Source};
 
 pub(crate) use removals::chain_is_whole;
 pub use removals::{RemovalKind, RemovalPart, RemovalRecord};
+pub(crate) use shards::Files;
 pub use shards::{ShardRecord, ShardState};
 
 use crate::StoreError;
+
+/// How long a reader of another process is waited for. Nobody else writes.
+const BUSY: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(crate) struct Catalog {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// Whether its files may hold what was struck out of it.
+    stale: AtomicBool,
 }
 
 /// A backup that was made, by the catalog of the store that it was made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BackupRecord {
     /// Name of its directory.
     pub name: String,
-    /// The epoch that it holds.
+    /// The epoch that it holds, or an earlier one.
     pub epoch: Epoch,
+    /// Withdrawals from this epoch on may have bytes in it.
+    pub clean_epoch: Epoch,
     /// When it was made, in milliseconds since 1970.
     pub at_unix_ms: i64,
 }
@@ -38,7 +50,7 @@ impl Catalog {
     /// Opens the catalog, makes it, or brings it to the version of today.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let connection = Connection::open(path).map_err(|e| Self::error(path, e))?;
-        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection) };
+        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection), stale: AtomicBool::new(false) };
         catalog.prepare()?;
         Ok(catalog)
     }
@@ -47,7 +59,7 @@ impl Catalog {
     pub(crate) fn open_read_only(path: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|e| Self::error(path, e))?;
-        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection) };
+        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection), stale: AtomicBool::new(false) };
         catalog.check_version(catalog.version()?)?;
         Ok(catalog)
     }
@@ -67,6 +79,7 @@ impl Catalog {
 
     fn prepare(&self) -> Result<(), StoreError> {
         self.run(|c| {
+            c.busy_timeout(BUSY)?;
             c.pragma_update(None, "journal_mode", "WAL")?;
             c.pragma_update(None, "synchronous", "FULL")?; // acknowledged means on disk
             c.pragma_update(None, "secure_delete", true)?; // deleted bytes are overwritten
@@ -76,12 +89,14 @@ impl Catalog {
         match self.version()? {
             0 => self.transaction(|t| {
                 t.execute_batch(schema::SCHEMA)?;
+                new_store_id(t)?;
                 set_version(t)
             })?,
             1 => self.transaction(|t| {
                 t.execute_batch(schema::FROM_1)?;
                 t.execute_batch(schema::SCHEMA)?;
                 t.execute_batch(schema::FROM_1_COPY)?;
+                new_store_id(t)?;
                 removals::chain_anew(t)?;
                 set_version(t)
             })?,
@@ -103,10 +118,20 @@ impl Catalog {
         in_transaction(&mut self.lock(), f).map_err(|e| Self::error(&self.path, e))
     }
 
+    /// The store's own name, which its backups share.
+    pub(crate) fn store_id(&self) -> Result<String, StoreError> {
+        self.run(|c| c.query_row("SELECT id FROM store", [], |r| r.get(0)))
+    }
+
     pub(crate) fn epoch(&self) -> Result<Epoch, StoreError> {
         self.run(|c| {
             c.query_row("SELECT coalesce(max(epoch), 0) FROM epochs", [], |r| Ok(Epoch(r.get::<_, i64>(0)? as u64)))
         })
+    }
+
+    /// Makes an epoch for a change that the catalog does not hold: damage that was found, or mended.
+    pub(crate) fn note_epoch(&self, change: &str) -> Result<Epoch, StoreError> {
+        self.transaction(|t| new_epoch(t, change))
     }
 
     /// Adds a source; false if its name is taken.
@@ -144,10 +169,10 @@ impl Catalog {
         })
     }
 
-    /// Writes a copy of the catalog as it is now to a new file, while it may be in use.
+    /// Writes a copy of the catalog as it is now to a new file, by a connection of its own: no change waits for it.
     pub(crate) fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
         let target = path.to_string_lossy().into_owned();
-        self.run(|c| c.execute("VACUUM INTO ?1", [target]).map(drop))
+        Self::open_read_only(&self.path)?.run(|c| c.execute("VACUUM INTO ?1", [target]).map(drop))
     }
 
     /// Closes the catalog with all its pages in one file, for it to be renamed.
@@ -158,16 +183,29 @@ impl Catalog {
         connection.close().map_err(|(_, e)| Self::error(&path, e))
     }
 
-    /// Brings all pages into the main file and empties the write-ahead log, in which old pages stand.
-    pub(crate) fn checkpoint(&self) -> Result<(), StoreError> {
-        self.run(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+    /// Whether something was struck out since it was last written anew, other than by a purge.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
     }
 
-    /// Enters a backup.
-    pub(crate) fn add_backup(&self, backup: &BackupRecord) -> Result<(), StoreError> {
-        let sql = "INSERT INTO backups (name, epoch, at_unix_ms) VALUES (?1, ?2, ?3)
-                   ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, at_unix_ms = excluded.at_unix_ms";
-        self.run(|c| c.execute(sql, params![backup.name, backup.epoch.0 as i64, backup.at_unix_ms]).map(drop))
+    /// Writes the catalog anew and empties the write-ahead log: SQLite overwrites what is deleted, but not what stays behind in a page that
+    /// it has split. Fails while another process reads. Changes wait for it.
+    pub(crate) fn write_anew(&self) -> Result<(), StoreError> {
+        self.run(|c| c.execute_batch("VACUUM"))?;
+        let busy: bool = self.run(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0)))?;
+        if busy {
+            return Err(StoreError::CatalogRead { path: self.path.clone() });
+        }
+        self.stale.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Enters a backup; false if its name is known.
+    pub(crate) fn add_backup(&self, backup: &BackupRecord) -> Result<bool, StoreError> {
+        let sql =
+            "INSERT INTO backups (name, epoch, clean_epoch, at_unix_ms) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
+        let (epoch, clean) = (backup.epoch.0 as i64, backup.clean_epoch.0 as i64);
+        self.run(|c| c.execute(sql, params![backup.name, epoch, clean, backup.at_unix_ms]).map(|n| n == 1))
     }
 
     /// Strikes a backup out, after it was deleted; false if it is not known.
@@ -178,9 +216,10 @@ impl Catalog {
     /// The backups that are known, oldest first.
     pub(crate) fn backups(&self) -> Result<Vec<BackupRecord>, StoreError> {
         let read = |r: &Row<'_>| {
-            Ok(BackupRecord { name: r.get(0)?, epoch: Epoch(r.get::<_, i64>(1)? as u64), at_unix_ms: r.get(2)? })
+            let epoch = |column| r.get::<_, i64>(column).map(|n| Epoch(n as u64));
+            Ok(BackupRecord { name: r.get(0)?, epoch: epoch(1)?, clean_epoch: epoch(2)?, at_unix_ms: r.get(3)? })
         };
-        let sql = "SELECT name, epoch, at_unix_ms FROM backups ORDER BY epoch, name";
+        let sql = "SELECT name, epoch, clean_epoch, at_unix_ms FROM backups ORDER BY epoch, name";
         self.run(|c| c.prepare(sql)?.query_map([], read)?.collect())
     }
 }
@@ -194,6 +233,10 @@ fn in_transaction<T>(
     let value = f(&transaction)?;
     transaction.commit()?;
     Ok(value)
+}
+
+fn new_store_id(t: &Transaction<'_>) -> rusqlite::Result<()> {
+    t.execute("INSERT INTO store (id) VALUES (?1)", [uuid::Uuid::new_v4().to_string()]).map(drop)
 }
 
 /// The time, in milliseconds since 1970.

@@ -61,13 +61,18 @@ pub struct RemovalRecord {
     pub selector: String,
     /// What it concerns.
     pub parts: Vec<RemovalPart>,
-    /// SHA-256 of this entry, without this field and the next, and the chain of the entry before it.
+    /// SHA-256 of this entry, without this field and the next, and the chain of the entry before it; before the first stands the store's id.
     pub chain: String,
     /// When its bytes were gone from all files.
     pub purged_at_unix_ms: Option<i64>,
 }
 
 impl RemovalRecord {
+    /// Whether bytes of what it withdrew may be in a file.
+    pub(crate) fn is_unpurged(&self) -> bool {
+        self.kind == RemovalKind::Remove && self.purged_at_unix_ms.is_none()
+    }
+
     fn chain_after(&self, previous: &str) -> String {
         let content = (self.id, self.epoch, self.at_unix_ms, self.kind, &self.selector, &self.parts);
         let text = serde_json::to_string(&content).expect("numbers and texts are JSON");
@@ -75,9 +80,9 @@ impl RemovalRecord {
     }
 }
 
-/// Whether each entry follows from the one before it, from the first on.
-pub(crate) fn chain_is_whole(log: &[RemovalRecord]) -> bool {
-    let mut previous = "";
+/// Whether each entry follows from the one before it, and the first from the store's own name.
+pub(crate) fn chain_is_whole(store_id: &str, log: &[RemovalRecord]) -> bool {
+    let mut previous = store_id;
     log.iter().zip(1..).all(|(record, id)| {
         let follows = record.id == id && record.chain == record.chain_after(previous);
         previous = &record.chain;
@@ -148,10 +153,11 @@ impl Catalog {
                 write(t, record)?;
                 apply(t, record)?;
             }
-            for (table, known) in [("shards", last_shard.0), ("epochs", last_epoch.0)] {
+            for (table, known) in [("shards", last_shard.0), ("epochs", last_epoch.0), ("sources", 0)] {
                 let sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?1";
                 let own = t.query_row(sql, [table], |r| r.get::<_, i64>(0))? as u64;
-                let next = (own.max(known) / RESTORE_STEP + 1) * RESTORE_STEP;
+                let minutes = now_unix_ms() as u64 / 60_000;
+                let next = (own.max(known) / RESTORE_STEP + 1).max(minutes) * RESTORE_STEP;
                 t.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
                 t.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", params![table, next as i64])?;
             }
@@ -160,14 +166,19 @@ impl Catalog {
     }
 }
 
-/// After a restore, numbers go on at the next multiple: what the lost store gave out after its last known change is never given out again.
+/// After a restore, numbers go on at so many times the minutes since 1970: what a lost store gave out after its last known change, or another
+/// store that was restored from the same backup, is not given out again.
 const RESTORE_STEP: u64 = 1_000_000;
 
 /// Number and chain of the newest entry.
 fn head(t: &Transaction<'_>) -> rusqlite::Result<(u64, String)> {
     let sql = "SELECT id, chain FROM removals ORDER BY id DESC LIMIT 1";
     let found = t.query_row(sql, [], |r| Ok((r.get::<_, i64>(0)? as u64, r.get(1)?))).optional()?;
-    Ok(found.unwrap_or_default())
+    found.map_or_else(|| Ok((0, store_id(t)?)), Ok)
+}
+
+fn store_id(t: &Transaction<'_>) -> rusqlite::Result<String> {
+    t.query_row("SELECT id FROM store", [], |r| r.get(0))
 }
 
 fn write(t: &Transaction<'_>, record: &RemovalRecord) -> rusqlite::Result<()> {
@@ -189,7 +200,7 @@ fn apply(t: &Transaction<'_>, record: &RemovalRecord) -> rusqlite::Result<()> {
         match (record.kind, &part.numbers) {
             (RemovalKind::Remove, None) => {
                 let sql = "UPDATE shards SET state = 'removed', removed_epoch = ?2, withdrawn = NULL
-                           WHERE id = ?1 AND state != 'removed'";
+                           WHERE id = ?1 AND state IN ('live', 'suspended')";
                 t.execute(sql, params![shard, record.epoch.0 as i64])?;
             }
             (RemovalKind::Remove, Some(numbers)) => withdraw(t, part.shard, numbers)?,
@@ -246,7 +257,7 @@ fn removals_in(c: &Connection, after: u64) -> rusqlite::Result<Vec<RemovalRecord
 
 /// Computes the chain of all entries, for a log that had none.
 pub(super) fn chain_anew(t: &Transaction<'_>) -> rusqlite::Result<()> {
-    let mut previous = String::new();
+    let mut previous = store_id(t)?;
     for record in removals_in(t, 0)? {
         previous = record.chain_after(&previous);
         t.execute("UPDATE removals SET chain = ?2 WHERE id = ?1", params![record.id as i64, previous])?;

@@ -72,9 +72,16 @@ CREATE TABLE removal_parts (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE backups (
     name TEXT PRIMARY KEY,
-    epoch INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,                 -- that it holds, or an earlier one
+    clean_epoch INTEGER NOT NULL,           -- withdrawals from this epoch on may have bytes in it
     at_unix_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE duplicates (                   -- texts that several shards hold, or held
+    hash BLOB PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+CREATE TABLE store (
+    id TEXT NOT NULL                        -- drawn when the store was made; a restored store has that of the backup's
+) STRICT;
 ";
 
 /// What makes version 2 of version 1, in which shards were withdrawn as a whole and removals were no table. Its shards have files of an

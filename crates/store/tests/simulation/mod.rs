@@ -3,7 +3,7 @@
 mod oracle;
 mod reference;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reference::{Change, RefShard, Reference, State, numbered};
 use silo_core::{
-    ContentHash, Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
+    ContentHash, Document, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
     Permissions, Purpose, Selection, ShardId, Snapshot, SnapshotProvider, Source, SourceId, Tier,
 };
 use silo_store::{Later, NewShard, Recipe, RemovalLog, Store, StoreError, StoreOptions, restore, verify};
@@ -77,6 +77,15 @@ pub struct Plan {
     pub skip_removals: bool,
 }
 
+/// A snapshot that a request might hold, with what it found then.
+#[derive(Clone)]
+struct Pinned {
+    snapshot: Arc<Snapshot>,
+    found: Vec<(Neighbor, (SourceId, ContentHash, u32))>,
+    /// Documents that it showed, and where.
+    shown: BTreeSet<(ShardId, ContentHash)>,
+}
+
 struct World {
     rng: ChaCha8Rng,
     plan: Plan,
@@ -85,7 +94,7 @@ struct World {
     store: Option<Store>,
     reference: Reference,
     backups: Vec<(PathBuf, Reference)>,
-    pinned: Vec<Arc<Snapshot>>,
+    pinned: Vec<Pinned>,
     n_made: u64,
 }
 
@@ -195,13 +204,11 @@ impl World {
             Operation::Backup => self.backup(),
             Operation::Restore => self.restore(),
             Operation::Verify => self.verify(),
-            Operation::Pin => {
-                self.pinned.push(self.store().snapshot());
-                self.pinned.truncate(8);
-            }
+            Operation::Pin => self.pin(),
             Operation::SearchPinned => {
-                if let Some(snapshot) = self.pinned.choose(&mut self.rng).cloned() {
-                    self.search(&snapshot);
+                if let Some(pinned) = self.pinned.choose(&mut self.rng).cloned() {
+                    self.search(&pinned.snapshot);
+                    self.look_again(&pinned);
                 }
             }
             Operation::Search => {
@@ -213,6 +220,44 @@ impl World {
                 self.passages(&snapshot);
             }
         }
+    }
+
+    fn pin(&mut self) {
+        let snapshot = self.store().snapshot();
+        let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
+        let key = ScriptedModel::key(self.rng.random_range(98..123), self.rng.random_range(98..123));
+        let query = NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 12 };
+        let described = |n: Neighbor| {
+            let entry = self.store().entry(&snapshot, &n, 2).unwrap();
+            (n, (entry.source, entry.document, entry.position))
+        };
+        let found = self.store().neighbors(&[query]).unwrap().remove(0).into_iter().map(described).collect();
+        let shown = self.shown();
+        if self.pinned.len() == 8 {
+            self.pinned.remove(0);
+        }
+        self.pinned.push(Pinned { snapshot, found, shown });
+    }
+
+    /// What is live now, document by document.
+    fn shown(&self) -> BTreeSet<(ShardId, ContentHash)> {
+        let live = self.reference.shards.iter().filter(|(_, s)| s.state == State::Live);
+        live.flat_map(|(id, s)| s.docs.iter().filter(|d| !d.withdrawn).map(|d| (*id, d.hash))).collect()
+    }
+
+    /// What was found before says the same of itself after other documents went, or that it is gone; and a snapshot that shows something
+    /// which was withdrawn is not live.
+    fn look_again(&self, pinned: &Pinned) {
+        let now = self.shown();
+        for (neighbor, described) in &pinned.found {
+            let shard = pinned.snapshot.shards[neighbor.shard.0 as usize].id;
+            let entry = self.store().entry(&pinned.snapshot, neighbor, 2).map(|e| (e.source, e.document, e.position));
+            let expected = now.contains(&(shard, described.1)).then_some(described);
+            assert_eq!(entry.as_ref(), expected);
+        }
+        let all = pinned.snapshot.mask(&Filter::default(), Purpose::Knn);
+        let whole = pinned.shown.is_subset(&now);
+        assert!(whole || !self.store().is_live(&pinned.snapshot, &all), "something of it was withdrawn");
     }
 
     fn text(&mut self) -> String {
@@ -292,7 +337,7 @@ impl World {
     }
 
     fn purge(&mut self) {
-        let purged = self.store().purge(&Arc::default(), &|_, _| {}).unwrap();
+        let purged = self.store().purge(&Default::default(), &|_, _| {}).unwrap();
         assert!(purged.failures.is_empty(), "{purged:?}");
         assert_eq!(self.store().status().unwrap().n_unpurged, 0);
         let kept = self.reference.shards.values().filter(|s| s.state != State::Removed).count();
@@ -305,7 +350,7 @@ impl World {
     fn rebuild(&mut self) {
         let state = if self.rng.random_bool(0.8) { State::Live } else { State::Suspended };
         if let Some(id) = self.any_shard(state) {
-            self.store().rebuild_shard(id, &model(), &Arc::default(), &|_, _| {}).unwrap();
+            self.store().rebuild_shard(id, &model(), &Default::default(), &|_, _| {}).unwrap();
             assert_eq!(self.store().snapshot().root, self.reference.root());
         }
     }

@@ -71,16 +71,25 @@ impl Reference {
 
     /// What a selection means now, shard by shard; numbers of documents, or none for all that is left of a shard.
     pub fn resolve(&self, selection: &Selection) -> Vec<(ShardId, Option<BTreeSet<usize>>)> {
+        let there = || self.shards.iter().filter(|(_, s)| s.state != State::Removed);
+        let begins = |doc: &Doc, prefix: &str| doc.uris.iter().any(|uri| uri.starts_with(prefix));
+        // A text goes from all shards of its source with any URI that it came under.
+        let texts: BTreeSet<(&SourceId, ContentHash)> = match selection {
+            Selection::UriPrefix { source, prefix } => there()
+                .filter(|(_, s)| source.as_ref().is_none_or(|wanted| *wanted == s.source))
+                .flat_map(|(_, s)| {
+                    s.docs.iter().filter(|d| !d.withdrawn && begins(d, prefix)).map(|d| (&s.source, d.hash))
+                })
+                .collect(),
+            _ => BTreeSet::new(),
+        };
         let mut out = Vec::new();
-        for (id, shard) in self.shards.iter().filter(|(_, s)| s.state != State::Removed) {
+        for (id, shard) in there() {
             let picked = |doc: &Doc| match selection {
                 Selection::Shard(wanted) => wanted == id,
                 Selection::Source(source) => *source == shard.source,
                 Selection::Documents { source, documents } => *source == shard.source && documents.contains(&doc.hash),
-                Selection::UriPrefix { source, prefix } => {
-                    source.as_ref().is_none_or(|s| *s == shard.source)
-                        && doc.uris.iter().any(|uri| uri.starts_with(prefix))
-                }
+                Selection::UriPrefix { .. } => texts.contains(&(&shard.source, doc.hash)),
             };
             let left: BTreeSet<usize> = (0..shard.docs.len()).filter(|&i| !shard.docs[i].withdrawn).collect();
             let hit: BTreeSet<usize> = left.iter().copied().filter(|&i| picked(&shard.docs[i])).collect();

@@ -56,7 +56,7 @@ fn killed_anywhere() {
 
 /// Whether the check would notice.
 #[test]
-#[should_panic(expected = "should be")]
+#[should_panic(expected = "should hold")]
 fn without_the_removals_it_fails() {
     campaign(false, true, |campaign| assert!(campaign.at_boundary(1, 0, 9)));
 }

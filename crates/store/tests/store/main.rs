@@ -77,7 +77,7 @@ fn remove(store: &Store, id: ShardId) -> Removal {
 }
 
 fn purge(store: &Store) -> Purged {
-    store.purge(&Arc::default(), &|_, _| {}).unwrap()
+    store.purge(&Default::default(), &|_, _| {}).unwrap()
 }
 
 fn search(store: &Store, filter: &Filter, key: &[f32], k: usize) -> Vec<Neighbor> {

@@ -19,7 +19,7 @@ fn random_operations_on_a_store_of_inverted_lists() {
 
 /// Whether the run would notice.
 #[test]
-#[should_panic(expected = "assertion")]
+#[should_panic(expected = "left == right")]
 fn without_the_removals_it_fails() {
     run(Plan { skip_removals: true, ..plan(3, false) });
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use silo_core::{Filter, ShardId, SnapshotProvider};
 use silo_store::{ShardState, Store, StoreError};
@@ -60,7 +60,7 @@ fn a_shard_whose_text_is_whole_comes_back_whatever_else_is_damaged() {
         fs::write(&path, b"no longer").unwrap();
         let store = open_with(root.path(), inverted()).unwrap();
         assert!(store.unavailable()[&added.id].contains("silo shard rebuild"));
-        store.rebuild_shard(added.id, &model(), &Arc::default(), &|_, _| {}).unwrap();
+        store.rebuild_shard(added.id, &model(), &Default::default(), &|_, _| {}).unwrap();
         assert_eq!(store.snapshot().root, whole.root, "{file}");
         assert!(store.scrub().is_empty());
     }
@@ -74,7 +74,7 @@ fn a_shard_without_its_text_stays_what_it_was() {
     let directory = root.path().join("shards").join(store.shard(added.id).unwrap().directory);
     let text = fs::read(directory.join("text.bin")).unwrap();
     fs::write(directory.join("text.bin"), &text[1..]).unwrap();
-    let refused = store.rebuild_shard(added.id, &model(), &Arc::default(), &|_, _| {});
+    let refused = store.rebuild_shard(added.id, &model(), &Default::default(), &|_, _| {});
     assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
     assert!(directory.exists());
     assert_eq!(fs::read_dir(root.path().join("tmp")).unwrap().count(), 0);
@@ -86,19 +86,18 @@ fn a_removal_stops_a_rebuild_and_leaves_no_file() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path());
     let id = add(&store, "s", &TEXTS).unwrap().id;
-    let cancel = Arc::new(AtomicBool::new(false));
     std::thread::scope(|scope| {
         let removal = std::sync::Mutex::new(None);
         let progress = |done, _| {
             if done == 0 && removal.lock().unwrap().is_none() {
                 assert!(fs::read_dir(root.path().join("tmp")).unwrap().count() > 0);
                 *removal.lock().unwrap() = Some(scope.spawn(|| remove(&store, id)));
-                while !cancel.load(Ordering::Relaxed) {
+                while store.shard(id).unwrap().state != ShardState::Removed {
                     std::thread::yield_now();
                 }
             }
         };
-        let rebuilt = store.rebuild_shard(id, &model(), &cancel, &progress);
+        let rebuilt = store.rebuild_shard(id, &model(), &AtomicBool::new(false), &progress);
         assert!(rebuilt.is_err(), "{rebuilt:?}");
         removal.into_inner().unwrap().unwrap().join().unwrap();
     });
@@ -116,7 +115,7 @@ fn a_scrub_beside_rebuilds_takes_nothing_out() {
     let id: ShardId = add(&store, "s", &TEXTS).unwrap().id;
     std::thread::scope(|scope| {
         let rebuilds = scope.spawn(|| {
-            (0..20).for_each(|_| drop(store.rebuild_shard(id, &model(), &Arc::default(), &|_, _| {}).unwrap()));
+            (0..20).for_each(|_| drop(store.rebuild_shard(id, &model(), &Default::default(), &|_, _| {}).unwrap()));
         });
         while !rebuilds.is_finished() {
             assert!(store.scrub().is_empty());
