@@ -5,6 +5,8 @@
 mod crash;
 #[path = "../tests/recipes/mod.rs"]
 mod recipes;
+#[path = "../tests/reference/mod.rs"]
+mod reference;
 
 use std::process::{Child, Command, Stdio};
 

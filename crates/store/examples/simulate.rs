@@ -3,6 +3,8 @@
 
 #[path = "../tests/recipes/mod.rs"]
 mod recipes;
+#[path = "../tests/reference/mod.rs"]
+mod reference;
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
 

@@ -10,14 +10,14 @@
 //!
 //! ```text
 //! store.lock      held while a process has the store open; its pid inside
-//! catalog.sqlite  what was declared, added and removed: the truth about what is live
+//! catalog.sqlite  what was declared, added and withdrawn: the truth about what is live
 //! shards/<uuid>/  one directory per live shard: manifest.json, documents.bin, metadata.bin, text.bin, tokens.bin, keys.bin,
 //!                 passages.bin, bm25/, and lists.bin, rows.bin, codes.bin with a recipe of inverted lists
 //! tmp/            shards being built; emptied at start
 //! ```
 //!
-//! A shard is published by one rename and one transaction, in this order, and removed by one transaction and then by deleting
-//! its directory; directories that the catalog does not call live are swept away at start.
+//! A shard is published by one rename and then by one transaction that makes it live. What is withdrawn goes by one transaction too, and its bytes
+//! with the next purge; directories that the catalog does not know are swept away at start. `docs/store.md` says what is promised.
 
 mod add;
 mod backup;

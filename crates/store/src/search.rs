@@ -1,4 +1,4 @@
-//! Search over the live shards of a snapshot: the one place where liveness is decided for every read.
+//! Search over the live shards of a snapshot, filtered before the search by the live set of the moment.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;

@@ -1,8 +1,5 @@
 //! A process that works on a store and is killed, and what must be true of what it leaves.
 
-#[path = "../simulation/reference.rs"]
-mod reference;
-
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -11,10 +8,10 @@ use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::reference::{Change, RefShard, Reference, State, numbered};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use reference::{Change, RefShard, Reference, State, numbered};
 use serde::{Deserialize, Serialize};
 use silo_core::{
     Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, Permissions, Purpose, Selection, ShardId,

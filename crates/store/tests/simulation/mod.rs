@@ -1,18 +1,17 @@
 //! Random operations against a store and against what it should be, in memory.
 
 mod oracle;
-mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::reference::{Change, RefShard, Reference, State, numbered};
 use oracle::{neighbors, passages};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use reference::{Change, RefShard, Reference, State, numbered};
 use silo_core::{
     ContentHash, Document, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
     Permissions, Purpose, Selection, ShardId, Snapshot, SnapshotProvider, Source, SourceId, Tier,

@@ -8,7 +8,7 @@ use silo_store::{Bm25, Recipe, encode};
 use silo_testkit::ByteTokenizer;
 use silo_vector::{Collection, Keys, ListPart, Lists, MergedLists, Query, ivf_search, squared_l2};
 
-use super::reference::Visible;
+use super::super::reference::Visible;
 
 /// Neighbours without row numbers: distance, value, source, document, position.
 pub type Found = Vec<(u32, u32, SourceId, ContentHash, u32)>;

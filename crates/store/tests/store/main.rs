@@ -4,10 +4,13 @@
 mod crash;
 mod damage;
 mod kill;
+mod migrate;
 mod random;
 mod rebuild;
 #[path = "../recipes/mod.rs"]
 mod recipes;
+#[path = "../reference/mod.rs"]
+mod reference;
 mod removal;
 #[path = "../simulation/mod.rs"]
 mod simulation;

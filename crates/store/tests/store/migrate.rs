@@ -1,0 +1,53 @@
+//! Catalogs of older versions still open.
+
+use std::fs;
+
+use silo_core::{ContentHash, Selection, ShardId, SnapshotProvider};
+use silo_store::{RemovalKind, ShardState, verify};
+
+use super::{add, open, purge};
+
+/// The tables of version 1, and a store with a source, a removed shard and a live one.
+const VERSION_1: &str = "
+CREATE TABLE sources (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, licence TEXT NOT NULL,
+    licence_stated_at TEXT NOT NULL, tier TEXT NOT NULL, permissions TEXT NOT NULL) STRICT;
+CREATE TABLE shards (id INTEGER PRIMARY KEY AUTOINCREMENT, source_id INTEGER NOT NULL REFERENCES sources (id),
+    state TEXT NOT NULL CHECK (state IN ('live', 'removed')), directory TEXT NOT NULL UNIQUE, manifest_sha256 TEXT NOT NULL,
+    model_hash TEXT NOT NULL, recipe_hash TEXT NOT NULL, n_documents INTEGER NOT NULL, n_tokens INTEGER NOT NULL,
+    n_entries INTEGER NOT NULL, added_epoch INTEGER NOT NULL REFERENCES epochs (epoch), removed_epoch INTEGER REFERENCES epochs (epoch)) STRICT;
+CREATE TABLE epochs (epoch INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_ms INTEGER NOT NULL, change TEXT NOT NULL) STRICT;
+INSERT INTO sources (name, owner, licence, licence_stated_at, tier, permissions) VALUES
+    ('one', 'somebody', 'MIT', 'here', 'permissive', '{\"train\":true,\"knn\":true,\"context\":true,\"verbatim\":true,\"display\":true}');
+INSERT INTO epochs (at_unix_ms, change) VALUES (1, 'add shard'), (2, 'add shard'), (3, 'remove shard');
+INSERT INTO shards VALUES (4, 1, 'removed', 'gone', 'x', 'm', 'r', 2, 20, 18, 1, 3), (5, 1, 'live', 'kept', 'MANIFEST', 'm', 'r', 1, 9, 8, 2, NULL);
+PRAGMA user_version = 1;
+";
+
+#[test]
+fn a_catalog_of_version_1_is_brought_up_to_date() {
+    let root = tempfile::tempdir().unwrap();
+    let manifest = r#"{"format": "silo-shard", "version": 1}"#;
+    fs::create_dir_all(root.path().join("shards/kept")).unwrap();
+    fs::write(root.path().join("shards/kept/manifest.json"), manifest).unwrap();
+    let sql = VERSION_1.replace("MANIFEST", &ContentHash::of(manifest.as_bytes()).to_string());
+    let old = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
+    old.execute_batch(&sql).unwrap();
+    drop(old);
+
+    let store = open(root.path());
+    assert_eq!(store.source(&"one".parse().unwrap()).unwrap().owner, "somebody");
+    assert!(store.unavailable()[&ShardId(5)].contains("format version 1"), "{:?}", store.unavailable());
+    assert_eq!(store.shard(ShardId(4)).unwrap().state, ShardState::Removed);
+    let log = store.removals(0).unwrap();
+    assert_eq!(
+        (log.len(), log[0].kind, log[0].epoch.0, log[0].parts[0].shard),
+        (1, RemovalKind::Remove, 3, ShardId(4))
+    );
+    let removal = store.withdraw(&Selection::Shard(ShardId(5))).unwrap();
+    assert_eq!(removal.epoch().0, 4);
+    purge(&store);
+    assert_eq!(add(&store, "one", &["new text"]).unwrap().id, ShardId(6), "numbers go on");
+    assert_eq!(store.snapshot().shards.len(), 1);
+    drop(store);
+    assert_eq!(verify(root.path()).unwrap().faults, []);
+}
