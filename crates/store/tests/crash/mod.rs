@@ -37,6 +37,8 @@ pub struct Plan {
     /// The child kills itself when it passes a boundary, by its place in [`Boundary::ALL`], for the nth time.
     pub kill_at: Option<(usize, u64)>,
     pub n_operations: u64,
+    /// No file may grow over so many bytes: writes fail, or end short, as on a full disk.
+    pub file_limit: Option<u64>,
     /// Withdrawals are written down and not done: the check must find it.
     pub skip_removals: bool,
 }
@@ -95,9 +97,15 @@ impl Journal {
 pub fn child(plan: &Plan, recipe: &Recipe) {
     let at_boundary = killer(plan);
     let (root, mut rng) = (plan.directory.join("store"), ChaCha8Rng::seed_from_u64(plan.seed));
+    if let Some(limit) = plan.file_limit {
+        limit_files(limit);
+    }
     let file = OpenOptions::new().append(true).create(true).open(plan.directory.join("journal")).unwrap();
     let mut journal = Journal(file);
-    let mut store = Some(open(&root, recipe, at_boundary.clone()).unwrap());
+    let Ok(opened) = open(&root, recipe, at_boundary.clone()) else {
+        return assert!(plan.file_limit.is_some(), "the store does not open");
+    };
+    let mut store = Some(opened);
     for name in SOURCES {
         let _ = store.as_ref().unwrap().create_source(&source(name)); // it is there after the first run
     }
@@ -109,14 +117,18 @@ pub fn child(plan: &Plan, recipe: &Recipe) {
                 drop(store.take());
                 let backup = plan.directory.join("backups").join(name);
                 let restored = restore(&backup, &root, Later::None, at_boundary.as_deref());
-                store = Some(open(&root, recipe, at_boundary.clone()).unwrap());
+                match open(&root, recipe, at_boundary.clone()) {
+                    Ok(opened) => store = Some(opened),
+                    Err(_) if plan.file_limit.is_some() => return,
+                    Err(error) => panic!("{error}"),
+                }
                 restored.map(|_| None)
             }
             other => {
                 let (store, stop, company) = (store.as_ref().unwrap(), AtomicBool::new(false), rng.random_bool(0.3));
                 std::thread::scope(|scope| {
                     if company {
-                        scope.spawn(|| beside(store, &stop));
+                        scope.spawn(|| beside(store, &stop, plan.file_limit.is_some()));
                     }
                     let done = perform(store, plan, other);
                     stop.store(true, Ordering::Relaxed);
@@ -129,15 +141,27 @@ pub fn child(plan: &Plan, recipe: &Recipe) {
             Err(StoreError::NothingSelected | StoreError::BackupExists { .. } | StoreError::Rewriting(_)) => {
                 Line::Refused
             }
+            Err(_) if plan.file_limit.is_some() => Line::Refused,
             Err(error) => panic!("{operation:?}: {error}"),
         });
     }
 }
 
+/// Writes beyond the limit fail instead of ending the process.
+fn limit_files(bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: the calls read a struct that lives as long as they take, and change nothing but limits and the answer to one signal.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit), 0);
+    }
+}
+
 /// Purges and searches until it is told to stop, beside the changes.
-fn beside(store: &Store, stop: &AtomicBool) {
+fn beside(store: &Store, stop: &AtomicBool, may_fail: bool) {
     while !stop.load(Ordering::Relaxed) {
-        store.purge(&Default::default(), &|_, _| {}).unwrap();
+        let purged = store.purge(&Default::default(), &|_, _| {});
+        assert!(may_fail || purged.is_ok(), "{purged:?}");
         let snapshot = store.snapshot();
         let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
         for b in 97..123 {
@@ -385,7 +409,8 @@ pub struct Campaign<'a> {
 impl Campaign<'_> {
     fn plan(&self, seed: u64, kill_at: Option<(usize, u64)>) -> Plan {
         let (lists, skip_removals) = (self.lists, self.skip_removals);
-        Plan { directory: self.directory.to_owned(), seed, lists, kill_at, n_operations: 400, skip_removals }
+        let directory = self.directory.to_owned();
+        Plan { directory, seed, lists, kill_at, n_operations: 400, file_limit: None, skip_removals }
     }
 
     /// A child that kills itself at a boundary; false if it did all its work without passing it so often.
@@ -395,6 +420,20 @@ impl Campaign<'_> {
         assert!(status.success() || status.signal() == Some(libc::SIGKILL), "the child failed by itself: {status}");
         self.witness.check(self.directory, self.recipe);
         !status.success()
+    }
+
+    /// A child that works, and one that cannot write files over a size; both end by themselves.
+    pub fn on_a_full_disk(&mut self, seed: u64, limit: u64) {
+        for file_limit in [None, Some(limit)] {
+            let plan = Plan {
+                n_operations: 30,
+                file_limit,
+                ..self.plan(seed + limit + u64::from(file_limit.is_some()), None)
+            };
+            let status = (self.spawn)(&plan).wait().unwrap();
+            assert!(status.success(), "the child failed: {status}");
+            self.witness.check(self.directory, self.recipe);
+        }
     }
 
     /// A child that is killed after it has written a number of lines and some time has passed: anywhere.

@@ -54,6 +54,15 @@ fn killed_anywhere() {
     assert!(witness.n_acknowledged > 15);
 }
 
+/// What cannot be written is not done; what is acknowledged is. The journal itself stays under the least of the limits.
+#[test]
+fn a_full_disk_and_short_writes() {
+    let witness = campaign(true, false, |campaign| {
+        [20_000, 40_000, 70_000, 120_000, 200_000].into_iter().for_each(|limit| campaign.on_a_full_disk(7, limit));
+    });
+    assert!(witness.n_acknowledged > 40);
+}
+
 /// Whether the check would notice.
 #[test]
 #[should_panic(expected = "should hold")]
