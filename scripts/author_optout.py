@@ -21,6 +21,7 @@ SILO = os.environ.get("SILO", "target/release/silo")
 WORK = pathlib.Path("work/author")
 ADDRESS = "127.0.0.1:50064"
 HELD_OUT = "Persuasion"
+OTHERS = ("brown", "sotu")
 
 
 def run(*arguments, server=True):
@@ -87,7 +88,7 @@ class Server:
         config = config.replace("work/demo/store", str(root)).replace("127.0.0.1:50062", ADDRESS)
         path = WORK / f"{name}.toml"
         path.write_text(config)
-        self.process = subprocess.Popen([SILO, "serve", "--config", str(path)], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([SILO, "serve", "--config", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while "ready at" not in self.process.stdout.readline():
             if self.process.poll() is not None:
                 sys.exit("the server ended")
@@ -104,16 +105,20 @@ def documents(path, entries):
     return str(path)
 
 
-def others(size):
-    for source in ("brown", "sotu"):
-        text = run("corpus", "text", source, "--split", "train", "--max-bytes", str(size), "--corpus", "work/corpus")
-        (WORK / f"{source}.txt").write_text(text)
-        yield source, [(f"{source}/{i}", part) for i, part in enumerate(text.split("\n\n\n")) if part.strip()]
+def others():
+    """Texts of other authors, for the shard that the author is in."""
+    for source in OTHERS:
+        text = run("corpus", "text", source, "--split", "train", "--max-bytes", "100000", "--corpus", "work/corpus")
+        yield from ((f"{source}/{i}", part) for i, part in enumerate(text.split("\n\n")) if part.strip())
 
 
-def add(source, path):
-    run("source", "create", source, "--owner", "several", "--licence", "LicenseRef-public-domain")
-    run("shard", "add", "--source", source, path)
+def fill(library, size):
+    """The shard with or without the author, and a shard of each other source."""
+    run("source", "create", "library", "--owner", "several", "--licence", "LicenseRef-public-domain")
+    run("shard", "add", "--source", "library", library)
+    for source in OTHERS:
+        run("source", "create", "--declaration", f"datastore/{source}.toml")
+        run("shard", "add", "--source", source, "--corpus", "work/corpus", "--max-bytes", str(size))
 
 
 def score(text, mode):
@@ -124,28 +129,28 @@ def score(text, mode):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=int, default=40_000, help="of the held-out novel that are scored")
-    parser.add_argument("--other-bytes", type=int, default=1_000_000, help="of each other source")
+    parser.add_argument("--other-bytes", type=int, default=500_000, help="of each other source")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     books = novels()
     held_out = WORK / "held_out.txt"
     held_out.write_text("\n\n".join(books.pop(HELD_OUT))[: arguments.bytes])
     austen = [(f"book:austen/{name}/{i}", text) for name, chapters in books.items() for i, text in enumerate(chapters)]
-    rest = [entry for _, entries in others(arguments.other_bytes) for entry in entries]
+    rest = list(others())
     # One shard holds the author among others: the withdrawal is of documents inside it.
     mixed = documents(WORK / "mixed.jsonl", austen + rest)
     without = documents(WORK / "without.jsonl", rest)
     modes = ("parametric", "knn", "knn-and-context")
     steps = {}
     server = Server("with")
-    add("library", mixed)
+    fill(mixed, arguments.other_bytes)
     steps["author in the store"] = {m: score(str(held_out), m) for m in modes}
     removal = run("shard", "remove", "--uri-prefix", "book:austen/", "--json")
     steps["author withdrawn"] = {m: score(str(held_out), m) for m in modes}
     root = run("store", "show", "--json")["root"]
     server.stop()
     server = Server("without")
-    add("library", without)
+    fill(without, arguments.other_bytes)
     steps["author never in the store"] = {m: score(str(held_out), m) for m in modes}
     never = run("store", "show", "--json")["root"]
     server.stop()
@@ -161,8 +166,8 @@ def main():
         "held_out_bytes": len(held_out.read_bytes()),
         "author_documents": len(austen),
         "author_bytes": sum(len(t.encode()) for _, t in austen),
-        "other_documents": len(rest),
-        "other_bytes": sum(len(t.encode()) for _, t in rest),
+        "others_in_its_shard": len(rest),
+        "bytes_of_each_other_source": arguments.other_bytes,
         "steps": steps,
         "removal": removal["removal"],
         "root_after": root,

@@ -267,7 +267,9 @@ mod tests {
             ServeConfig::read(&configs.join(name)).unwrap();
         }
         read_train_config(&configs.join("train.toml")).unwrap();
-        read_eval_config(&configs.join("eval.toml")).unwrap();
+        for name in ["eval.toml", "eval_smollm2.toml"] {
+            read_eval_config(&configs.join(name)).unwrap();
+        }
         let indexes = configs.join("../indexes");
         let files = std::fs::read_dir(indexes).unwrap().map(|e| e.unwrap().path());
         for recipe in files.filter(|p| p.extension().is_some_and(|e| e == "toml")) {

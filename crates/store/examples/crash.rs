@@ -55,6 +55,9 @@ fn main() {
         for kill in 0..kills / 2 {
             campaign.anywhere(seed * 1_000_000 + 1000 + kill, &mut rng);
         }
+        for limit in [20_000, 40_000, 70_000, 120_000, 200_000] {
+            campaign.on_a_full_disk(seed, limit);
+        }
         let w = &campaign.witness;
         let recipe = &recipe.name;
         println!(

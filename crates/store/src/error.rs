@@ -78,11 +78,46 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it came of a full disk, by whichever library: the innermost cause says so.
+    pub fn is_disk_full(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let io = error.downcast_ref::<std::io::Error>();
+            let sqlite = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+            if io.is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+                || sqlite == Some(rusqlite::ErrorCode::DiskFull)
+                || error.to_string().contains("No space left on device")
+            {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 
     pub(crate) fn damaged(path: &Path, reason: impl ToString) -> Self {
         Self::Damaged { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_seen_behind_every_library() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let path = PathBuf::from("x");
+        let sqlite = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
+        assert!(StoreError::Io { path: path.clone(), source: full() }.is_disk_full());
+        assert!(StoreError::Catalog { path: path.clone(), source: sqlite }.is_disk_full());
+        assert!(StoreError::Lexical(LexicalError::Io { path: path.clone(), source: full() }).is_disk_full());
+        let other = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        assert!(!StoreError::Io { path: path.clone(), source: other }.is_disk_full());
+        assert!(!StoreError::damaged(&path, "a bit").is_disk_full());
     }
 }
