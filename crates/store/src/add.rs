@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use silo_core::{Document, Epoch, LanguageModel, RootHash, ShardId, SourceId};
 
+use crate::backup::SHARDS;
 use crate::boundary::Boundary;
 use crate::build::Numbered;
 use crate::catalog::Files;
-use crate::files::read_manifest;
+use crate::files::{read_added_manifest, read_manifest};
 use crate::live::LiveShard;
 use crate::store::unpoisoned;
 use crate::write::{create_directory, sync_directory};
@@ -111,7 +112,7 @@ impl Store {
         let path = self.directory(&staging.name);
         fs::rename(&staging.path, &path).map_err(StoreError::io(&path))?;
         let name = staging.name.clone();
-        let opened = sync_directory(&self.root.join("shards")).and_then(|()| Shard::open(&path));
+        let opened = sync_directory(&self.root.join(SHARDS)).and_then(|()| Shard::open(&path));
         match opened {
             Ok(shard) => Ok(Published { name, sha256, shard: Arc::new(shard), path, kept: false }),
             Err(error) => {
@@ -144,10 +145,7 @@ impl Store {
             return Err(StoreError::ShardRemoved(id));
         }
         let old_path = self.directory(&record.directory);
-        let (old_manifest, sha256) = read_manifest(&old_path)?;
-        if sha256 != record.manifest_sha256 {
-            return Err(StoreError::damaged(&old_path, "its manifest is not the one that was added"));
-        }
+        let old_manifest = read_added_manifest(&old_path, &record.manifest_sha256)?;
         let stored = Shard::read_documents(&old_path, &old_manifest)?;
         let kept: Vec<&StoredDocument> = stored.iter().filter(|d| !record.withdrawn.contains(d.number)).collect();
         // Rows last as long as model and recipe do.

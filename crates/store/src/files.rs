@@ -111,3 +111,12 @@ pub(crate) fn read_manifest(directory: &Path) -> Result<(Manifest, String), Stor
     let manifest = serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e))?;
     Ok((manifest, ContentHash::of(&bytes).to_string()))
 }
+
+/// Reads the manifest that was added, and no other one.
+pub(crate) fn read_added_manifest(directory: &Path, sha256: &str) -> Result<Manifest, StoreError> {
+    let (manifest, found) = read_manifest(directory)?;
+    if found == sha256 {
+        return Ok(manifest);
+    }
+    Err(StoreError::damaged(directory, "its manifest is not the one that was added"))
+}

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use silo_core::ShardId;
 
 use crate::add::{Rewrite, Staging};
+use crate::backup::SHARDS;
 use crate::boundary::Boundary;
 use crate::store::unpoisoned;
 use crate::write::{About, ShardWriter, Written, sync_directory};
@@ -176,7 +177,7 @@ impl Store {
         let path = self.directory(name);
         match fs::remove_dir_all(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Io { path, source: e }),
-            _ => sync_directory(&self.root.join("shards")),
+            _ => sync_directory(&self.root.join(SHARDS)),
         }
     }
 }

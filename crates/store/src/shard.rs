@@ -9,7 +9,7 @@ use silo_lexical::PassageIndex;
 use silo_vector::{Keys, Lists};
 
 use crate::build::Numbered;
-use crate::files::{Mapped, check_file, read_manifest};
+use crate::files::{Mapped, check_file, read_added_manifest, read_manifest};
 use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest, PassageRecord};
 use crate::write::Written;
 use crate::{KeyType, StoreError};
@@ -352,9 +352,7 @@ impl Shard {
 
     /// Opens and checks every file of what should be the shard with this manifest.
     pub(crate) fn verify_at(path: &Path, manifest_sha256: &str) -> Result<Self, StoreError> {
-        if read_manifest(path)?.1 != manifest_sha256 {
-            return Err(StoreError::damaged(path, "its manifest is not the one that was added"));
-        }
+        read_added_manifest(path, manifest_sha256)?;
         let shard = Self::open(path)?;
         shard.verify()?;
         Ok(shard)

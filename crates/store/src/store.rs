@@ -15,7 +15,7 @@ use silo_core::{
 use crate::backup::{CATALOG, SHARDS};
 use crate::boundary::{AtBoundary, Boundary};
 use crate::catalog::{BackupRecord, Catalog, RemovalRecord};
-use crate::files::read_manifest;
+use crate::files::read_added_manifest;
 use crate::live::{Live, LiveShard};
 use crate::lock::Lock;
 use crate::restore::{RESTORED, remove_catalog};
@@ -81,7 +81,7 @@ impl Store {
         options: StoreOptions,
     ) -> Result<Self, StoreError> {
         recipe.check_model(card)?;
-        create_directory(&root.join("shards"))?;
+        create_directory(&root.join(SHARDS))?;
         create_directory(&root.join("tmp"))?;
         let lock = Lock::take(root)?;
         check_catalog_is_there(root)?;
@@ -148,7 +148,7 @@ impl Store {
     }
 
     pub(crate) fn directory(&self, name: &str) -> PathBuf {
-        self.root.join("shards").join(name)
+        self.root.join(SHARDS).join(name)
     }
 
     /// The recipe that it is bound to.
@@ -292,7 +292,7 @@ fn check_catalog_is_there(root: &Path) -> Result<(), StoreError> {
 fn sweep(root: &Path, records: &[ShardRecord]) -> Result<(), StoreError> {
     delete_all_but(&root.join("tmp"), &BTreeSet::new())?;
     let kept = records.iter().filter(|r| r.state != ShardState::Removed).map(|r| r.directory.as_str()).collect();
-    delete_all_but(&root.join("shards"), &kept)
+    delete_all_but(&root.join(SHARDS), &kept)
 }
 
 fn delete_all_but(place: &Path, keep: &BTreeSet<&str>) -> Result<(), StoreError> {
@@ -334,11 +334,8 @@ fn open_all(
 }
 
 fn open_one(root: &Path, record: &ShardRecord, card: &ModelCard, recipe: &Recipe) -> Result<Shard, StoreError> {
-    let path = root.join("shards").join(&record.directory);
-    let (manifest, sha256) = read_manifest(&path)?;
-    if sha256 != record.manifest_sha256 {
-        return Err(StoreError::damaged(&path, "its manifest is not the one that was added"));
-    }
+    let path = root.join(SHARDS).join(&record.directory);
+    let manifest = read_added_manifest(&path, &record.manifest_sha256)?;
     compatible(&manifest, card, recipe)?;
     let shard = Shard::open(&path)?;
     match recipe.quantizer() {

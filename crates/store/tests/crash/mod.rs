@@ -8,14 +8,15 @@ use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::recipes::source;
 use super::reference::{Change, RefShard, Reference, State, numbered};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use silo_core::{
-    Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, Permissions, Purpose, Selection, ShardId,
-    SnapshotProvider, Source, SourceId, Tier,
+    Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, Purpose, Selection, ShardId, SnapshotProvider,
+    SourceId, Tier,
 };
 use silo_store::{
     AtBoundary, Boundary, Later, NewShard, Recipe, ShardState, Store, StoreError, StoreOptions, restore, verify,
@@ -168,17 +169,6 @@ fn beside(store: &Store, stop: &AtomicBool, may_fail: bool) {
             let key = ScriptedModel::key(98, b);
             store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 9 }]).unwrap();
         }
-    }
-}
-
-fn source(id: &str) -> Source {
-    Source {
-        id: id.parse().unwrap(),
-        owner: format!("owner of {id}"),
-        licence: "LicenseRef-test".into(),
-        licence_stated_at: "here".into(),
-        tier: Tier::Restricted,
-        permissions: Permissions::of_tier(Tier::Restricted),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Recipes for the scripted model.
+//! Recipes for the scripted model, and a source.
 
 use std::sync::{Arc, OnceLock};
 
-use silo_core::{ContentHash, KeySite, LanguageModel};
+use silo_core::{ContentHash, KeySite, LanguageModel, Permissions, Source, Tier};
 use silo_store::{Bm25, Ivf, KeyType, Recipe, quantizer_about};
 use silo_testkit::ScriptedModel;
 use silo_vector::{Quantizer, Training, train_quantizer};
@@ -37,4 +37,15 @@ pub fn inverted() -> Recipe {
 
 pub fn recipe_of(lists: bool) -> Recipe {
     if lists { inverted() } else { recipe() }
+}
+
+pub fn source(id: &str) -> Source {
+    Source {
+        id: id.parse().unwrap(),
+        owner: format!("owner of {id}"),
+        licence: "LicenseRef-test".into(),
+        licence_stated_at: "here".into(),
+        tier: Tier::Restricted,
+        permissions: Permissions::of_tier(Tier::Restricted),
+    }
 }

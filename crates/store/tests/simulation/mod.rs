@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::recipes::source;
 use super::reference::{Change, RefShard, Reference, State, numbered};
 use oracle::{neighbors, passages};
 use rand::seq::IndexedRandom;
@@ -14,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
     ContentHash, Document, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
-    Permissions, Purpose, Selection, ShardId, Snapshot, SnapshotProvider, Source, SourceId, Tier,
+    Purpose, Selection, ShardId, Snapshot, SnapshotProvider, SourceId, Tier,
 };
 use silo_store::{Later, NewShard, Recipe, RemovalLog, Store, StoreError, StoreOptions, restore, verify};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -146,17 +147,6 @@ pub fn run(plan: Plan) -> BTreeMap<Operation, u64> {
 fn subset(rng: &mut ChaCha8Rng) -> Vec<(Operation, u32)> {
     let always = [Operation::Add, Operation::Search, Operation::Passages];
     Operation::ALL.into_iter().filter(|(o, _)| always.contains(o) || rng.random_bool(0.7)).collect()
-}
-
-fn source(id: &str) -> Source {
-    Source {
-        id: id.parse().unwrap(),
-        owner: format!("owner of {id}"),
-        licence: "LicenseRef-test".into(),
-        licence_stated_at: "here".into(),
-        tier: Tier::Restricted,
-        permissions: Permissions::of_tier(Tier::Restricted),
-    }
 }
 
 impl World {

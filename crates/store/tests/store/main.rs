@@ -19,10 +19,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use recipes::{inverted, recipe, recipe_of};
+use recipes::{inverted, recipe, recipe_of, source};
 use silo_core::{
     Document, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
-    PassageSearch, Permissions, Purpose, Selection, ShardId, SnapshotProvider, Source, SourceId, Tier, Tokenizer,
+    PassageSearch, Purpose, Selection, ShardId, SnapshotProvider, SourceId, Tier, Tokenizer,
 };
 use silo_store::{AddedShard, KeyType, NewShard, Purged, Recipe, Removal, Store, StoreError, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -39,17 +39,6 @@ fn open_with(root: &Path, recipe: Recipe) -> Result<Store, StoreError> {
 
 fn open(root: &Path) -> Store {
     open_with(root, recipe()).unwrap()
-}
-
-fn source(id: &str) -> Source {
-    Source {
-        id: id.parse().unwrap(),
-        owner: format!("owner of {id}"),
-        licence: "LicenseRef-test".into(),
-        licence_stated_at: "here".into(),
-        tier: Tier::Restricted,
-        permissions: Permissions::of_tier(Tier::Restricted),
-    }
 }
 
 fn document(source: &str, text: &str) -> Document {
