@@ -2,6 +2,8 @@
 
 /// Which crate may know which.
 mod arrows;
+/// Removed equals never added, with the default model and at random.
+mod equality;
 /// Withdrawals inside shards, suspension, backup and restore, over gRPC.
 mod governed;
 /// Licences of all dependencies.

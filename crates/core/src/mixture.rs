@@ -104,41 +104,44 @@ pub fn interpolate(log_p_lm: &[f64], knn: &NeighborDistribution, knn_weight: f64
     out
 }
 
-/// Who made a token: shares of the parametric model and of the shards, which sum to 1.
+/// Who made a token: shares of the parametric model and of others, which sum to 1.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Shares {
+pub struct Shares<S> {
     /// Share of the parametric model.
     pub parametric: f64,
-    /// Share of each shard that has one, in order of first appearance among the neighbours.
-    pub shards: Vec<(ShardIndex, f64)>,
+    /// Share of each source that has one, in order of first appearance among the neighbours.
+    pub sources: Vec<(S, f64)>,
 }
 
-/// Shares of `token` in p(token) = (1 − w)·p_lm + w·p_knn: the model's part is (1 − w)·p_lm / p, a shard's is
-/// w·Σ a_i / p over its neighbours with that value.
-pub fn shares(
+/// Shares of `token` in p(token) = (1 − w)·p_lm + w·p_knn: the model's part is (1 − w)·p_lm / p, a source's is
+/// w·Σ a_i / p over its neighbours with that value. Sums go in the neighbours' order, so that the shards in which a source's entries lie
+/// change no bit.
+pub fn shares<S: PartialEq>(
     log_p_lm: f64,
     neighbors: &[Neighbor],
     knn: &NeighborDistribution,
     knn_weight: f64,
     token: TokenId,
-) -> Shares {
+    source_of: impl Fn(ShardIndex) -> S,
+) -> Shares<S> {
     let weight = effective_weight(knn, knn_weight);
-    let mut shards: Vec<(ShardIndex, f64)> = Vec::new();
+    let mut sources: Vec<(S, f64)> = Vec::new();
     if weight > 0.0 {
         for (neighbor, a) in neighbors.iter().zip(knn.weights()).filter(|(n, _)| n.value == token) {
-            match shards.iter_mut().find(|(shard, _)| *shard == neighbor.shard) {
+            let source = source_of(neighbor.shard);
+            match sources.iter_mut().find(|(known, _)| *known == source) {
                 Some((_, sum)) => *sum += weight * a,
-                None => shards.push((neighbor.shard, weight * a)),
+                None => sources.push((source, weight * a)),
             }
         }
     }
     let from_model = (1.0 - weight) * log_p_lm.exp();
-    let total = from_model + shards.iter().map(|(_, s)| s).sum::<f64>();
-    if shards.is_empty() || total == 0.0 {
-        return Shares { parametric: 1.0, shards: Vec::new() };
+    let total = from_model + sources.iter().map(|(_, s)| s).sum::<f64>();
+    if sources.is_empty() || total == 0.0 {
+        return Shares { parametric: 1.0, sources: Vec::new() };
     }
-    shards.iter_mut().for_each(|(_, s)| *s /= total);
-    Shares { parametric: from_model / total, shards }
+    sources.iter_mut().for_each(|(_, s)| *s /= total);
+    Shares { parametric: from_model / total, sources }
 }
 
 #[cfg(test)]
@@ -209,14 +212,21 @@ mod tests {
         ) {
             let lm = log_softmax(&logits);
             let knn = NeighborDistribution::new(&neighbors, 10.0);
-            let s = shares(lm[token as usize], &neighbors, &knn, weight, token);
-            let sum = s.parametric + s.shards.iter().map(|(_, x)| x).sum::<f64>();
+            let s = shares(lm[token as usize], &neighbors, &knn, weight, token, |shard| shard);
+            let sum = s.parametric + s.sources.iter().map(|(_, x)| x).sum::<f64>();
             prop_assert!((sum - 1.0).abs() < 1e-9);
             let p = mix_one(lm[token as usize], knn.probability(token), effective_weight(&knn, weight)).exp();
             if p > 1e-300 {
                 let by_model = (1.0 - effective_weight(&knn, weight)) * lm[token as usize].exp();
                 prop_assert!((s.parametric * p - by_model).abs() < 1e-9);
             }
+            // Two shards of one source have one share.
+            let merged = shares(lm[token as usize], &neighbors, &knn, weight, token, |shard| shard.0 / 2);
+            for (source, share) in &merged.sources {
+                let parts = s.sources.iter().filter(|(shard, _)| shard.0 / 2 == *source);
+                prop_assert!((share - parts.map(|(_, x)| x).sum::<f64>()).abs() < 1e-9);
+            }
+            prop_assert!(merged.sources.len() <= 2);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{ContentHash, Epoch, Purpose, RootHash, ShardId, Source, SourceId, Tier};
+use crate::{ContentHash, Epoch, Purpose, RootHash, ShardId, ShardIndex, Source, SourceId, Tier};
 
 /// One live shard of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,15 @@ impl Snapshot {
     pub fn empty() -> Self {
         let root = crate::merkle::store_root([]);
         Self { epoch: Epoch(0), root, sources: Vec::new(), shards: Vec::new(), last_shard: ShardId(0) }
+    }
+
+    /// The source of a shard of this snapshot.
+    ///
+    /// # Panics
+    ///
+    /// If the index is not of this snapshot.
+    pub fn source_of(&self, shard: ShardIndex) -> &SourceId {
+        &self.shards[shard.0 as usize].source.id
     }
 
     /// What `filter` leaves visible for `purpose`. Names are not checked here: see [`Self::check_names`].

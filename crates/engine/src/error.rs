@@ -25,7 +25,7 @@ pub enum EngineError {
     #[error("something that the request may see was removed from the store while it ran")]
     SourceRemoved,
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     #[error(transparent)]
     Search(#[from] SearchError),
     #[error(transparent)]
@@ -34,4 +34,14 @@ pub enum EngineError {
     Panicked(String),
     #[error("the engine is shutting down")]
     ShuttingDown,
+}
+
+/// A step is interrupted for one reason only.
+impl From<ModelError> for EngineError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Interrupted => Self::Cancelled,
+            other => Self::Model(other),
+        }
+    }
 }

@@ -272,11 +272,9 @@ fn scored(
     let knn = NeighborDistribution::new(neighbors, knn_temperature);
     let weight = mixture::effective_weight(&knn, knn_weight);
     let shares = (request.attribution == Attribution::PerToken).then(|| {
-        let exact = mixture::shares(log_p_lm, neighbors, &knn, knn_weight, token);
-        let named = |&(shard, share): &(silo_core::ShardIndex, f64)| {
-            (pinned.snapshot.shards[shard.0 as usize].source.id.clone(), share)
-        };
-        exact.shards.iter().map(named).collect()
+        let exact =
+            mixture::shares(log_p_lm, neighbors, &knn, knn_weight, token, |shard| pinned.snapshot.source_of(shard));
+        exact.sources.into_iter().map(|(source, share)| (source.clone(), share)).collect()
     });
     ScoredToken {
         position,

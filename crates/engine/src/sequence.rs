@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use silo_core::mixture::{self, NeighborDistribution, Shares};
+use silo_core::mixture::{self, NeighborDistribution};
 use silo_core::sampling::sample;
 use silo_core::{
     Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, Passage, Purpose, SequenceCache, ShardMask,
@@ -103,7 +103,7 @@ impl Sequence {
             passages =
                 context::retrieve(&*shared.store, &*shared.tokenizer, snapshot, mask, &self.text, &self.context)?;
             self.usage.passage_searches += 1;
-            let source = |p: &Passage| self.pinned.snapshot.shards[p.shard.0 as usize].source.id.clone();
+            let source = |p: &Passage| self.pinned.snapshot.source_of(p.shard).clone();
             self.context_sources.extend(passages.iter().map(source));
         }
         let window = shared.model.card().context_tokens;
@@ -201,8 +201,7 @@ impl Sequence {
         let log_probability = if mixed.is_empty() { log_p[token as usize] } else { mixed[token as usize] };
         let mut shares = None;
         if self.request.attribution != Attribution::None {
-            let exact = mixture::shares(log_p_lm[token as usize], neighbors, &knn, knn_weight, token);
-            shares = Some(self.credit(&exact));
+            shares = Some(self.credit(log_p_lm[token as usize], neighbors, &knn, token));
         }
         self.usage.new_tokens += 1;
         self.usage.neighbor_searches += u64::from(self.request.retrieval.mode.knn());
@@ -241,16 +240,20 @@ impl Sequence {
         Progress::GoesOn
     }
 
-    /// Adds a token's shares to the totals; returns them by source.
-    fn credit(&mut self, shares: &Shares) -> Vec<(SourceId, f64)> {
-        let mut by_source: Vec<(SourceId, f64)> = Vec::new();
-        for &(shard, share) in &shares.shards {
-            let source = &self.pinned.snapshot.shards[shard.0 as usize].source.id;
-            add_share(&mut by_source, source, share);
-            add_share(&mut self.totals, source, share);
-        }
-        self.parametric_total += shares.parametric;
-        by_source
+    /// The shares of sources in a token, which are added to the totals.
+    fn credit(
+        &mut self,
+        log_p_lm: f64,
+        neighbors: &[Neighbor],
+        knn: &NeighborDistribution,
+        token: TokenId,
+    ) -> Vec<(SourceId, f64)> {
+        let Self { pinned, totals, .. } = self;
+        let source_of = |shard| pinned.snapshot.source_of(shard);
+        let exact = mixture::shares(log_p_lm, neighbors, knn, pinned.knn.knn_weight, token, source_of);
+        exact.sources.iter().for_each(|(source, share)| add_share(totals, source, *share));
+        self.parametric_total += exact.parametric;
+        exact.sources.into_iter().map(|(source, share)| (source.clone(), share)).collect()
     }
 
     /// Fails it.

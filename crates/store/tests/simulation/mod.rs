@@ -468,7 +468,7 @@ impl World {
         let described: Vec<_> = found
             .iter()
             .map(|p| {
-                let source = snapshot.shards[p.shard.0 as usize].source.id.clone();
+                let source = snapshot.source_of(p.shard).clone();
                 (p.score.to_bits(), source, p.document, p.start)
             })
             .collect();

@@ -93,7 +93,7 @@ fn passages(store: &Store, filter: &Filter, text: &str, k: usize) -> Vec<(u64, S
     let snapshot = store.snapshot();
     let mask = snapshot.mask(filter, Purpose::Context);
     let found = store.passages(&PassageQuery { snapshot: &snapshot, mask: &mask, text, k }).unwrap();
-    let source = |p: &Passage| snapshot.shards[p.shard.0 as usize].source.id.clone();
+    let source = |p: &Passage| snapshot.source_of(p.shard).clone();
     found.iter().map(|p| (p.score.to_bits(), source(p), p.document.to_string(), p.start, p.tokens.clone())).collect()
 }
 

@@ -1,0 +1,279 @@
+//! Removed equals never added, through the engine and with the default model: p(y) in all modes, texts, shares and root, for any documents,
+//! layout of the shards, way and order of removing, and mask, while other searches run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use silo_core::{
+    Document, Filter, KeySite, LanguageModel, Permissions, Selection, ShardId, SnapshotProvider, Source, SourceId,
+    Tier, Tokenizer,
+};
+use silo_engine::{
+    Attribution, ContextParameters, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation,
+    KnnOverrides, Mode, Retrieval, ScoreRequest, ScoredToken, TokenEvent,
+};
+use silo_model::{CpuLlama, LoadedModel};
+use silo_store::{NewShard, Recipe, Store, StoreError, StoreOptions};
+use tempfile::TempDir;
+
+use super::service::project;
+
+const SOURCES: [(&str, Tier); 3] = [("ant", Tier::Restricted), ("bee", Tier::Attribution), ("cow", Tier::PublicDomain)];
+const WORDS: [&str; 12] =
+    ["the", "north", "wind", "and", "sun", "were", "disputing", "which", "was", "stronger", ".", "traveller"];
+const MODES: [Mode; 4] = [Mode::Parametric, Mode::Knn, Mode::Context, Mode::KnnAndContext];
+
+/// The default model, read once.
+struct Language {
+    model: Arc<dyn LanguageModel>,
+    tokenizer: Arc<dyn Tokenizer>,
+}
+
+impl Language {
+    fn open() -> Self {
+        let loaded = LoadedModel::open(&project().join("models/silo-open-6m")).unwrap();
+        let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, KeySite::default(), 2).unwrap());
+        Self { model, tokenizer: Arc::new(loaded.tokenizer) }
+    }
+}
+
+/// An engine over a store of its own.
+struct World<'a> {
+    language: &'a Language,
+    store: Arc<Store>,
+    engine: Engine,
+    _root: TempDir,
+}
+
+fn source(name: &str, tier: Tier) -> Source {
+    Source {
+        id: name.parse().unwrap(),
+        owner: "somebody".into(),
+        licence: "LicenseRef-test".into(),
+        licence_stated_at: "here".into(),
+        tier,
+        permissions: Permissions::of_tier(tier),
+    }
+}
+
+impl<'a> World<'a> {
+    fn new(language: &'a Language, recipe: &Recipe) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let options = StoreOptions { n_threads: 2, at_boundary: None };
+        let (model, tokenizer) = (language.model.clone(), language.tokenizer.clone());
+        let store = Store::open(root.path(), model.card(), recipe.clone(), tokenizer.clone(), options).unwrap();
+        let store = Arc::new(store);
+        for (name, tier) in SOURCES {
+            store.create_source(&source(name, tier)).unwrap();
+        }
+        let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store.clone()).unwrap();
+        Self { language, store, engine, _root: root }
+    }
+
+    /// Adds the documents of each source, cut at random into shards, which come in any order.
+    fn fill(&self, documents: &[&Document], rng: &mut ChaCha8Rng) {
+        let mut shards: Vec<(SourceId, Vec<Document>)> = Vec::new();
+        for (name, _) in SOURCES {
+            let mut of_source: Vec<Document> =
+                documents.iter().filter(|d| d.source.as_str() == name).map(|d| (*d).clone()).collect();
+            of_source.shuffle(rng);
+            while !of_source.is_empty() {
+                let rest = of_source.split_off(rng.random_range(1..=of_source.len()));
+                shards.push((name.parse().unwrap(), std::mem::replace(&mut of_source, rest)));
+            }
+        }
+        shards.shuffle(rng);
+        for (source, documents) in shards {
+            let new = NewShard { source: &source, documents: &documents };
+            self.store.add_shard(&new, &*self.language.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
+        }
+    }
+
+    /// Takes documents away one after the other, each in one of the ways in which it can be done.
+    fn remove(&self, gone: &[&Document], kept: &[&Document], rng: &mut ChaCha8Rng) {
+        let mut gone = gone.to_vec();
+        gone.shuffle(rng);
+        for document in gone {
+            let of_same = |d: &&&Document| d.source == document.source;
+            let selection = match rng.random_range(0..4) {
+                0 if !kept.iter().any(|d| of_same(&d)) => Selection::Source(document.source.clone()),
+                1 => self
+                    .whole_shard(document)
+                    .unwrap_or(Selection::UriPrefix { source: None, prefix: document.uri.clone() }),
+                2 => Selection::UriPrefix { source: Some(document.source.clone()), prefix: document.uri.clone() },
+                _ => Selection::Documents { source: document.source.clone(), documents: vec![document.hash()] },
+            };
+            match self.store.withdraw(&selection) {
+                Ok(_) | Err(StoreError::NothingSelected) => (), // it went with another
+                Err(e) => panic!("{selection:?}: {e}"),
+            }
+            if rng.random_bool(0.2) {
+                self.store.purge(&AtomicBool::new(false), &|_, _| {}).unwrap();
+            }
+        }
+    }
+
+    /// The shard that holds a document and nothing else.
+    fn whole_shard(&self, document: &Document) -> Option<Selection> {
+        let snapshot = self.store.snapshot();
+        let only = |id: &ShardId| {
+            let held = self.store.documents(*id).unwrap();
+            held.len() == 1 && held[0].document.source == document.source && held[0].document.text == document.text
+        };
+        snapshot.shards.iter().map(|s| s.id).find(only).map(Selection::Shard)
+    }
+
+    fn score(&self, question: &Question) -> Vec<ScoredToken> {
+        let tokens = self.language.tokenizer.encode(&question.text).unwrap();
+        let mut request = ScoreRequest::new(tokens, question.retrieval.clone());
+        request.attribution = Attribution::PerToken;
+        self.engine.score(&request, &AtomicBool::new(false)).unwrap().tokens
+    }
+
+    fn generate(&self, question: &Question) -> Generation {
+        let prompt = self.language.tokenizer.encode(&question.text).unwrap();
+        let mut request = GenerateRequest::new(prompt, 12);
+        (request.retrieval, request.seed) = (question.retrieval.clone(), question.seed);
+        request.attribution = Attribution::PerToken;
+        self.engine.generate(request).unwrap()
+    }
+}
+
+/// What is asked of both stores.
+struct Question {
+    text: String,
+    retrieval: Retrieval,
+    seed: u64,
+}
+
+fn words(rng: &mut ChaCha8Rng, n: usize) -> String {
+    (0..n).map(|_| *WORDS.choose(rng).unwrap()).collect::<Vec<_>>().join(" ")
+}
+
+fn questions(rng: &mut ChaCha8Rng) -> Vec<Question> {
+    let mut one = |mode| {
+        let mut filter = Filter::default();
+        let source = |rng: &mut ChaCha8Rng| SOURCES.choose(rng).unwrap().0.parse().unwrap();
+        match rng.random_range(0..5) {
+            0 => filter.deny_sources.push(source(rng)),
+            1 => filter.allow_sources.extend([source(rng), source(rng)]),
+            2 => filter.deny_tiers.push(SOURCES.choose(rng).unwrap().1),
+            _ => (),
+        }
+        let knn = KnnOverrides {
+            k: Some([1, 7, 64, 1024][rng.random_range(0..4)]),
+            knn_weight: Some(rng.random_range(0.1..0.9)),
+            knn_temperature: Some(rng.random_range(1.0..50.0)),
+        };
+        let context = ContextParameters { passages: rng.random_range(1..4), stride_tokens: 8, ..Default::default() };
+        let retrieval = Retrieval { mode, filter, knn, context: Some(context) };
+        let n = rng.random_range(3..20);
+        Question { text: words(rng, n), retrieval, seed: rng.random() }
+    };
+    MODES.into_iter().flat_map(|mode| [mode; 3]).map(&mut one).collect()
+}
+
+/// All that a stream says of its tokens.
+fn read(mut generation: Generation) -> Vec<TokenEvent> {
+    let mut out = Vec::new();
+    loop {
+        match generation.blocking_next().expect("a stream has an end") {
+            Event::Token(token, _) => out.push(token),
+            Event::Finished(_) => return out,
+            Event::Failed(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// Documents of few words, so that some are the same; and whether they are to go. A text that goes does so under each of its URIs.
+fn documents(rng: &mut ChaCha8Rng) -> Vec<(Document, bool)> {
+    let mut out: Vec<(Document, bool)> = Vec::new();
+    for i in 0..rng.random_range(3..12) {
+        let (name, tier) = SOURCES.choose(rng).unwrap();
+        let text = match out.choose(rng).filter(|_| rng.random_bool(0.3)) {
+            Some((other, _)) => other.text.clone(),
+            None => {
+                let n = [2, 15, 200][rng.random_range(0..3)];
+                words(rng, n)
+            }
+        };
+        let source: SourceId = name.parse().unwrap();
+        let same = out.iter().find(|(d, _)| d.source == source && d.text == text);
+        let goes = same.map_or_else(|| rng.random_bool(0.5), |(_, goes)| *goes);
+        let (uri, licence) = (format!("pkg:{name}/{i:02}"), "LicenseRef-test".to_owned());
+        out.push((Document { source, uri, title: String::new(), licence, tier: *tier, text }, goes));
+    }
+    out
+}
+
+/// Stops what runs beside a test, also when the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One case: everything about it follows from the seed.
+fn removed_equals_never_added(language: &Language, recipe: &Recipe, seed: u64) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let all = documents(&mut rng);
+    let every: Vec<&Document> = all.iter().map(|(d, _)| d).collect();
+    let (gone, kept): (Vec<_>, Vec<_>) = all.iter().partition(|(_, goes)| *goes);
+    let (gone, kept): (Vec<&Document>, Vec<&Document>) =
+        (gone.iter().map(|(d, _)| d).collect(), kept.iter().map(|(d, _)| d).collect());
+    let (never, with) = (World::new(language, recipe), World::new(language, recipe));
+    never.fill(&kept, &mut rng);
+    with.fill(&every, &mut rng);
+    let questions = questions(&mut rng);
+    let expected: Vec<Vec<ScoredToken>> = questions.iter().map(|q| never.score(q)).collect();
+    let texts: Vec<Vec<TokenEvent>> = questions.iter().map(|q| read(never.generate(q))).collect();
+
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Searches that run while it happens, of which some end because of it.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for question in &questions {
+                    let tokens = language.tokenizer.encode(&question.text).unwrap();
+                    let request = ScoreRequest::new(tokens, question.retrieval.clone());
+                    match with.engine.score(&request, &stop) {
+                        Ok(_) | Err(EngineError::SourceRemoved | EngineError::Cancelled) => (),
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+            }
+        });
+        let _stopped = Stop(&stop);
+        with.remove(&gone, &kept, &mut rng);
+        assert_eq!(with.store.snapshot().root, never.store.snapshot().root, "seed {seed}");
+        // One by one there; here beside the searches above, and all texts in one batch.
+        for (question, expected) in questions.iter().zip(&expected) {
+            assert_eq!(&with.score(question), expected, "seed {seed}: {:?} of {:?}", question.retrieval, question.text);
+        }
+        let running: Vec<Generation> = questions.iter().map(|q| with.generate(q)).collect();
+        for ((question, running), expected) in questions.iter().zip(running).zip(&texts) {
+            assert_eq!(&read(running), expected, "seed {seed}: {:?} of {:?}", question.retrieval, question.text);
+        }
+    });
+}
+
+fn recipe(name: &str) -> Recipe {
+    Recipe::read(&project().join("indexes").join(name)).unwrap()
+}
+
+#[test]
+fn with_inverted_lists() {
+    let language = Language::open();
+    (0..12).for_each(|seed| removed_equals_never_added(&language, &recipe("ivf.toml"), seed));
+}
+
+#[test]
+fn with_exact_search() {
+    let language = Language::open();
+    (100..112).for_each(|seed| removed_equals_never_added(&language, &recipe("exact.toml"), seed));
+}
