@@ -121,7 +121,7 @@ impl<'a> World<'a> {
         let snapshot = self.store.snapshot();
         let only = |id: &ShardId| {
             let held = self.store.documents(*id).unwrap();
-            held.len() == 1 && held[0].document.source == document.source && held[0].document.text == document.text
+            held.len() == 1 && held[0].document == *document
         };
         snapshot.shards.iter().map(|s| s.id).find(only).map(Selection::Shard)
     }
