@@ -10,6 +10,8 @@ use silo_core::{ContentHash, Epoch, RootHash, ShardId, SourceId, merkle};
 
 use crate::boundary::Boundary;
 use crate::catalog::{BackupRecord, Catalog, now_unix_ms};
+use crate::files::entry_of;
+use crate::format::FileEntry;
 use crate::store::unpoisoned;
 use crate::write::{HashedFile, create_directory, sync_directory};
 use crate::{Shard, ShardState, Store, StoreError};
@@ -18,7 +20,7 @@ pub(crate) const CATALOG: &str = "catalog.sqlite";
 pub(crate) const SHARDS: &str = "shards";
 const MANIFEST: &str = "backup.json";
 const FORMAT: &str = "silo-backup";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a backup is; `backup.json` beside its catalog and shards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,8 @@ pub struct BackupManifest {
     pub root: RootHash,
     /// The newest entry of its log of removals.
     pub last_removal: u64,
+    /// Its catalog, as a file.
+    pub catalog: FileEntry,
     /// Shards.
     pub n_shards: u64,
     /// Size of their files.
@@ -151,6 +155,7 @@ impl Store {
             epoch: catalog.epoch()?,
             root: root_of(catalog)?,
             last_removal: catalog.removals(0)?.last().map_or(0, |r| r.id),
+            catalog: entry_of(&target.join(CATALOG))?,
             n_shards: shards.len() as u64,
             n_bytes,
             damaged,
@@ -170,6 +175,12 @@ impl Store {
 }
 
 impl BackupManifest {
+    /// Whether the catalog beside it is the one that was written.
+    pub(crate) fn check_catalog(&self, backup: &Path) -> Result<(), StoreError> {
+        let path = backup.join(CATALOG);
+        if entry_of(&path)? == self.catalog { Ok(()) } else { Err(StoreError::BackupDamaged { path }) }
+    }
+
     /// Reads what a backup says of itself.
     pub fn read(backup: &Path) -> Result<Self, StoreError> {
         let path = backup.join(MANIFEST);

@@ -51,10 +51,17 @@ pub enum StoreError {
     BackupName { name: String },
     #[error("{} exists already; choose another name", path.display())]
     BackupExists { path: PathBuf },
+    #[error("{} is not what was written when the backup was made; restore another backup", path.display())]
+    BackupDamaged { path: PathBuf },
     #[error("there is no backup '{0}' in the catalog")]
     UnknownBackup(String),
     #[error("the log of removals at {} cannot be used: {reason}", path.display())]
     RemovalLog { path: PathBuf, reason: String },
+    #[error(
+        "{reason} ({}): it was damaged, or an old copy took its place, and what was withdrawn might come back; restore the store from a \
+             backup with the newest log of removals, or delete that file to go on without what is lost", path.display()
+    )]
+    Head { path: PathBuf, reason: String },
     #[error("the store at {} has shards but no catalog; restore it from a backup, or delete the directory", path.display())]
     NoCatalog { path: PathBuf },
     #[error("there is no store at {}", path.display())]

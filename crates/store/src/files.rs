@@ -68,13 +68,24 @@ fn open_listed<'a>(
 /// Checks the size and hash of a file.
 pub(crate) fn check_file(directory: &Path, manifest: &Manifest, name: &str) -> Result<(), StoreError> {
     let (path, mut file, expected) = open_listed(directory, manifest, name)?;
-    let mut digest = Sha256::new();
-    std::io::copy(&mut file, &mut HashWriter(&mut digest)).map_err(StoreError::io(&path))?;
-    let found = ContentHash(digest.finalize().into());
+    let found = hash_of(&mut file).map_err(StoreError::io(&path))?;
     if expected.sha256 != found {
         return Err(StoreError::damaged(&path, format!("its SHA-256 is {found}, which is not the manifest's")));
     }
     Ok(())
+}
+
+/// Size and hash of a file.
+pub(crate) fn entry_of(path: &Path) -> Result<FileEntry, StoreError> {
+    let mut file = File::open(path).map_err(StoreError::io(path))?;
+    let bytes = file.metadata().map_err(StoreError::io(path))?.len();
+    Ok(FileEntry { bytes, sha256: hash_of(&mut file).map_err(StoreError::io(path))? })
+}
+
+fn hash_of(file: &mut File) -> std::io::Result<ContentHash> {
+    let mut digest = Sha256::new();
+    std::io::copy(file, &mut HashWriter(&mut digest))?;
+    Ok(ContentHash(digest.finalize().into()))
 }
 
 /// Feeds what is written to it into a digest.

@@ -20,6 +20,7 @@ pub(crate) struct LiveShard {
 }
 
 /// What of a shard's files is withdrawn.
+#[derive(Clone)]
 pub(crate) struct Withdrawn {
     pub(crate) numbers: Numbers,
     pub(crate) entries: FixedBitSet,
@@ -31,10 +32,9 @@ pub(crate) struct Withdrawn {
 }
 
 impl Withdrawn {
-    /// Those of `numbers` that the files hold; `None` if they hold none.
-    pub(crate) fn new(shard: &Shard, numbers: &Numbers) -> Option<Arc<Self>> {
+    fn nothing(shard: &Shard) -> Self {
         let m = shard.manifest();
-        let mut out = Self {
+        Self {
             numbers: Numbers::default(),
             entries: FixedBitSet::with_capacity(m.n_entries as usize),
             passages: FixedBitSet::with_capacity(m.n_passages as usize),
@@ -42,27 +42,45 @@ impl Withdrawn {
             n_tokens: 0,
             n_entries: 0,
             n_passages: 0,
-        };
-        let usize_range = |r: std::ops::Range<u32>| r.start as usize..r.end as usize;
-        for number in numbers.iter() {
-            let Some(i) = shard.index_of(number) else { continue };
-            let (entries, passages) = (shard.entries_of(i), shard.passages_of(i));
-            out.numbers.insert(number);
-            out.n_documents += 1;
-            out.n_tokens += shard.tokens_of(i).len() as u64;
-            out.n_entries += entries.len() as u64;
-            out.n_passages += passages.len() as u64;
-            out.entries.insert_range(usize_range(entries));
-            out.passages.insert_range(usize_range(passages));
         }
-        (out.n_documents > 0).then(|| Arc::new(out))
+    }
+
+    /// Adds documents, by their places in the files, that it does not hold yet.
+    fn add(&mut self, shard: &Shard, documents: &[usize]) {
+        let usize_range = |r: std::ops::Range<u32>| r.start as usize..r.end as usize;
+        for &i in documents {
+            let (entries, passages) = (shard.entries_of(i), shard.passages_of(i));
+            self.numbers.insert(shard.number_of(i));
+            self.n_documents += 1;
+            self.n_tokens += shard.tokens_of(i).len() as u64;
+            self.n_entries += entries.len() as u64;
+            self.n_passages += passages.len() as u64;
+            self.entries.insert_range(usize_range(entries));
+            self.passages.insert_range(usize_range(passages));
+        }
     }
 }
 
 impl LiveShard {
     pub(crate) fn new(shard: Arc<Shard>, withdrawn: &Numbers) -> Self {
-        let withdrawn = Withdrawn::new(&shard, withdrawn);
-        Self { shard, withdrawn, shrunk: Epoch(0) }
+        let mut live = Self { shard, withdrawn: None, shrunk: Epoch(0) };
+        live.withdraw(withdrawn);
+        live
+    }
+
+    /// Withdraws those of the documents that its files hold and that are not withdrawn yet; gives their hashes. Costs what they are, however
+    /// many went before.
+    fn withdraw(&mut self, numbers: &Numbers) -> Vec<ContentHash> {
+        let fresh = self.withdrawn.as_ref().map(|w| numbers.without(&w.numbers));
+        let fresh = fresh.as_ref().unwrap_or(numbers);
+        let documents: Vec<usize> = fresh.iter().filter_map(|number| self.shard.index_of(number)).collect();
+        if !documents.is_empty() {
+            let before = self.withdrawn.take();
+            let mut withdrawn = before.map_or_else(|| Withdrawn::nothing(&self.shard), |w| (*w).clone());
+            withdrawn.add(&self.shard, &documents);
+            self.withdrawn = Some(Arc::new(withdrawn));
+        }
+        documents.into_iter().map(|i| self.shard.hash_of(i)).collect()
     }
 
     /// Whether a document of the files is withdrawn.
@@ -241,20 +259,14 @@ impl Live {
 
     /// Takes documents of a shard away.
     pub(crate) fn withdraw(&mut self, id: ShardId, numbers: &Numbers, epoch: Epoch) {
-        let shrink = |shard: &mut LiveShard| {
-            let before = shard.withdrawn.as_ref().map(|w| w.numbers.clone()).unwrap_or_default();
-            shard.withdrawn = Withdrawn::new(&shard.shard, &before.union(numbers));
-            shard.shrunk = epoch;
-        };
         if let Some(shard) = self.suspended.get_mut(&id) {
-            shrink(shard);
+            shard.withdraw(numbers);
+            shard.shrunk = epoch;
         }
         let Some(shard) = self.shards.get_mut(&id) else { return };
-        let gone = |number: &u32| !shard.hides(*number);
-        let indices = numbers.iter().filter(gone).filter_map(|n| shard.shard.index_of(n));
-        let mut hashes: Vec<ContentHash> = indices.map(|i| shard.shard.hash_of(i)).collect();
+        let mut hashes = shard.withdraw(numbers);
+        shard.shrunk = epoch;
         hashes.sort_unstable();
-        shrink(shard);
         let source = shard.shard.manifest().source.clone();
         self.change_source(&source, |state| state.take(id, &hashes));
     }

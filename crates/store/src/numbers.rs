@@ -46,6 +46,11 @@ impl Numbers {
         Self(&self.0 - &other.0)
     }
 
+    /// Those that only one of the two has.
+    pub(crate) fn difference(&self, other: &Self) -> Self {
+        Self(&self.0 ^ &other.0)
+    }
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut small = self.0.clone();
         small.optimize();

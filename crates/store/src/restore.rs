@@ -9,7 +9,7 @@ use silo_core::{Epoch, RootHash, ShardId};
 
 use crate::backup::{BackupManifest, CATALOG, SHARDS, copy_directory, root_of};
 use crate::boundary::{AtBoundary, Boundary};
-use crate::catalog::{BackupRecord, Catalog, RemovalRecord, chain_is_whole};
+use crate::catalog::{BackupRecord, Catalog, HEAD, Head, RemovalRecord, chain_is_whole};
 use crate::lock::Lock;
 use crate::write::{create_directory, sync_directory};
 use crate::{Shard, ShardState, StoreError};
@@ -155,6 +155,7 @@ pub fn restore(
 ) -> Result<Restored, StoreError> {
     let at = |boundary| at_boundary.iter().for_each(|f| f(boundary));
     let manifest = BackupManifest::read(backup)?;
+    manifest.check_catalog(backup)?;
     create_directory(&root.join(SHARDS))?;
     create_directory(&root.join("tmp"))?;
     let _lock = Lock::take(root)?;
@@ -182,7 +183,10 @@ fn make(
     catalog.drop_prepared(None)?; // an addition that was under way when the backup was made
     let later = &log.records[held.records.len()..];
     let greatest = |f: fn(&RemovalLog) -> u64| known.into_iter().chain([log, held]).map(f).max().unwrap_or_default();
-    catalog.replay(later, ShardId(greatest(|l| l.last_shard.0)), Epoch(greatest(|l| l.last_epoch.0)))?;
+    let head = Head::read(root)?;
+    let (last_shard, last_epoch) = head.map_or((ShardId(0), Epoch(0)), |h| (h.last_shard, h.epoch));
+    let last_shard = last_shard.max(ShardId(greatest(|l| l.last_shard.0)));
+    catalog.replay(later, last_shard, last_epoch.max(Epoch(greatest(|l| l.last_epoch.0))))?;
     for backup in known.into_iter().chain([log]).flat_map(|l| &l.backups) {
         catalog.add_backup(backup)?; // those that are known already stay
     }
@@ -224,6 +228,16 @@ fn logs(held: &RemovalLog, root: &Path, later: Later<'_>) -> Result<(RemovalLog,
             } else {
                 format!("it is not the log that {name} has: their entries differ")
             };
+            return Err(StoreError::RemovalLog { path, reason });
+        }
+    }
+    if let Some(head) = Head::read(root)? {
+        let has = |r: &RemovalRecord| r.id == head.removal && r.chain == head.chain;
+        if head.removal > 0 && !log.records.iter().any(has) {
+            let (got, expected) = (log.records.len(), head.removal);
+            let reason = format!(
+                "it ends at entry {got} or goes another way; {HEAD} of the store that is there knows of {expected}"
+            );
             return Err(StoreError::RemovalLog { path, reason });
         }
     }

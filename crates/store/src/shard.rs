@@ -279,7 +279,12 @@ impl Shard {
         at(i)..at(i + 1)
     }
 
-    /// Hash of document number `i`.
+    /// Number of the document at place `i` of the files.
+    pub(crate) fn number_of(&self, i: usize) -> u32 {
+        self.records()[i].number as u32 // checked at opening
+    }
+
+    /// Hash of the document at place `i` of the files.
     pub(crate) fn hash_of(&self, i: usize) -> ContentHash {
         ContentHash(self.records()[i].hash)
     }

@@ -20,7 +20,7 @@ use crate::live::{Live, LiveShard};
 use crate::lock::Lock;
 use crate::restore::{RESTORED, remove_catalog};
 use crate::write::{create_directory, sync_directory};
-use crate::{Manifest, Recipe, Shard, ShardRecord, ShardState, StoreError, StoredDocument};
+use crate::{Manifest, Numbers, Recipe, Shard, ShardRecord, ShardState, StoreError, StoredDocument};
 
 /// An open store, bound to one model and recipe.
 pub struct Store {
@@ -86,7 +86,7 @@ impl Store {
         let lock = Lock::take(root)?;
         check_catalog_is_there(root)?;
         remove_catalog(&root.join(RESTORED))?;
-        let catalog = Catalog::open(&root.join(CATALOG))?;
+        let catalog = Catalog::open_in_force(root)?;
         catalog.drop_prepared(None)?; // additions that a crash cut off
         if catalog.is_stale() {
             // While another process reads it is left to the next purge.
@@ -129,7 +129,9 @@ impl Store {
         let mut live = (**self.live.load()).clone();
         change(&mut live);
         let live = Arc::new(live);
-        self.live.store(live.clone());
+        let before = self.live.swap(live.clone());
+        // What only the old one held is thousands of small things after a large change. Nobody need wait for their end.
+        self.threads.spawn(move || drop(before));
         live
     }
 
@@ -187,7 +189,8 @@ impl Store {
                 continue;
             }
             // Where the catalog cannot say it, searches must not go on finding damaged entries.
-            let epoch = self.catalog.note_epoch("quarantine").unwrap_or(self.live().snapshot.epoch);
+            let noted = self.shard(id).and_then(|record| self.catalog.quarantine(&record.directory));
+            let epoch = noted.unwrap_or(self.live().snapshot.epoch);
             self.swap(|live| live.quarantine(id, error.to_string(), epoch));
             damaged.insert(id, error.to_string());
         }
@@ -314,12 +317,21 @@ fn open_all(
     recipe: &Recipe,
 ) -> Result<Live, StoreError> {
     let kept: Vec<&ShardRecord> = records.iter().filter(|r| r.state != ShardState::Removed).collect();
-    let opened: Vec<Result<Shard, StoreError>> = kept.par_iter().map(|r| open_one(root, r, card, recipe)).collect();
+    let (log, quarantined) = (catalog.withdrawn_by_log()?, catalog.quarantined()?);
+    let open = |r: &&ShardRecord| {
+        let shard = open_one(root, r, quarantined.contains(&r.directory), card, recipe)?;
+        check_withdrawn(&shard, r, log.get(&r.id))?;
+        Ok(shard)
+    };
+    let opened: Vec<Result<Shard, StoreError>> = kept.par_iter().map(open).collect();
     let (mut live, mut suspended, mut unavailable) = (HashMap::new(), HashMap::new(), BTreeMap::new());
     for (record, shard) in kept.into_iter().zip(opened) {
         match (shard, record.state) {
             (Err(error), _) => drop(unavailable.insert(record.id, error.to_string())),
             (Ok(shard), state) => {
+                if quarantined.contains(&record.directory) {
+                    catalog.end_quarantine(&record.directory)?; // it was mended
+                }
                 let shard = LiveShard::new(Arc::new(shard), &record.withdrawn);
                 let place = if state == ShardState::Live { &mut live } else { &mut suspended };
                 place.insert(record.id, shard);
@@ -333,8 +345,17 @@ fn open_all(
     Ok(Live::new(snapshot, live, suspended, unavailable, card.key_dim, n_lists))
 }
 
-fn open_one(root: &Path, record: &ShardRecord, card: &ModelCard, recipe: &Recipe) -> Result<Shard, StoreError> {
+fn open_one(
+    root: &Path,
+    record: &ShardRecord,
+    quarantined: bool,
+    card: &ModelCard,
+    recipe: &Recipe,
+) -> Result<Shard, StoreError> {
     let path = root.join(SHARDS).join(&record.directory);
+    if quarantined {
+        Shard::verify_at(&path, &record.manifest_sha256)?;
+    }
     let manifest = read_added_manifest(&path, &record.manifest_sha256)?;
     compatible(&manifest, card, recipe)?;
     let shard = Shard::open(&path)?;
@@ -344,6 +365,22 @@ fn open_one(root: &Path, record: &ShardRecord, card: &ModelCard, recipe: &Recipe
         }
         _ => Ok(shard),
     }
+}
+
+/// Whether what the catalog says is withdrawn of a shard is what the log of removals says, of the documents that the files hold. A flipped bit
+/// in either must not bring a document back.
+pub(crate) fn check_withdrawn(
+    shard: &Shard,
+    record: &ShardRecord,
+    log: Option<&Option<Numbers>>,
+) -> Result<(), StoreError> {
+    let nothing = Some(Numbers::default());
+    let same = log.unwrap_or(&nothing).as_ref().is_some_and(|by_log| {
+        let differ = by_log.difference(&record.withdrawn);
+        differ.iter().all(|number| shard.index_of(number).is_none())
+    });
+    let reason = "what the catalog has as withdrawn of it is not what the log of removals says";
+    if same { Ok(()) } else { Err(StoreError::damaged(Path::new(&record.directory), reason)) }
 }
 
 fn compatible(manifest: &Manifest, card: &ModelCard, recipe: &Recipe) -> Result<(), StoreError> {

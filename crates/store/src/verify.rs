@@ -10,11 +10,11 @@ use silo_core::{LanguageModel, ShardId};
 
 use crate::add::Rewrite;
 use crate::backup::{CATALOG, SHARDS, copy_directory};
-use crate::catalog::{Catalog, chain_is_whole};
+use crate::catalog::{Catalog, Head, chain_is_whole};
 use crate::live::LiveShard;
 use crate::lock::Lock;
-use crate::store::unpoisoned;
-use crate::{Shard, ShardRecord, ShardState, Store, StoreError};
+use crate::store::{check_withdrawn, unpoisoned};
+use crate::{Numbers, Shard, ShardRecord, ShardState, Store, StoreError};
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,11 +48,17 @@ pub fn verify(root: &Path) -> Result<Verified, StoreError> {
     if !chain_is_whole(&catalog.store_id()?, &catalog.removals(0)?) {
         faults.push(Fault { shard: None, what: "the log of removals lacks an entry, or one was changed".into() });
     }
+    if let Some(acknowledged) = Head::read(root)?
+        && let Some(what) = catalog.newest()?.lacks(&acknowledged)
+    {
+        faults.push(Fault { shard: None, what });
+    }
     let purging: BTreeSet<ShardId> = catalog.unpurged()?.into_values().flatten().collect();
     let shards: Vec<ShardRecord> = catalog.shards()?;
     let kept = || shards.iter().filter(|s| s.state != ShardState::Removed);
+    let log = catalog.withdrawn_by_log()?;
     for record in kept() {
-        if let Err(error) = check_shard(root, &catalog, record) {
+        if let Err(error) = check_shard(root, &catalog, record, log.get(&record.id)) {
             faults.push(Fault { shard: Some(record.id), what: error.to_string() });
         }
     }
@@ -71,12 +77,18 @@ pub fn verify(root: &Path) -> Result<Verified, StoreError> {
     Ok(Verified { n_shards: kept().count() as u64, faults, orphans })
 }
 
-fn check_shard(root: &Path, catalog: &Catalog, record: &ShardRecord) -> Result<(), StoreError> {
+fn check_shard(
+    root: &Path,
+    catalog: &Catalog,
+    record: &ShardRecord,
+    log: Option<&Option<Numbers>>,
+) -> Result<(), StoreError> {
     let path = root.join(SHARDS).join(&record.directory);
     let shard = Shard::verify_at(&path, &record.manifest_sha256)?;
     if !shard.numbers().eq(catalog.documents(record)?) {
         return Err(StoreError::damaged(&path, "its documents are not those that the catalog has"));
     }
+    check_withdrawn(&shard, record, log)?;
     let missing = record.withdrawn.iter().find(|number| shard.index_of(*number).is_none());
     match missing {
         Some(number) => Err(StoreError::damaged(&path, format!("it lacks document {number}"))),

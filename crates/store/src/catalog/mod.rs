@@ -1,10 +1,12 @@
 //! The catalog: what was declared, added and withdrawn. It alone says what is live.
 
+mod head;
 mod removals;
 mod resolve;
 mod schema;
 mod shards;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,14 +14,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
-use silo_core::{Epoch, Permissions, Source};
+use silo_core::{Epoch, Permissions, ShardId, Source};
 
+pub(crate) use head::{HEAD, Head};
 pub(crate) use removals::chain_is_whole;
 pub use removals::{RemovalKind, RemovalPart, RemovalRecord};
 pub(crate) use shards::Files;
 pub use shards::{ShardRecord, ShardState};
 
+use self::head::HeadFile;
 use crate::StoreError;
+use crate::backup::CATALOG;
 
 /// How long a reader of another process is waited for. Nobody else writes.
 const BUSY: Duration = Duration::from_millis(50);
@@ -28,6 +33,8 @@ const BUSY: Duration = Duration::from_millis(50);
 pub(crate) struct Catalog {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// Of a catalog that is in force.
+    head: Mutex<Option<HeadFile>>,
     /// Whether its files may hold what was struck out of it.
     stale: AtomicBool,
 }
@@ -50,16 +57,37 @@ impl Catalog {
     /// Opens the catalog, makes it, or brings it to the version of today.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let connection = Connection::open(path).map_err(|e| Self::error(path, e))?;
-        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection), stale: AtomicBool::new(false) };
+        let catalog = Self::of(path, connection);
         catalog.prepare()?;
         Ok(catalog)
+    }
+
+    /// Opens the catalog of the store at `root`, which must not end before a change that was acknowledged.
+    pub(crate) fn open_in_force(root: &Path) -> Result<Self, StoreError> {
+        let path = root.join(CATALOG);
+        if let Some(acknowledged) = Head::read(root)? {
+            // Looked at without touching it: what a damaged one still holds may be of use.
+            let own = Self::open_read_only(&path)?.newest()?;
+            if let Some(reason) = own.lacks(&acknowledged) {
+                return Err(StoreError::Head { path: root.join(HEAD), reason });
+            }
+        }
+        let catalog = Self::open(&path)?;
+        let head = HeadFile::open(root, &catalog.newest()?)?;
+        *catalog.head.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+        Ok(catalog)
+    }
+
+    fn of(path: &Path, connection: Connection) -> Self {
+        let (connection, head) = (Mutex::new(connection), Mutex::new(None));
+        Self { path: path.to_owned(), connection, head, stale: AtomicBool::new(false) }
     }
 
     /// Opens a catalog for looking only, also that of a store in use.
     pub(crate) fn open_read_only(path: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|e| Self::error(path, e))?;
-        let catalog = Self { path: path.to_owned(), connection: Mutex::new(connection), stale: AtomicBool::new(false) };
+        let catalog = Self::of(path, connection);
         catalog.check_version(catalog.version()?)?;
         Ok(catalog)
     }
@@ -100,6 +128,10 @@ impl Catalog {
                 removals::chain_anew(t)?;
                 set_version(t)
             })?,
+            2 => self.transaction(|t| {
+                t.execute_batch(schema::FROM_2)?;
+                set_version(t)
+            })?,
             found => self.check_version(found)?,
         }
         self.run(|c| c.pragma_update(None, "foreign_keys", true))
@@ -118,6 +150,22 @@ impl Catalog {
         in_transaction(&mut self.lock(), f).map_err(|e| Self::error(&self.path, e))
     }
 
+    /// A transaction that makes an epoch. When this returns, no catalog without it is opened any more.
+    fn change<T>(&self, f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let mut connection = self.lock();
+        let value = in_transaction(&mut connection, f).map_err(|e| Self::error(&self.path, e))?;
+        if let Some(head) = &mut *self.head.lock().unwrap_or_else(PoisonError::into_inner) {
+            // The change is done and must be answered as done. A head that cannot be written notices less, and is written with the next change.
+            let _ = newest(&connection).map(|newest| head.write(&newest));
+        }
+        Ok(value)
+    }
+
+    /// The newest change that it holds.
+    pub(crate) fn newest(&self) -> Result<Head, StoreError> {
+        self.run(newest)
+    }
+
     /// The store's own name, which its backups share.
     pub(crate) fn store_id(&self) -> Result<String, StoreError> {
         self.run(|c| c.query_row("SELECT id FROM store", [], |r| r.get(0)))
@@ -131,7 +179,25 @@ impl Catalog {
 
     /// Makes an epoch for a change that the catalog does not hold: damage that was found, or mended.
     pub(crate) fn note_epoch(&self, change: &str) -> Result<Epoch, StoreError> {
-        self.transaction(|t| new_epoch(t, change))
+        self.change(|t| new_epoch(t, change))
+    }
+
+    /// Notes that files are damaged, and makes the epoch.
+    pub(crate) fn quarantine(&self, directory: &str) -> Result<Epoch, StoreError> {
+        self.change(|t| {
+            t.execute("INSERT OR IGNORE INTO quarantined (directory) VALUES (?1)", [directory])?;
+            new_epoch(t, "quarantine")
+        })
+    }
+
+    /// Files that were found damaged.
+    pub(crate) fn quarantined(&self) -> Result<BTreeSet<String>, StoreError> {
+        self.run(|c| c.prepare("SELECT directory FROM quarantined")?.query_map([], |r| r.get(0))?.collect())
+    }
+
+    /// Files that were damaged are whole, or gone.
+    pub(crate) fn end_quarantine(&self, directory: &str) -> Result<(), StoreError> {
+        self.run(|c| c.execute("DELETE FROM quarantined WHERE directory = ?1", [directory]).map(drop))
     }
 
     /// Adds a source; false if its name is taken.
@@ -222,6 +288,15 @@ impl Catalog {
         let sql = "SELECT name, epoch, clean_epoch, at_unix_ms FROM backups ORDER BY epoch, name";
         self.run(|c| c.prepare(sql)?.query_map([], read)?.collect())
     }
+}
+
+fn newest(c: &Connection) -> rusqlite::Result<Head> {
+    let sql = "SELECT store.id, (SELECT coalesce(max(epoch), 0) FROM epochs),
+                      (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'shards') FROM store";
+    let read = |r: &Row<'_>| Ok((r.get(0)?, Epoch(r.get::<_, i64>(1)? as u64), ShardId(r.get::<_, i64>(2)? as u64)));
+    let (store_id, epoch, last_shard) = c.query_row(sql, [], read)?;
+    let (removal, chain) = removals::head(c)?;
+    Ok(Head { store_id, epoch, last_shard, removal, chain })
 }
 
 /// Commits what `f` did, or nothing of it.

@@ -98,7 +98,7 @@ impl Catalog {
         selector: &str,
         parts: &[RemovalPart],
     ) -> Result<RemovalRecord, StoreError> {
-        self.transaction(|t| {
+        self.change(|t| {
             let (epoch, at_unix_ms) = (new_epoch(t, kind.name())?, now_unix_ms());
             let (last, previous) = head(t)?;
             let (selector, parts) = (selector.to_owned(), parts.to_vec());
@@ -127,6 +127,23 @@ impl Catalog {
             for row in c.prepare(sql)?.query_map([], read)? {
                 let (id, shard) = row?;
                 out.entry(id).or_default().push(shard);
+            }
+            Ok(out)
+        })
+    }
+
+    /// What is withdrawn of each shard by the entries that are not purged; all of it, if the shard itself was withdrawn.
+    pub(crate) fn withdrawn_by_log(&self) -> Result<BTreeMap<ShardId, Option<Numbers>>, StoreError> {
+        let sql = "SELECT shard_id, numbers FROM removals JOIN removal_parts ON removal_id = id
+                   WHERE kind = 'remove' AND (numbers IS NULL OR purged_at_unix_ms IS NULL)";
+        self.run(|c| {
+            let mut out: BTreeMap<ShardId, Option<Numbers>> = BTreeMap::new();
+            let read = |r: &Row<'_>| Ok((ShardId(r.get::<_, i64>(0)? as u64), r.get::<_, Option<Vec<u8>>>(1)?));
+            for row in c.prepare(sql)?.query_map([], read)? {
+                let (shard, bytes) = row?;
+                let numbers = bytes.map(|b| Numbers::from_bytes(&b)).transpose().map_err(|e| conversion(1, e))?;
+                let before = out.entry(shard).or_insert_with(|| Some(Numbers::default()));
+                *before = before.as_ref().zip(numbers).map(|(before, numbers)| before.union(&numbers));
             }
             Ok(out)
         })
@@ -171,13 +188,13 @@ impl Catalog {
 const RESTORE_STEP: u64 = 1_000_000;
 
 /// Number and chain of the newest entry.
-fn head(t: &Transaction<'_>) -> rusqlite::Result<(u64, String)> {
+pub(super) fn head(t: &Connection) -> rusqlite::Result<(u64, String)> {
     let sql = "SELECT id, chain FROM removals ORDER BY id DESC LIMIT 1";
     let found = t.query_row(sql, [], |r| Ok((r.get::<_, i64>(0)? as u64, r.get(1)?))).optional()?;
     found.map_or_else(|| Ok((0, store_id(t)?)), Ok)
 }
 
-fn store_id(t: &Transaction<'_>) -> rusqlite::Result<String> {
+fn store_id(t: &Connection) -> rusqlite::Result<String> {
     t.query_row("SELECT id FROM store", [], |r| r.get(0))
 }
 

@@ -1,9 +1,9 @@
 //! Tables of the catalog, and how older ones become them.
 
 /// Version of the schema; SQLite's `user_version`.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
-/// What makes version 2 of nothing.
+/// What makes version 3 of nothing.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
@@ -17,7 +17,7 @@ CREATE TABLE sources (
 CREATE TABLE epochs (
     epoch INTEGER PRIMARY KEY AUTOINCREMENT,
     at_unix_ms INTEGER NOT NULL,
-    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'restore'
+    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'quarantine', 'repair', 'restore'
 ) STRICT;
 CREATE TABLE shards (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
@@ -79,18 +79,24 @@ CREATE TABLE backups (
 CREATE TABLE duplicates (                   -- texts that several shards hold, or held
     hash BLOB PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE quarantined (                  -- files that were found damaged
+    directory TEXT PRIMARY KEY
+) STRICT, WITHOUT ROWID;
 CREATE TABLE store (
     id TEXT NOT NULL                        -- drawn when the store was made; a restored store has that of the backup's
 ) STRICT;
 ";
 
-/// What makes version 2 of version 1, in which shards were withdrawn as a whole and removals were no table. Its shards have files of an
+/// What makes the version of today of version 1, in which shards were withdrawn as a whole and removals were no table. Its shards have files of an
 /// older format: they stay, are not retrieved from, and can be removed.
 pub(super) const FROM_1: &str = "
 ALTER TABLE sources RENAME TO sources_1;
 ALTER TABLE epochs RENAME TO epochs_1;
 ALTER TABLE shards RENAME TO shards_1;
 ";
+
+/// What makes version 3 of version 2.
+pub(super) const FROM_2: &str = "CREATE TABLE quarantined (directory TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;";
 
 /// The second half, after [`SCHEMA`].
 pub(super) const FROM_1_COPY: &str = "

@@ -112,7 +112,7 @@ impl Catalog {
 
     /// Makes a prepared shard live, and its epoch.
     pub(crate) fn enter_shard(&self, id: ShardId) -> Result<Epoch, StoreError> {
-        let entered = self.transaction(|t| {
+        let entered = self.change(|t| {
             let epoch = new_epoch(t, "add shard")?;
             let sql = "UPDATE shards SET state = 'live', added_epoch = ?2 WHERE id = ?1 AND state = 'entering'";
             t.execute(sql, params![id.0 as i64, epoch.0 as i64])?;
@@ -149,7 +149,7 @@ impl Catalog {
         change: Option<&str>,
     ) -> Result<Option<Switched>, StoreError> {
         let Files { directory, manifest, sha256 } = files;
-        self.transaction(|t| {
+        self.change(|t| {
             let sql = "SELECT withdrawn, gone, state = 'suspended' FROM shards
                        WHERE id = ?1 AND directory = ?2 AND state IN ('live', 'suspended')";
             let read = |r: &Row<'_>| Ok((read_numbers(r, 0)?, read_numbers(r, 1)?, r.get(2)?));

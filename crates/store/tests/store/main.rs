@@ -3,6 +3,7 @@
 #[path = "../crash/mod.rs"]
 mod crash;
 mod damage;
+mod flips;
 mod kill;
 mod migrate;
 mod random;
