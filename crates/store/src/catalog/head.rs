@@ -26,6 +26,8 @@ pub(crate) struct Head {
     pub(crate) store_id: String,
     pub(crate) epoch: Epoch,
     pub(crate) last_shard: ShardId,
+    /// Shards that are live or suspended.
+    pub(crate) n_shards: u64,
     /// Number of the newest entry of the log of removals; 0 if there is none.
     pub(crate) removal: u64,
     /// Its chain, or the store's id.
@@ -54,6 +56,8 @@ impl Head {
                 "the catalog ends at epoch {} and withdrawal {}, but epoch {} and withdrawal {} were acknowledged",
                 own.epoch, own.removal, other.epoch, other.removal
             ))
+        } else if own.epoch == other.epoch && own.n_shards != other.n_shards {
+            Some(format!("the catalog has {} shards, {} were acknowledged", own.n_shards, other.n_shards))
         } else if own.removal == other.removal && own.chain != other.chain {
             Some(format!("withdrawal {} is not the one that was acknowledged", own.removal))
         } else {
@@ -112,7 +116,8 @@ mod tests {
 
     fn head(epoch: u64) -> Head {
         let store_id = "a".to_owned();
-        Head { store_id, epoch: Epoch(epoch), last_shard: ShardId(3), removal: epoch / 2, chain: format!("{epoch}") }
+        let (epoch, last_shard, n_shards) = (Epoch(epoch), ShardId(3), 2);
+        Head { store_id, epoch, last_shard, n_shards, removal: epoch.0 / 2, chain: format!("{epoch}") }
     }
 
     #[test]
@@ -144,6 +149,8 @@ mod tests {
         assert_eq!(head(4).lacks(&head(2)), None, "a crash came between the catalog and its head");
         assert!(head(2).lacks(&head(4)).unwrap().contains("ends at epoch 2"));
         assert!(head(4).lacks(&Head { chain: "x".into(), ..head(4) }).unwrap().contains("not the one"));
+        assert!(head(4).lacks(&Head { n_shards: 3, ..head(4) }).unwrap().contains("has 2 shards"));
+        assert_eq!(head(5).lacks(&Head { n_shards: 3, ..head(4) }), None);
         assert!(head(4).lacks(&Head { store_id: "b".into(), ..head(4) }).unwrap().contains("store a"));
     }
 }

@@ -292,11 +292,14 @@ impl Catalog {
 
 fn newest(c: &Connection) -> rusqlite::Result<Head> {
     let sql = "SELECT store.id, (SELECT coalesce(max(epoch), 0) FROM epochs),
-                      (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'shards') FROM store";
-    let read = |r: &Row<'_>| Ok((r.get(0)?, Epoch(r.get::<_, i64>(1)? as u64), ShardId(r.get::<_, i64>(2)? as u64)));
-    let (store_id, epoch, last_shard) = c.query_row(sql, [], read)?;
+                      (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'shards'),
+                      (SELECT count(*) FROM shards WHERE state IN ('live', 'suspended')) FROM store";
     let (removal, chain) = removals::head(c)?;
-    Ok(Head { store_id, epoch, last_shard, removal, chain })
+    let number = |r: &Row<'_>, column| r.get::<_, i64>(column).map(|n| n as u64);
+    c.query_row(sql, [], |r| {
+        let (epoch, last_shard, n_shards) = (Epoch(number(r, 1)?), ShardId(number(r, 2)?), number(r, 3)?);
+        Ok(Head { store_id: r.get(0)?, epoch, last_shard, n_shards, removal, chain })
+    })
 }
 
 /// Commits what `f` did, or nothing of it.

@@ -73,7 +73,7 @@ pub(crate) struct Switched {
 
 pub(super) const COLUMNS: &str = "SELECT shards.id, name, state, directory, manifest_sha256, model_hash, recipe_hash,
                               n_documents, n_tokens, n_entries, added_epoch, removed_epoch, withdrawn, gone
-                       FROM shards JOIN sources ON sources.id = source_id WHERE state != 'entering'";
+                       FROM shards LEFT JOIN sources ON sources.id = source_id WHERE state != 'entering'";
 
 impl Catalog {
     /// Gives a shard that is about to be entered its number, and enters its documents; it is not in the store yet.
