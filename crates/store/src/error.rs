@@ -62,6 +62,11 @@ pub enum StoreError {
              backup with the newest log of removals, or delete that file to go on without what is lost", path.display()
     )]
     Head { path: PathBuf, reason: String },
+    #[error(
+        "the catalog at {} is damaged: its tables are not well formed, or not those that were made; restore the store from a backup with the newest \
+             log of removals", path.display()
+    )]
+    Tables { path: PathBuf },
     #[error("the store at {} has shards but no catalog; restore it from a backup, or delete the directory", path.display())]
     NoCatalog { path: PathBuf },
     #[error("there is no store at {}", path.display())]

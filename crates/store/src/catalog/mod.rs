@@ -134,6 +134,10 @@ impl Catalog {
             })?,
             found => self.check_version(found)?,
         }
+        let expected = tables_of_today().map_err(|e| Self::error(&self.path, e))?;
+        if self.run(tables)? != expected || !self.run(small_tables_are_whole)? {
+            return Err(StoreError::Tables { path: self.path.clone() });
+        }
         self.run(|c| c.pragma_update(None, "foreign_keys", true))
     }
 
@@ -290,10 +294,32 @@ impl Catalog {
     }
 }
 
+/// The texts that the tables and indexes were made of. SQLite believes them whatever they say.
+fn tables(c: &Connection) -> rusqlite::Result<Vec<Option<String>>> {
+    c.prepare("SELECT sql FROM sqlite_schema ORDER BY name")?.query_map([], |r| r.get(0))?.collect()
+}
+
+/// Whether the tables that say what is live are well formed and agree with their indexes. Those with a row per document are `verify`'s.
+fn small_tables_are_whole(c: &Connection) -> rusqlite::Result<bool> {
+    for table in ["store", "sources", "shards", "removals", "removal_parts", "quarantined"] {
+        let answer: String = c.query_row(&format!("PRAGMA integrity_check({table})"), [], |r| r.get(0))?;
+        if answer != "ok" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn tables_of_today() -> rusqlite::Result<Vec<Option<String>>> {
+    let fresh = Connection::open_in_memory()?;
+    fresh.execute_batch(schema::SCHEMA)?;
+    tables(&fresh)
+}
+
 fn newest(c: &Connection) -> rusqlite::Result<Head> {
     let sql = "SELECT store.id, (SELECT coalesce(max(epoch), 0) FROM epochs),
                       (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'shards'),
-                      (SELECT count(*) FROM shards WHERE state IN ('live', 'suspended')) FROM store";
+                      (SELECT count(*) FROM shards NOT INDEXED WHERE state IN ('live', 'suspended')) FROM store";
     let (removal, chain) = removals::head(c)?;
     let number = |r: &Row<'_>, column| r.get::<_, i64>(column).map(|n| n as u64);
     c.query_row(sql, [], |r| {

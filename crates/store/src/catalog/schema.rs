@@ -79,9 +79,7 @@ CREATE TABLE backups (
 CREATE TABLE duplicates (                   -- texts that several shards hold, or held
     hash BLOB PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE quarantined (                  -- files that were found damaged
-    directory TEXT PRIMARY KEY
-) STRICT, WITHOUT ROWID;
+CREATE TABLE quarantined (directory TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;   -- files that were found damaged
 CREATE TABLE store (
     id TEXT NOT NULL                        -- drawn when the store was made; a restored store has that of the backup's
 ) STRICT;
@@ -95,7 +93,7 @@ ALTER TABLE epochs RENAME TO epochs_1;
 ALTER TABLE shards RENAME TO shards_1;
 ";
 
-/// What makes version 3 of version 2.
+/// What makes version 3 of version 2. Word for word as above: the texts are compared when a catalog is opened.
 pub(super) const FROM_2: &str = "CREATE TABLE quarantined (directory TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;";
 
 /// The second half, after [`SCHEMA`].
