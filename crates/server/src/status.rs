@@ -203,7 +203,9 @@ fn store(error: &silo_govern::StoreError) -> Shape<'static> {
         E::Version { .. } => Shape::new(Code::FailedPrecondition, "FORMAT_VERSION"),
         E::Recipe { .. } | E::RecipeForModel { .. } => Shape::new(Code::FailedPrecondition, "RECIPE"),
         _ if error.is_disk_full() => Shape::new(Code::ResourceExhausted, "DISK_FULL"),
-        E::Damaged { .. } | E::Lexical(_) => Shape::new(Code::DataLoss, "DAMAGED"),
+        E::Damaged { .. } | E::Lexical(_) | E::BackupDamaged { .. } | E::Head { .. } | E::Tables { .. } => {
+            Shape::new(Code::DataLoss, "DAMAGED")
+        }
         E::Io { .. } | E::Catalog { .. } => Shape::new(Code::Internal, "STORE_FAILED"),
         E::Tokenizer { .. } | E::Model { .. } => Shape::new(Code::Internal, "ENCODING_FAILED"),
         E::Cancelled => Shape::new(Code::Cancelled, "CANCELLED"),
