@@ -9,27 +9,22 @@ must be equal to the last bit. Needs the built program, the corpus (`silo corpus
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
 import zlib
 
-SILO = os.environ.get("SILO", "target/release/silo")
+import service
+
 WORK = pathlib.Path("work/author")
 ADDRESS = "127.0.0.1:50064"
 HELD_OUT = "Persuasion"
 OTHERS = ("brown", "sotu")
 
 
-def run(*arguments, server=True):
-    environment = dict(os.environ, SILO_SERVER=ADDRESS)
-    done = subprocess.run([SILO, *arguments], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"silo {' '.join(arguments)}: {done.stderr}")
-    return json.loads(done.stdout) if "--json" in arguments else done.stdout
+def run(*arguments):
+    return service.run(*arguments, address=ADDRESS)
 
 
 def novels():
@@ -78,26 +73,6 @@ def strings(block):
     return out
 
 
-class Server:
-    """A server over a store of its own."""
-
-    def __init__(self, name):
-        root = WORK / name
-        subprocess.run(["rm", "-rf", str(root)], check=True)
-        config = pathlib.Path("configs/demo.toml").read_text()
-        config = config.replace("work/demo/store", str(root)).replace("127.0.0.1:50062", ADDRESS)
-        path = WORK / f"{name}.toml"
-        path.write_text(config)
-        self.process = subprocess.Popen([SILO, "serve", "--config", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while "ready at" not in self.process.stdout.readline():
-            if self.process.poll() is not None:
-                sys.exit("the server ended")
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
-
-
 def documents(path, entries):
     with open(path, "w") as file:
         for uri, text in entries:
@@ -142,25 +117,21 @@ def main():
     without = documents(WORK / "without.jsonl", rest)
     modes = ("parametric", "knn", "knn-and-context")
     steps = {}
-    server = Server("with")
+    server = service.Server(WORK, "with", ADDRESS)
     fill(mixed, arguments.other_bytes)
     steps["author in the store"] = {m: score(str(held_out), m) for m in modes}
     removal = run("shard", "remove", "--uri-prefix", "book:austen/", "--json")
     steps["author withdrawn"] = {m: score(str(held_out), m) for m in modes}
     root = run("store", "show", "--json")["root"]
     server.stop()
-    server = Server("without")
+    server = service.Server(WORK, "without", ADDRESS)
     fill(without, arguments.other_bytes)
     steps["author never in the store"] = {m: score(str(held_out), m) for m in modes}
     never = run("store", "show", "--json")["root"]
     server.stop()
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     equal = steps["author withdrawn"] == steps["author never in the store"] and root == never
     result = {
-        "command": " ".join(["scripts/author_optout.py", *sys.argv[1:]]),
-        "commit": commit,
-        "machine": f"{os.cpu_count()} cores, {cpu}",
+        **service.made("author_optout.py"),
         "model": "models/silo-open-6m",
         "held_out": HELD_OUT,
         "held_out_bytes": len(held_out.read_bytes()),

@@ -30,9 +30,10 @@ const SEED: u64 = 1;
 const GROUP: usize = 5;
 const GROUP_DIGITS: usize = 7;
 const REMOVALS: usize = 90;
-const SECONDS: u64 = 20;
+/// As long as a purge and the pause after it, which grow with the shards.
+const SECONDS: [(usize, u64); 2] = [(5_000_000, 80), (0, 20)];
 /// The server's default.
-const PURGE_SHARE: f64 = 0.1;
+const PURGE_SHARE: f64 = 0.05;
 
 /// Gives keys at once: those of a pool, with noise.
 struct Synthetic {
@@ -218,7 +219,8 @@ impl Bench {
                 series.push(json!({"documents": groups * GROUP, "latency_ms": latency}));
             }
         }
-        let throughput = streams.throughput(&store, &mut removed);
+        let seconds = SECONDS.iter().find(|(least, _)| entries >= *least).map_or(0, |(_, seconds)| *seconds);
+        let throughput = streams.throughput(&store, seconds, &mut removed);
         streams.stop();
         let purged = purge_again(&store, purge);
         json!({
@@ -307,12 +309,12 @@ impl Streams {
     }
 
     /// Tokens per second without and with a withdrawal each second and the purge that follows it, in turns.
-    fn throughput(&self, store: &Arc<Store>, removed: &mut usize) -> Value {
+    fn throughput(&self, store: &Arc<Store>, seconds: u64, removed: &mut usize) -> Value {
         let (mut without, mut with, mut effective) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
-            without.push(self.count(|| ()));
+            without.push(self.count(seconds, || ()));
             let purging = Arc::new(AtomicBool::new(false));
-            with.push(self.count(|| {
+            with.push(self.count(seconds, || {
                 effective.push(withdraw(store, 1, removed).effective_ms);
                 // As the server does it: one purge at a time, in the background, for a share of the time.
                 if !purging.swap(true, Ordering::SeqCst) {
@@ -335,9 +337,9 @@ impl Streams {
         })
     }
 
-    fn count(&self, mut each_second: impl FnMut()) -> f64 {
+    fn count(&self, seconds: u64, mut each_second: impl FnMut()) -> f64 {
         let (start, before) = (Instant::now(), self.tokens.load(Ordering::Relaxed));
-        for second in 1..=SECONDS {
+        for second in 1..=seconds {
             each_second();
             let until = start + Duration::from_secs(second);
             std::thread::sleep(until.saturating_duration_since(Instant::now()));

@@ -10,7 +10,7 @@ use silo_core::{ContentHash, LicencePolicy, SourceId, Tier};
 use crate::dedup::exact_key;
 use crate::files::read_lines;
 use crate::package::{Kind, Unpacked, fetch, matching};
-use crate::resolve::PackageLicence;
+use crate::resolve::{PackageLicence, share_copyright};
 use crate::shape;
 use crate::{
     CorpusDocument, CorpusError, Exclusion, Format, Importer, NearDuplicates, Overlap, Resolver, Role,
@@ -140,11 +140,7 @@ impl CorpusBuilder<'_> {
             Importer::Debian { packages, .. } => {
                 let mut all =
                     packages.iter().map(|p| fetch(Kind::Debian, p, None, self.cache)).collect::<Result<Vec<_>, _>>()?;
-                // A package may link to the copyright file of another one that is named beside it.
-                let shared = all.iter().filter_map(|u| u.licence.copyright.clone()).rfind(|c| !c.is_empty());
-                for unpacked in all.iter_mut().filter(|u| u.licence.copyright.as_deref() == Some("")) {
-                    unpacked.licence.copyright = shared.clone().or(Some(String::new()));
-                }
+                share_copyright(all.iter_mut().map(|u| &mut u.licence));
                 Ok(all)
             }
             Importer::Pypi { package, version, .. } => one(Kind::Pypi, package, version.as_deref()),
@@ -198,7 +194,7 @@ impl CorpusBuilder<'_> {
     ) -> Result<Option<CorpusDocument>, CorpusError> {
         let full = unpacked.root.join(path);
         let mut bytes = std::fs::read(&full).map_err(CorpusError::io(&full))?;
-        if path.extension().is_some_and(|e| e == "gz") {
+        if path.extension().is_some_and(|e| e == "gz" || e == "dz") {
             let mut plain = Vec::new();
             std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&bytes[..]), &mut plain)
                 .map_err(CorpusError::io(&full))?;

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use debian_copyright::lossless::Copyright;
+use debian_copyright::GlobPattern;
+use debian_copyright::lossless::{Copyright, FilesParagraph};
 
 /// Debian's short names and SPDX's. Names that are equal in both are left out.
 const NAMES: &[(&str, &str)] = &[
@@ -43,15 +44,39 @@ const NAMES: &[(&str, &str)] = &[
     ("ZLIB", "Zlib"),
 ];
 
-/// What a copyright file says of a path; `None` where it is no DEP-5 file or says nothing that can be read.
+/// A copyright file, read once for all files of its package: some have hundreds of globs.
 ///
 /// Its globs name paths in the source package, while we hold paths of installed files, so besides `*` only globs that happen to
 /// match are found. That errs on one side only: whoever calls compares the answer with the declaration and takes the more
 /// restrictive of both.
-pub(crate) fn licence_of(copyright: &str, path: &Path) -> Option<String> {
-    let parsed = Copyright::from_str(copyright).ok()?;
-    let name = parsed.find_files(path)?.license()?.name()?.to_owned();
-    Some(spdx(&name))
+#[derive(Debug, Clone, Default)]
+pub struct FileLicences {
+    paragraphs: Vec<(Vec<GlobPattern>, Option<String>)>,
+    is_missing: bool,
+}
+
+impl FileLicences {
+    /// Reads a copyright file. One that is no DEP-5 file says nothing of any path; an empty one is a missing one.
+    pub fn parse(text: &str) -> Self {
+        let is_missing = text.is_empty();
+        let Ok(parsed) = Copyright::from_str(text) else { return Self { paragraphs: Vec::new(), is_missing } };
+        let paragraph = |p: FilesParagraph| {
+            let name = p.license().and_then(|l| l.name().map(spdx));
+            (p.try_compiled_patterns().unwrap_or_default(), name)
+        };
+        Self { paragraphs: parsed.iter_files().map(paragraph).collect(), is_missing }
+    }
+
+    /// Whether the package has none of its own.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.is_missing
+    }
+
+    /// What it says of a path, by the last paragraph that names it; `None` where it says nothing that can be read.
+    pub(crate) fn of(&self, path: &Path) -> Option<&str> {
+        let path = path.to_str()?;
+        self.paragraphs.iter().rfind(|(globs, _)| globs.iter().any(|g| g.is_match(path)))?.1.as_deref()
+    }
 }
 
 /// Debian's expression (`A or B`, `A and B`, commas) as an SPDX one.
@@ -76,14 +101,15 @@ mod tests {
 
     #[test]
     fn the_last_matching_paragraph_decides() {
-        let of = |path: &str| licence_of(DEP5, Path::new(path));
-        assert_eq!(of("src/a.c").as_deref(), Some("MIT"));
-        assert_eq!(of("doc/a.html").as_deref(), Some("CC-BY-SA-3.0 OR GFDL-1.3-or-later"));
+        let licences = FileLicences::parse(DEP5);
+        assert_eq!(licences.of(Path::new("src/a.c")), Some("MIT"));
+        assert_eq!(licences.of(Path::new("doc/a.html")), Some("CC-BY-SA-3.0 OR GFDL-1.3-or-later"));
     }
 
     #[test]
     fn a_misspelt_field_and_free_text_say_nothing() {
-        assert_eq!(licence_of(&DEP5.replace("License:", "Licence:"), Path::new("a")), None);
-        assert_eq!(licence_of("This package is in the public domain.", Path::new("a")), None);
+        for text in [&DEP5.replace("License:", "Licence:"), "This package is in the public domain."] {
+            assert_eq!(FileLicences::parse(text).of(Path::new("a")), None);
+        }
     }
 }

@@ -107,6 +107,8 @@ pub enum Importer {
 pub struct Override {
     /// Files, as a glob over paths in the package.
     pub files: String,
+    /// Only those of them that contain this among their first 4,096 bytes.
+    pub contains: Option<String>,
     /// Their licence.
     pub licence: String,
     /// Why: where it is stated.

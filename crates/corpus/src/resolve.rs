@@ -10,7 +10,8 @@ use globset::{Glob, GlobMatcher};
 use regex::Regex;
 use silo_core::{LicencePolicy, Tier};
 
-use crate::SourceDeclaration;
+use crate::copyright::FileLicences;
+use crate::{Override, SourceDeclaration};
 
 /// A decision and its ground.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,20 +25,29 @@ pub struct Evidence {
 }
 
 /// What a package says of its files.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct PackageLicence {
     /// A Debian copyright file.
-    pub copyright: Option<String>,
+    pub copyright: Option<FileLicences>,
     /// SPDX expression of the package's metadata.
     pub expression: Option<String>,
+}
+
+/// A package may link to the copyright file of another one that is named beside it: those without one get the last that is there.
+pub(crate) fn share_copyright<'a>(packages: impl Iterator<Item = &'a mut PackageLicence>) {
+    let is_missing = |p: &PackageLicence| p.copyright.as_ref().is_some_and(FileLicences::is_missing);
+    let (missing, own): (Vec<_>, Vec<_>) = packages.partition(|p| is_missing(p));
+    let Some(shared) = own.iter().rev().find_map(|p| p.copyright.clone()) else { return };
+    missing.into_iter().for_each(|p| p.copyright = Some(shared.clone()));
 }
 
 /// Decides for the files of one source.
 pub struct Resolver {
     policy: LicencePolicy,
     declared: (String, Tier),
-    overrides: Vec<(GlobMatcher, String, String)>,
+    overrides: Vec<(GlobMatcher, Override)>,
     header: Regex,
+    creative_commons: Regex,
 }
 
 impl Resolver {
@@ -46,11 +56,14 @@ impl Resolver {
         let mut overrides = Vec::new();
         for o in &declaration.overrides {
             let glob = Glob::new(&o.files).map_err(|e| e.to_string())?;
-            overrides.push((glob.compile_matcher(), o.licence.clone(), o.evidence.clone()));
+            overrides.push((glob.compile_matcher(), o.clone()));
         }
         let declared = (declaration.licence.clone(), declaration.source(&policy).tier);
         let header = Regex::new(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+\-() ]+)").map_err(|e| e.to_string())?;
-        Ok(Self { policy, declared, overrides, header })
+        // As OpenStack's documents say it, in prose and over two lines.
+        let prose = r"Creative\s+Commons\s+Attribution(?:\s*-\s*([A-Za-z-]+))?\s+(?:\(?CC[A-Z -]*\)?\s+)?([1-4]\.[05])";
+        let creative_commons = Regex::new(prose).map_err(|e| e.to_string())?;
+        Ok(Self { policy, declared, overrides, header, creative_commons })
     }
 
     fn evidence(&self, licence: &str, ground: &str) -> Evidence {
@@ -71,17 +84,28 @@ impl Resolver {
 
     /// Decides for a file, given its path in the package, its first lines, and what the package says.
     pub fn decide(&self, path: &Path, head: &str, package: &PackageLicence) -> Evidence {
-        if let Some((_, licence, evidence)) = self.overrides.iter().find(|(glob, ..)| glob.is_match(path)) {
-            return self.evidence(licence, &format!("override: {evidence}"));
+        let matches = |(glob, o): &&(GlobMatcher, Override)| {
+            glob.is_match(path) && o.contains.as_ref().is_none_or(|text| head.contains(text))
+        };
+        if let Some((_, o)) = self.overrides.iter().find(matches) {
+            return self.evidence(&o.licence, &format!("override: {}", o.evidence));
         }
         if let Some(found) = self.header.captures(head).and_then(|c| c.get(1)) {
             return self.with_claim(
                 self.evidence(found.as_str().trim().trim_end_matches("-->").trim(), "SPDX header of the file"),
             );
         }
+        if let Some(found) = self.creative_commons.captures(head) {
+            let kind = match found.get(1).map(|m| m.as_str().to_ascii_lowercase()).as_deref() {
+                None => "CC-BY",
+                Some("sharealike") => "CC-BY-SA",
+                Some(_) => "LicenseRef-CC-other",
+            };
+            return self.with_claim(self.evidence(&format!("{kind}-{}", &found[2]), "notice in the file"));
+        }
         if let Some(copyright) = &package.copyright {
-            return match crate::copyright::licence_of(copyright, path) {
-                Some(licence) => self.with_claim(self.evidence(&licence, "DEP-5 copyright file of the package")),
+            return match copyright.of(path) {
+                Some(licence) => self.with_claim(self.evidence(licence, "DEP-5 copyright file of the package")),
                 None => self.unknown("the copyright file of the package is no DEP-5 file, or does not name this file"),
             };
         }
@@ -99,11 +123,12 @@ impl Resolver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Format, Importer, Override, Role};
+    use crate::{Format, Importer, Role};
 
     fn declaration(licence: &str, overrides: &[(&str, &str)]) -> SourceDeclaration {
         let overrides = overrides.iter().map(|(files, licence)| Override {
             files: (*files).into(),
+            contains: None,
             licence: (*licence).into(),
             evidence: "read by hand".into(),
         });
@@ -124,11 +149,18 @@ mod tests {
         }
     }
 
+    fn copyright(text: &str) -> PackageLicence {
+        PackageLicence { copyright: Some(FileLicences::parse(text)), expression: None }
+    }
+
     fn dep5(licence: &str) -> PackageLicence {
-        let text = format!(
+        copyright(&dep5_text(licence))
+    }
+
+    fn dep5_text(licence: &str) -> String {
+        format!(
             "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\nFiles: *\nCopyright: A\nLicense: {licence}\n"
-        );
-        PackageLicence { copyright: Some(text), expression: None }
+        )
     }
 
     fn metadata(expression: &str) -> PackageLicence {
@@ -152,8 +184,7 @@ mod tests {
     #[test]
     fn a_free_text_copyright_is_unknown_until_somebody_read_it() {
         // krb5-doc: looks MIT, but its copyright (free text) puts the documentation under CC-BY-SA-3.0.
-        let free =
-            PackageLicence { copyright: Some("MIT krb5 … documentation CC BY-SA 3.0".into()), expression: None };
+        let free = copyright("MIT krb5 … documentation CC BY-SA 3.0");
         check(&declaration("MIT", &[]), "doc/a.html", "", &free, Tier::Restricted);
         let read = declaration("CC-BY-SA-3.0", &[("**", "CC-BY-SA-3.0")]);
         check(&read, "doc/a.html", "", &free, Tier::Attribution);
@@ -162,10 +193,7 @@ mod tests {
     #[test]
     fn a_misspelt_field_leaves_the_file_restricted() {
         // racket-doc: "Licence:" instead of "License:", so there is none for `Files: *`.
-        let package = PackageLicence {
-            copyright: dep5("LGPL-2.1+").copyright.map(|t| t.replace("License:", "Licence:")),
-            expression: None,
-        };
+        let package = copyright(&dep5_text("LGPL-2.1+").replace("License:", "Licence:"));
         check(&declaration("MIT", &[]), "a.html", "", &package, Tier::Restricted);
     }
 
@@ -188,6 +216,14 @@ mod tests {
         let openstack = declaration("Apache-2.0", &[]);
         check(&openstack, "a.rst", ".. SPDX-License-Identifier: CC-BY-3.0", &dep5("Apache-2"), Tier::Attribution);
         check(&openstack, "b.rst", "", &dep5("Apache-2"), Tier::Permissive);
+        let prose = |kind| {
+            format!("..\n This work is licensed under a Creative Commons Attribution{kind} 3.0\n Unported License.")
+        };
+        let evidence = check(&openstack, "c.rst", &prose(""), &dep5("Apache-2"), Tier::Attribution);
+        assert_eq!(evidence.licence, "CC-BY-3.0");
+        let evidence = check(&openstack, "c.rst", &prose("-ShareAlike"), &dep5("Apache-2"), Tier::Attribution);
+        assert_eq!(evidence.licence, "CC-BY-SA-3.0");
+        check(&openstack, "c.rst", &prose("-NonCommercial"), &dep5("Apache-2"), Tier::Restricted);
     }
 
     #[test]
@@ -208,6 +244,62 @@ mod tests {
         // libsqlite3-sys: MIT binding, sqlite3.c in the public domain.
         let sqlite = declaration("blessing", &[("sqlite3/*", "blessing")]);
         check(&sqlite, "sqlite3/sqlite3.c", "", &metadata("MIT"), Tier::PublicDomain);
+    }
+
+    #[test]
+    fn a_copyright_file_may_be_a_link_into_another_package() {
+        // cmake-doc → cmake-data, manpages-dev → manpages: the second package must be named too.
+        let mut packages = [copyright(""), dep5("BSD-3-clause")];
+        check(&declaration("BSD-3-Clause", &[]), "html/a.html", "", &packages[0], Tier::Restricted);
+        share_copyright(packages.iter_mut());
+        check(&declaration("BSD-3-Clause", &[]), "html/a.html", "", &packages[0], Tier::Permissive);
+    }
+
+    #[test]
+    fn one_package_may_hold_several_tiers() {
+        // sagemath-doc: books under CC-BY-SA-3.0, the reference is made of the program's GPL text. The copyright file names source paths.
+        let paths = [("**/en/reference/**", "GPL-2.0-or-later"), ("**/html/en/**", "CC-BY-SA-3.0")];
+        let sage = declaration("CC-BY-SA-3.0 OR GPL-2.0-or-later", &paths);
+        let package = copyright(&dep5_text("x").replace("Files: *", "Files: sage/src/doc/*"));
+        check(&sage, "usr/share/doc/sagemath/html/en/reference/a.html", "", &package, Tier::Restricted);
+        check(&sage, "usr/share/doc/sagemath/html/en/tutorial/a.html", "", &package, Tier::Attribution);
+        check(&sage, "usr/share/doc/sagemath/other.html", "", &package, Tier::Restricted);
+        // secp256k1-sys: CC0-1.0 by its metadata, with C code of others under MIT.
+        let secp = declaration("CC0-1.0", &[("depend/**", "MIT")]);
+        check(&secp, "src/lib.rs", "", &metadata("CC0-1.0"), Tier::PublicDomain);
+        check(&secp, "depend/secp256k1/src/field.h", "", &metadata("CC0-1.0"), Tier::Permissive);
+    }
+
+    #[test]
+    fn a_collection_of_licence_texts_is_not_the_collectors() {
+        // licensedcode-data: CC-BY-4.0 over licence texts, of which the proprietary ones are their owners'. The header of each file says which.
+        let mut texts = declaration("CC-BY-4.0", &[("**", "LicenseRef-proprietary")]);
+        texts.overrides[0].contains = Some("category: Proprietary".into());
+        let head = |category| format!("---\nkey: x\ncategory: {category}\n---\n");
+        check(&texts, "data/eula.LICENSE", &head("Proprietary Free"), &metadata("CC-BY-4.0"), Tier::Restricted);
+        check(&texts, "data/mit.LICENSE", &head("Permissive"), &metadata("CC-BY-4.0"), Tier::Attribution);
+    }
+
+    #[test]
+    fn what_age_or_its_authors_freed_is_public_domain_where_the_package_says_so() {
+        // sword-comm-tdavid, bible-kjv: DEP-5 says public-domain. Milton's edition of 1891: 'All rights reserved', expired.
+        check(&declaration("LicenseRef-public-domain", &[]), "ot.bzz", "", &dep5("public-domain"), Tier::PublicDomain);
+        let milton = declaration("LicenseRef-public-domain", &[("milton/**", "LicenseRef-public-domain")]);
+        let evidence = check(&milton, "milton/1.txt", "All rights reserved", &metadata("MIT"), Tier::PublicDomain);
+        assert!(evidence.ground.contains("read by hand"));
+    }
+
+    #[test]
+    fn the_least_open_part_decides_of_what_cannot_be_separated() {
+        // gcide: Webster of 1913 with GPL edits; fortunes: a BSD program with quotations of living authors; sbcl-doc: parts under MIT.
+        let gcide = declaration("LicenseRef-public-domain AND GPL-2.0-or-later", &[]);
+        check(&gcide, "gcide.dict", "", &dep5("public-domain and GPL-2+"), Tier::Restricted);
+        check(&declaration("LicenseRef-unclear", &[]), "fortunes/art", "", &dep5("BSD-4-clause"), Tier::Restricted);
+        let sbcl = declaration("LicenseRef-public-domain AND MIT", &[]);
+        check(&sbcl, "sbcl.html", "", &dep5("public-domain and Expat"), Tier::Permissive);
+        // freebsd-manpages: BSD with and without the advertising clause.
+        let freebsd = declaration("BSD-2-Clause AND BSD-4-Clause", &[]);
+        check(&freebsd, "man4/em.4", "", &dep5("BSD-2-clause and BSD-4-clause"), Tier::Permissive);
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct SearchQuality {
     pub recall: f64,
     /// Share of queries whose nearest neighbour was found.
     pub recall_of_nearest: f64,
+    /// Entries whose codes a query is compared with, on average; all of them without lists.
+    pub compared: f64,
     /// Milliseconds per query, one at a time: the store's search.
     pub milliseconds: f64,
     /// The same, 32 queries at a time.
@@ -109,7 +111,10 @@ pub fn search_quality(store: &Store, keys: &[&[f32]], k: usize) -> Result<Search
     let query = |key| [NeighborQuery { snapshot: &snapshot, mask: &mask, key, k }];
     let (mut found, mut nearest, mut wanted) = (0usize, 0usize, 0usize);
     let (mut seconds, mut exact_seconds) = (0.0, 0.0);
+    let n_entries: u64 = snapshot.shards.iter().map(|s| s.n_entries).sum();
+    let mut compared = 0;
     for key in keys {
+        compared += store.n_compared(key).unwrap_or(n_entries as usize);
         let start = Instant::now();
         let got = store.neighbors(&query(key))?.remove(0);
         seconds += start.elapsed().as_secs_f64();
@@ -134,6 +139,7 @@ pub fn search_quality(store: &Store, keys: &[&[f32]], k: usize) -> Result<Search
         n_queries: keys.len(),
         recall: found as f64 / wanted.max(1) as f64,
         recall_of_nearest: nearest as f64 / n,
+        compared: compared as f64 / n,
         milliseconds: seconds * 1e3 / n,
         milliseconds_in_batches,
         exact_milliseconds: exact_seconds * 1e3 / n,

@@ -51,7 +51,7 @@ impl Default for ServerConfig {
             drain_seconds: 30,
             max_queued_additions: 16,
             max_finished_operations: 1000,
-            purge_share: 0.1,
+            purge_share: 0.05,
         }
     }
 }

@@ -12,7 +12,7 @@ use silo_core::{
     ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
-use silo_vector::{Candidate, Collection, ListPart, Part, Quantizer, Query, exact_search, ivf_search};
+use silo_vector::{Candidate, Collection, ListPart, Part, Quantizer, Query, exact_search, ivf_search, n_compared};
 
 use crate::live::{Live, LiveShard, Merged, Withdrawn};
 use crate::{Ivf, Shard, Store, StoreError};
@@ -150,6 +150,13 @@ impl Store {
     /// The same as [`NeighborSearch::neighbors`] by exhaustive search, whatever the recipe: what approximate search is measured against.
     pub fn exact_neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
         self.search(queries, None)
+    }
+
+    /// How many entries' codes a search for a key compares; `None` where all keys are.
+    pub fn n_compared(&self, key: &[f32]) -> Option<usize> {
+        let live = self.live();
+        let ((ivf, quantizer), merged) = self.recipe().quantizer().zip(live.merged.as_deref())?;
+        Some(n_compared(quantizer, &merged.lists, key, ivf.n_probe))
     }
 
     fn search(

@@ -74,12 +74,15 @@ const LINES: &[&str] = &["br", "li", "dt", "dd", "tr", "caption"];
 /// Decodes as the page says, else as UTF-8, else as browsers do.
 fn decode(bytes: &[u8]) -> String {
     let head = &bytes[..bytes.len().min(2048)];
+    if std::str::from_utf8(bytes).is_ok() {
+        return plain::decode(bytes);
+    }
     let named = Regex::new(r#"(?i)<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?([A-Za-z0-9_:-]+)"#)
         .ok()
         .and_then(|r| r.captures(head).and_then(|c| Encoding::for_label(c.get(1)?.as_bytes())));
     match named {
-        Some(encoding) if std::str::from_utf8(bytes).is_err() => encoding.decode(bytes).0.into_owned(),
-        _ => plain::decode(bytes),
+        Some(encoding) => encoding.decode(bytes).0.into_owned(),
+        None => plain::decode(bytes),
     }
 }
 

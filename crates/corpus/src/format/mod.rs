@@ -2,15 +2,17 @@
 
 mod code;
 mod html;
+mod lines;
 mod man;
 mod markup;
 mod plain;
+mod sword;
 mod tagged;
 mod xml;
 
 use serde::Deserialize;
 
-/// Format of a source's files. Names that end in `.gz` are decompressed first, whatever the format.
+/// Format of a source's files. Names that end in `.gz` or `.dz` are decompressed first, whatever the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -30,6 +32,14 @@ pub enum Format {
     Code,
     /// Words with their part of speech, as `the/at jury/nn`: the tags are taken away.
     Tagged,
+    /// Data files of SWORD modules (zText, zCom).
+    Sword,
+    /// WordNet's `data.*`.
+    Wordnet,
+    /// The comments of Metamath databases.
+    Metamath,
+    /// JSON: its strings of five words and more.
+    Json,
 }
 
 /// A cleaned text.
@@ -47,6 +57,7 @@ impl Format {
     pub fn clean(self, bytes: &[u8]) -> Cleaned {
         let mut cleaned = match self {
             Self::Html => html::clean(bytes),
+            Self::Sword => sword::clean(bytes),
             other => {
                 let text = plain::decode(bytes);
                 match other {
@@ -56,7 +67,10 @@ impl Format {
                     Self::Docbook => xml::clean(&text),
                     Self::Code => code::clean(&text),
                     Self::Tagged => tagged::clean(&text),
-                    Self::Text | Self::Html => plain::clean(&text),
+                    Self::Wordnet => lines::wordnet(&text),
+                    Self::Metamath => lines::metamath(&text),
+                    Self::Json => lines::json(&text),
+                    Self::Text | Self::Html | Self::Sword => plain::clean(&text),
                 }
             }
         };

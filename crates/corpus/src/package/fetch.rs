@@ -7,6 +7,7 @@ use regex::Regex;
 
 use super::{Unpacked, unpack};
 use crate::CorpusError;
+use crate::copyright::FileLicences;
 use crate::resolve::PackageLicence;
 
 /// Which client fetches a package.
@@ -146,8 +147,8 @@ fn licence(kind: Kind, package: &str, root: &Path) -> Result<PackageLicence, Cor
         Kind::Debian => {
             let path = root.join("usr/share/doc").join(package).join("copyright");
             // Absent when it is a link to another package's: then that package is to be named too.
-            out.copyright =
-                Some(std::fs::read(&path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default());
+            let text = std::fs::read(&path).unwrap_or_default();
+            out.copyright = Some(FileLicences::parse(&String::from_utf8_lossy(&text)));
         }
         Kind::Pypi => {
             out.expression = first_file(root, |n| n == "METADATA" || n == "PKG-INFO").and_then(|t| pypi_licence(&t))

@@ -67,6 +67,13 @@ pub fn ivf_search(
     queries.par_iter().map(|query| one(quantizer, collection, query, probe, order)).collect()
 }
 
+/// How many entries lie in the lists that a search for a key looks into first: what it costs, whoever sees them.
+pub fn n_compared(quantizer: &Quantizer, merged: &MergedLists, key: &[f32], n_probe: usize) -> usize {
+    let (_, lists) = quantizer.query(key);
+    let sizes = lists.iter().take(n_probe).flat_map(|list| merged.spans(*list)).map(|s| (s.to - s.from) as usize);
+    sizes.sum()
+}
+
 fn one(
     quantizer: &Quantizer,
     collection: Collection<'_>,

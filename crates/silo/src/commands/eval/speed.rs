@@ -165,8 +165,8 @@ fn markdown(whole: &serde_json::Value, decoding: &[DecodeSpeed], quality: &Searc
             .expect("a string takes all text");
     }
     out.write_fmt(format_args!(
-        "\n## Search\n\nk = {}, {} keys of test text, one at a time: recall {:.4} of exact search (nearest neighbour: {:.4}); {:.2} ms a query ({:.2} ms in batches of 32), exact {:.2} ms.\n",
-        quality.k, quality.n_queries, quality.recall, quality.recall_of_nearest, quality.milliseconds, quality.milliseconds_in_batches, quality.exact_milliseconds
+        "\n## Search\n\nk = {}, {} keys of test text, one at a time: recall {:.4} of exact search (nearest neighbour: {:.4}), {:.0} codes compared; {:.2} ms a query ({:.2} ms in batches of 32), exact {:.2} ms.\n",
+        quality.k, quality.n_queries, quality.recall, quality.recall_of_nearest, quality.compared, quality.milliseconds, quality.milliseconds_in_batches, quality.exact_milliseconds
     )).expect("a string takes all text");
     let (b, number) = (&whole["building"], |v: &serde_json::Value| v.as_f64().unwrap_or(f64::NAN));
     let (tokens, build, encode) = (number(&b["n_tokens"]), number(&b["build_seconds"]), number(&b["encode_seconds"]));
