@@ -58,6 +58,8 @@ def models():
     if whole.exists():
         gguf.write_bytes(whole.read_bytes()[:50_000_000])
         serve("SmolLM2's GGUF file cut off after 50 MB", path(gguf))
+    else:
+        note("SmolLM2's GGUF file cut off after 50 MB", "not tried: work/models/smollm2.gguf is not there")
     serve("a model that was not trained on open text alone, as far as anyone knows", [(f'path = "{MODEL}"', 'path = "crates/model/tests/golden/gqa"'), ("indexes/ivf.toml", "indexes/tiny.toml")])
 
 
@@ -183,4 +185,5 @@ def second():
 if __name__ == "__main__":
     os.environ.pop("SILO_SERVER", None)
     main()
-    sys.exit(0)
+    wrong = [what for what, answer in ROWS if answer in ("it started!", "answered!")]
+    sys.exit(f"not refused: {', '.join(wrong)}" if wrong else 0)

@@ -46,9 +46,8 @@ const NAMES: &[(&str, &str)] = &[
 
 /// A copyright file, read once for all files of its package: some have hundreds of globs.
 ///
-/// Its globs name paths in the source package, while we hold paths of installed files, so besides `*` only globs that happen to
-/// match are found. That errs on one side only: whoever calls compares the answer with the declaration and takes the more
-/// restrictive of both.
+/// Its globs name paths in the source package, while we hold paths of installed files. Besides `*` only globs that happen to match are
+/// found, and those that end in the very name of the file. Whoever calls takes the most restrictive of all of these and of the declaration.
 #[derive(Debug, Clone, Default)]
 pub struct FileLicences {
     paragraphs: Vec<(Vec<GlobPattern>, Option<String>)>,
@@ -72,10 +71,22 @@ impl FileLicences {
         self.is_missing
     }
 
-    /// What it says of a path, by the last paragraph that names it; `None` where it says nothing that can be read.
-    pub(crate) fn of(&self, path: &Path) -> Option<&str> {
-        let path = path.to_str()?;
-        self.paragraphs.iter().rfind(|(globs, _)| globs.iter().any(|g| g.is_match(path)))?.1.as_deref()
+    /// What it says of a path, by the last paragraph that names it, and of files of this name elsewhere; nothing where it says nothing that
+    /// can be read.
+    pub(crate) fn of(&self, path: &Path) -> Vec<&str> {
+        let Some((whole, name)) = path.to_str().zip(path.file_name().and_then(|n| n.to_str())) else {
+            return Vec::new();
+        };
+        // Installed files are often compressed.
+        let name = name.trim_end_matches(".gz");
+        let matching = |globs: &[GlobPattern]| globs.iter().any(|g| g.is_match(whole));
+        let named = |globs: &[GlobPattern]| globs.iter().any(|g| g.pattern().rsplit('/').next() == Some(name));
+        let Some((_, Some(last))) = self.paragraphs.iter().rfind(|(globs, _)| matching(globs)) else {
+            return Vec::new();
+        };
+        let others =
+            self.paragraphs.iter().filter(|(globs, _)| named(globs)).filter_map(|(_, licence)| licence.as_deref());
+        std::iter::once(last.as_str()).chain(others).collect()
     }
 }
 
@@ -102,14 +113,14 @@ mod tests {
     #[test]
     fn the_last_matching_paragraph_decides() {
         let licences = FileLicences::parse(DEP5);
-        assert_eq!(licences.of(Path::new("src/a.c")), Some("MIT"));
-        assert_eq!(licences.of(Path::new("doc/a.html")), Some("CC-BY-SA-3.0 OR GFDL-1.3-or-later"));
+        assert_eq!(licences.of(Path::new("src/a.c")), ["MIT"]);
+        assert_eq!(licences.of(Path::new("doc/a.html")), ["CC-BY-SA-3.0 OR GFDL-1.3-or-later"]);
     }
 
     #[test]
     fn a_misspelt_field_and_free_text_say_nothing() {
         for text in [&DEP5.replace("License:", "Licence:"), "This package is in the public domain."] {
-            assert_eq!(FileLicences::parse(text).of(Path::new("a")), None);
+            assert_eq!(FileLicences::parse(text).of(Path::new("a")), [""; 0]);
         }
     }
 }

@@ -33,6 +33,17 @@ pub struct PackageLicence {
     pub expression: Option<String>,
 }
 
+/// The licence that a Creative Commons notice names. What cannot be read of it is none that is known.
+fn creative_commons(notice: &regex::Captures<'_>) -> String {
+    let (Some(kind), Some(version)) = (notice.get(1), notice.get(2)) else { return "LicenseRef-CC-other".into() };
+    let kind: String = kind.as_str().chars().filter(char::is_ascii_alphabetic).collect();
+    match kind.to_ascii_lowercase().replace("international", "").replace("unported", "").trim_end_matches("license") {
+        "" => format!("CC-BY-{}", version.as_str()),
+        "sharealike" => format!("CC-BY-SA-{}", version.as_str()),
+        _ => "LicenseRef-CC-other".into(),
+    }
+}
+
 /// A package may link to the copyright file of another one that is named beside it: those without one get the last that is there.
 pub(crate) fn share_copyright<'a>(packages: impl Iterator<Item = &'a mut PackageLicence>) {
     let is_missing = |p: &PackageLicence| p.copyright.as_ref().is_some_and(FileLicences::is_missing);
@@ -61,7 +72,7 @@ impl Resolver {
         let declared = (declaration.licence.clone(), declaration.source(&policy).tier);
         let header = Regex::new(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+\-() ]+)").map_err(|e| e.to_string())?;
         // As OpenStack's documents say it, in prose and over two lines.
-        let prose = r"Creative\s+Commons\s+Attribution(?:\s*-\s*([A-Za-z-]+))?\s+(?:\(?CC[A-Z -]*\)?\s+)?([1-4]\.[05])";
+        let prose = r"under\s+(?:a|the)\s+Creative\s+Commons(?:\s+Attribution([A-Za-z,\s-]{0,60}?)\s*(?:version\s+)?([1-4]\.[05]))?";
         let creative_commons = Regex::new(prose).map_err(|e| e.to_string())?;
         Ok(Self { policy, declared, overrides, header, creative_commons })
     }
@@ -96,16 +107,13 @@ impl Resolver {
             );
         }
         if let Some(found) = self.creative_commons.captures(head) {
-            let kind = match found.get(1).map(|m| m.as_str().to_ascii_lowercase()).as_deref() {
-                None => "CC-BY",
-                Some("sharealike") => "CC-BY-SA",
-                Some(_) => "LicenseRef-CC-other",
-            };
-            return self.with_claim(self.evidence(&format!("{kind}-{}", &found[2]), "notice in the file"));
+            return self.with_claim(self.evidence(&creative_commons(&found), "notice in the file"));
         }
         if let Some(copyright) = &package.copyright {
-            return match copyright.of(path) {
-                Some(licence) => self.with_claim(self.evidence(licence, "DEP-5 copyright file of the package")),
+            let found = copyright.of(path).into_iter().map(|l| self.evidence(l, "DEP-5 copyright file of the package"));
+            // The first of the most restrictive: `max_by_key` gives the last.
+            return match found.rev().max_by_key(|e| e.tier) {
+                Some(most_restrictive) => self.with_claim(most_restrictive),
                 None => self.unknown("the copyright file of the package is no DEP-5 file, or does not name this file"),
             };
         }
@@ -223,7 +231,15 @@ mod tests {
         assert_eq!(evidence.licence, "CC-BY-3.0");
         let evidence = check(&openstack, "c.rst", &prose("-ShareAlike"), &dep5("Apache-2"), Tier::Attribution);
         assert_eq!(evidence.licence, "CC-BY-SA-3.0");
-        check(&openstack, "c.rst", &prose("-NonCommercial"), &dep5("Apache-2"), Tier::Restricted);
+        for kind in ["-Share Alike", "-ShareAlike License, version", " Share Alike"] {
+            assert_eq!(
+                check(&openstack, "c", &prose(kind), &dep5("Apache-2"), Tier::Attribution).licence,
+                "CC-BY-SA-3.0"
+            );
+        }
+        for kind in ["-NonCommercial", " Non-Commercial", " NoDerivatives", " licence of some kind, as you will find"] {
+            check(&openstack, "c.rst", &prose(kind), &dep5("Apache-2"), Tier::Restricted);
+        }
     }
 
     #[test]
@@ -244,6 +260,15 @@ mod tests {
         // libsqlite3-sys: MIT binding, sqlite3.c in the public domain.
         let sqlite = declaration("blessing", &[("sqlite3/*", "blessing")]);
         check(&sqlite, "sqlite3/sqlite3.c", "", &metadata("MIT"), Tier::PublicDomain);
+    }
+
+    #[test]
+    fn a_paragraph_that_names_the_file_is_heard_wherever_it_lies_now() {
+        // metamath-databases: CC0-1.0, but peano.mm is under the GPL; the file names paths of the source package.
+        let text = dep5_text("CC0-1.0") + "\nFiles: src/peano.mm\nCopyright: B\nLicense: GPL-2+\n";
+        let (metamath, package) = (declaration("CC0-1.0", &[]), copyright(&text));
+        check(&metamath, "usr/share/metamath/set.mm", "", &package, Tier::PublicDomain);
+        check(&metamath, "usr/share/metamath/peano.mm", "", &package, Tier::Restricted);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum EngineError {
     ShuttingDown,
 }
 
-/// A step is interrupted for one reason only.
+/// A step is interrupted when nobody waits for it any more, and for no other reason.
 impl From<ModelError> for EngineError {
     fn from(error: ModelError) -> Self {
         match error {

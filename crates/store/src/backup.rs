@@ -185,13 +185,17 @@ impl BackupManifest {
     pub fn read(backup: &Path) -> Result<Self, StoreError> {
         let path = backup.join(MANIFEST);
         let bytes = fs::read(&path).map_err(StoreError::io(&path))?;
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e))?;
-        match (manifest.format == FORMAT, manifest.version) {
-            (true, VERSION) => Ok(manifest),
+        /// Read first, because a manifest of another version may have other fields.
+        #[derive(Deserialize)]
+        struct Version {
+            format: String,
+            version: u32,
+        }
+        let Version { format, version } = serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e))?;
+        match (format == FORMAT, version) {
+            (true, VERSION) => serde_json::from_slice(&bytes).map_err(|e| StoreError::damaged(&path, e)),
             (true, found) => Err(StoreError::Version { path, found, expected: VERSION }),
-            (false, _) => {
-                Err(StoreError::damaged(&path, format!("it describes a '{}', not a backup", manifest.format)))
-            }
+            (false, _) => Err(StoreError::damaged(&path, format!("it describes a '{format}', not a backup"))),
         }
     }
 }

@@ -9,6 +9,7 @@ pub enum Boundary {
     ShardPrepared,
     ShardEntered,
     ChangeResolved,
+    CatalogCommitted,
     ChangeCommitted,
     FilesWritten,
     FilesRenamed,
@@ -26,12 +27,13 @@ pub enum Boundary {
 
 impl Boundary {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ShardBuilt,
         Self::ShardRenamed,
         Self::ShardPrepared,
         Self::ShardEntered,
         Self::ChangeResolved,
+        Self::CatalogCommitted,
         Self::ChangeCommitted,
         Self::FilesWritten,
         Self::FilesRenamed,

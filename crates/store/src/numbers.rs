@@ -46,8 +46,12 @@ impl Numbers {
         Self(&self.0 - &other.0)
     }
 
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.0 |= &other.0;
+    }
+
     /// Those that only one of the two has.
-    pub(crate) fn difference(&self, other: &Self) -> Self {
+    pub(crate) fn symmetric_difference(&self, other: &Self) -> Self {
         Self(&self.0 ^ &other.0)
     }
 

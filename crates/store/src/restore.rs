@@ -160,8 +160,13 @@ pub fn restore(
     create_directory(&root.join("tmp"))?;
     let _lock = Lock::take(root)?;
     let held = RemovalLog::of(&Catalog::open_read_only(&backup.join(CATALOG))?)?;
-    let (log, known) = logs(&held, root, later)?;
-    let made = make(backup, root, &manifest, [&held, &log], known.as_ref(), &at);
+    let head = match Head::read(root) {
+        // One that cannot be read says nothing against a log that is given.
+        Err(_) if matches!(later, Later::Log(_)) => None,
+        other => other?,
+    };
+    let (log, known) = logs(&held, root, head.as_ref(), later)?;
+    let made = make(backup, root, &manifest, [&held, &log], (known.as_ref(), head.as_ref()), &at);
     if made.is_err() {
         remove_catalog(&root.join(RESTORED))?;
     }
@@ -174,7 +179,7 @@ fn make(
     root: &Path,
     manifest: &BackupManifest,
     [held, log]: [&RemovalLog; 2],
-    known: Option<&RemovalLog>,
+    (known, head): (Option<&RemovalLog>, Option<&Head>),
     at: &dyn Fn(Boundary),
 ) -> Result<Restored, StoreError> {
     let restored = root.join(RESTORED);
@@ -183,7 +188,6 @@ fn make(
     catalog.drop_prepared(None)?; // an addition that was under way when the backup was made
     let later = &log.records[held.records.len()..];
     let greatest = |f: fn(&RemovalLog) -> u64| known.into_iter().chain([log, held]).map(f).max().unwrap_or_default();
-    let head = Head::read(root)?;
     let (last_shard, last_epoch) = head.map_or((ShardId(0), Epoch(0)), |h| (h.last_shard, h.epoch));
     let last_shard = last_shard.max(ShardId(greatest(|l| l.last_shard.0)));
     catalog.replay(later, last_shard, last_epoch.max(Epoch(greatest(|l| l.last_epoch.0))))?;
@@ -206,7 +210,12 @@ fn make(
 }
 
 /// The log to replay, and that of the store which is there, if one is. All that are known must be beginnings of it.
-fn logs(held: &RemovalLog, root: &Path, later: Later<'_>) -> Result<(RemovalLog, Option<RemovalLog>), StoreError> {
+fn logs(
+    held: &RemovalLog,
+    root: &Path,
+    head: Option<&Head>,
+    later: Later<'_>,
+) -> Result<(RemovalLog, Option<RemovalLog>), StoreError> {
     let there = root.join(CATALOG);
     // One that cannot be read must not be passed over: whoever knows that it knows nothing more moves it away.
     let known = if there.exists() { Some(RemovalLog::read(&there)?) } else { None };
@@ -231,8 +240,13 @@ fn logs(held: &RemovalLog, root: &Path, later: Later<'_>) -> Result<(RemovalLog,
             return Err(StoreError::RemovalLog { path, reason });
         }
     }
-    if let Some(head) = Head::read(root)? {
+    if let Some(head) = head {
         let has = |r: &RemovalRecord| r.id == head.removal && r.chain == head.chain;
+        if head.store_id != log.store_id {
+            let reason =
+                format!("it is the log of another store than that of {HEAD}; delete that file if its store is gone");
+            return Err(StoreError::RemovalLog { path, reason });
+        }
         if head.removal > 0 && !log.records.iter().any(has) {
             let (got, expected) = (log.records.len(), head.removal);
             let reason = format!(

@@ -86,7 +86,7 @@ impl Store {
         let lock = Lock::take(root)?;
         check_catalog_is_there(root)?;
         remove_catalog(&root.join(RESTORED))?;
-        let catalog = Catalog::open_in_force(root)?;
+        let catalog = Catalog::open_in_force(root, options.at_boundary.clone())?;
         catalog.drop_prepared(None)?; // additions that a crash cut off
         if catalog.is_stale() {
             // While another process reads it is left to the next purge.
@@ -376,11 +376,11 @@ pub(crate) fn check_withdrawn(
 ) -> Result<(), StoreError> {
     let nothing = Some(Numbers::default());
     let same = log.unwrap_or(&nothing).as_ref().is_some_and(|by_log| {
-        let differ = by_log.difference(&record.withdrawn);
+        let differ = by_log.symmetric_difference(&record.withdrawn);
         differ.iter().all(|number| shard.index_of(number).is_none())
     });
     let reason = "what the catalog has as withdrawn of it is not what the log of removals says";
-    if same { Ok(()) } else { Err(StoreError::damaged(Path::new(&record.directory), reason)) }
+    if same { Ok(()) } else { Err(StoreError::damaged(&Path::new(SHARDS).join(&record.directory), reason)) }
 }
 
 fn compatible(manifest: &Manifest, card: &ModelCard, recipe: &Recipe) -> Result<(), StoreError> {

@@ -156,6 +156,7 @@ impl Store {
         }
         let suspended = record.state == ShardState::Suspended;
         let epoch = self.catalog.note_epoch("repair")?;
+        self.catalog.end_quarantine(&record.directory)?;
         self.swap(|live| live.insert(id, LiveShard::new(shard, &record.withdrawn), suspended, epoch));
         Ok(())
     }

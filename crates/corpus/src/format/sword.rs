@@ -2,6 +2,7 @@
 //!
 //! A data file is a row of zlib streams with OSIS markup, now and then with unused bytes between them.
 
+use std::borrow::Cow;
 use std::io::Read;
 
 use flate2::read::ZlibDecoder;
@@ -50,11 +51,10 @@ fn text_of(markup: &str) -> String {
             _ => (),
         }
         if left_out == 0 {
-            out.push_str(text);
+            out.push_str(&unescape(text).unwrap_or(Cow::Borrowed(text)));
         }
     }
-    let plain = unescape(&out).map_or_else(|_| out.clone(), |text| text.into_owned());
-    let lines = plain.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let lines = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     lines.collect::<Vec<_>>().join("\n")
 }
 

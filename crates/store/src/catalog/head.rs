@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use silo_core::{ContentHash, Epoch, ShardId};
 
 use crate::StoreError;
+use crate::write::sync_directory;
 
 /// Name of the file, in the store's directory.
 pub(crate) const HEAD: &str = "catalog.head";
 
-/// The file has two lines of so many bytes, which are written in turn: one is always whole.
+/// The file has two lines of so many bytes, which are written in turn: a write that is cut off leaves the other one.
 const LINE_BYTES: usize = 512;
 
 /// The newest change that was acknowledged.
@@ -91,22 +92,24 @@ pub(super) struct HeadFile {
 impl HeadFile {
     /// Opens or makes the file, with a first line that says what the catalog does.
     pub(super) fn open(root: &Path, own: &Head) -> Result<Self, StoreError> {
-        let path = root.join(HEAD);
-        let file = OpenOptions::new().create(true).write(true).read(true).truncate(false).open(&path);
-        let mut head = Self { file: file.map_err(StoreError::io(&path))?, next: 0 };
-        let mut second = [0; LINE_BYTES];
-        let n = head.file.read_at(&mut second, LINE_BYTES as u64).map_err(StoreError::io(&path))?;
-        let newest = Head::read(root).ok().flatten();
-        // Over the older line; both say the same afterwards or differ by one change.
-        head.next = u64::from(newest.is_some() && Head::from_line(&second[..n]) != newest);
-        head.write(own).map_err(StoreError::io(&path))?;
-        Ok(head)
+        let (path, new) = (root.join(HEAD), root.join("catalog.head.tmp"));
+        // Both lines, under another name first: half a file would shut the store.
+        let write = || {
+            std::fs::write(&new, own.to_line().repeat(2))?;
+            File::open(&new)?.sync_all()?;
+            std::fs::rename(&new, &path)?;
+            OpenOptions::new().write(true).open(&path)
+        };
+        let file = write().map_err(StoreError::io(&path))?;
+        sync_directory(root)?;
+        Ok(Self { file, next: 0 })
     }
 
     pub(super) fn write(&mut self, head: &Head) -> std::io::Result<()> {
         self.file.write_all_at(&head.to_line(), self.next * LINE_BYTES as u64)?;
+        self.file.sync_data()?;
         self.next = 1 - self.next;
-        self.file.sync_data()
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ mod shards;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
@@ -25,16 +25,17 @@ pub use shards::{ShardRecord, ShardState};
 use self::head::HeadFile;
 use crate::StoreError;
 use crate::backup::CATALOG;
+use crate::boundary::{AtBoundary, Boundary};
 
 /// How long a reader of another process is waited for. Nobody else writes.
 const BUSY: Duration = Duration::from_millis(50);
 
-#[derive(Debug)]
 pub(crate) struct Catalog {
     path: PathBuf,
     connection: Mutex<Connection>,
     /// Of a catalog that is in force.
     head: Mutex<Option<HeadFile>>,
+    at_boundary: Option<Arc<AtBoundary>>,
     /// Whether its files may hold what was struck out of it.
     stale: AtomicBool,
 }
@@ -63,16 +64,21 @@ impl Catalog {
     }
 
     /// Opens the catalog of the store at `root`, which must not end before a change that was acknowledged.
-    pub(crate) fn open_in_force(root: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open_in_force(root: &Path, at_boundary: Option<Arc<AtBoundary>>) -> Result<Self, StoreError> {
         let path = root.join(CATALOG);
         if let Some(acknowledged) = Head::read(root)? {
             // Looked at without touching it: what a damaged one still holds may be of use.
-            let own = Self::open_read_only(&path)?.newest()?;
+            let own = Self::look(&path)?.newest()?;
             if let Some(reason) = own.lacks(&acknowledged) {
                 return Err(StoreError::Head { path: root.join(HEAD), reason });
             }
         }
-        let catalog = Self::open(&path)?;
+        let catalog = Self { at_boundary, ..Self::open(&path)? };
+        catalog.redo()?;
+        catalog.run(|c| {
+            let gone = "directory NOT IN (SELECT directory FROM shards WHERE state != 'removed')";
+            c.execute(&format!("DELETE FROM quarantined WHERE {gone}"), []).map(drop)
+        })?;
         let head = HeadFile::open(root, &catalog.newest()?)?;
         *catalog.head.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
         Ok(catalog)
@@ -80,16 +86,21 @@ impl Catalog {
 
     fn of(path: &Path, connection: Connection) -> Self {
         let (connection, head) = (Mutex::new(connection), Mutex::new(None));
-        Self { path: path.to_owned(), connection, head, stale: AtomicBool::new(false) }
+        Self { path: path.to_owned(), connection, head, at_boundary: None, stale: AtomicBool::new(false) }
     }
 
     /// Opens a catalog for looking only, also that of a store in use.
     pub(crate) fn open_read_only(path: &Path) -> Result<Self, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(|e| Self::error(path, e))?;
-        let catalog = Self::of(path, connection);
+        let catalog = Self::look(path)?;
         catalog.check_version(catalog.version()?)?;
         Ok(catalog)
+    }
+
+    /// The same, of whatever version.
+    fn look(path: &Path) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(|e| Self::error(path, e))?;
+        Ok(Self::of(path, connection))
     }
 
     fn error(path: &Path, source: rusqlite::Error) -> StoreError {
@@ -154,12 +165,13 @@ impl Catalog {
         in_transaction(&mut self.lock(), f).map_err(|e| Self::error(&self.path, e))
     }
 
-    /// A transaction that makes an epoch. When this returns, no catalog without it is opened any more.
+    /// A transaction that makes an epoch. Once its head is written, no catalog without it is opened any more.
     fn change<T>(&self, f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut connection = self.lock();
         let value = in_transaction(&mut connection, f).map_err(|e| Self::error(&self.path, e))?;
+        self.at_boundary.iter().for_each(|at| at(Boundary::CatalogCommitted));
         if let Some(head) = &mut *self.head.lock().unwrap_or_else(PoisonError::into_inner) {
-            // The change is done and must be answered as done. A head that cannot be written notices less, and is written with the next change.
+            // The change is done and must be answered as done. Without its head a loss of it would not be noticed until the next change is.
             let _ = newest(&connection).map(|newest| head.write(&newest));
         }
         Ok(value)
@@ -199,7 +211,7 @@ impl Catalog {
         self.run(|c| c.prepare("SELECT directory FROM quarantined")?.query_map([], |r| r.get(0))?.collect())
     }
 
-    /// Files that were damaged are whole, or gone.
+    /// Files that were damaged are whole.
     pub(crate) fn end_quarantine(&self, directory: &str) -> Result<(), StoreError> {
         self.run(|c| c.execute("DELETE FROM quarantined WHERE directory = ?1", [directory]).map(drop))
     }
@@ -235,6 +247,8 @@ impl Catalog {
             let mut dangling: Vec<String> =
                 c.prepare("PRAGMA foreign_key_check")?.query_map([], dangling)?.collect::<rusqlite::Result<_>>()?;
             found.append(&mut dangling);
+            let known = tables(c)? == tables_of_today()?;
+            found.extend((!known).then(|| "its tables are not those that this program makes".to_owned()));
             Ok(found)
         })
     }
@@ -294,9 +308,16 @@ impl Catalog {
     }
 }
 
-/// The texts that the tables and indexes were made of. SQLite believes them whatever they say.
-fn tables(c: &Connection) -> rusqlite::Result<Vec<Option<String>>> {
-    c.prepare("SELECT sql FROM sqlite_schema ORDER BY name")?.query_map([], |r| r.get(0))?.collect()
+/// The texts that our tables and indexes were made of, without comments and spaces, and all triggers. SQLite believes them whatever they
+/// say. What others have added (statistics, an index, a view) is their own.
+fn tables(c: &Connection) -> rusqlite::Result<Vec<String>> {
+    let plain = |r: &Row<'_>| {
+        let sql: Option<String> = r.get(0)?; // indexes that SQLite makes itself have none
+        let lines = sql.iter().flat_map(|sql| sql.lines()).map(|line| line.split("--").next().unwrap_or_default());
+        Ok(lines.flat_map(str::split_whitespace).collect())
+    };
+    let ours = format!("type = 'trigger' OR name IN ({})", schema::NAMES);
+    c.prepare(&format!("SELECT sql FROM sqlite_schema WHERE {ours} ORDER BY name"))?.query_map([], plain)?.collect()
 }
 
 /// Whether the tables that say what is live are well formed and agree with their indexes. Those with a row per document are `verify`'s.
@@ -310,7 +331,7 @@ fn small_tables_are_whole(c: &Connection) -> rusqlite::Result<bool> {
     Ok(true)
 }
 
-fn tables_of_today() -> rusqlite::Result<Vec<Option<String>>> {
+fn tables_of_today() -> rusqlite::Result<Vec<String>> {
     let fresh = Connection::open_in_memory()?;
     fresh.execute_batch(schema::SCHEMA)?;
     tables(&fresh)

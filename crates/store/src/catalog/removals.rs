@@ -143,10 +143,56 @@ impl Catalog {
                 let (shard, bytes) = row?;
                 let numbers = bytes.map(|b| Numbers::from_bytes(&b)).transpose().map_err(|e| conversion(1, e))?;
                 let before = out.entry(shard).or_insert_with(|| Some(Numbers::default()));
-                *before = before.as_ref().zip(numbers).map(|(before, numbers)| before.union(&numbers));
+                match (&mut *before, numbers) {
+                    (Some(before), Some(numbers)) => before.extend(&numbers),
+                    _ => *before = None,
+                }
             }
             Ok(out)
         })
+    }
+
+    /// Withdraws again what the log says is withdrawn, where the tables of the shards do not say so: a flipped bit there must not bring it
+    /// back, neither to searches nor into files that are written anew.
+    pub(super) fn redo(&self) -> Result<(), StoreError> {
+        let sql = "SELECT withdrawn, gone FROM shards WHERE id = ?1 AND state != 'removed'";
+        let read = |r: &Row<'_>| Ok((read_numbers(r, 0)?, read_numbers(r, 1)?));
+        let mut log_is_whole = false;
+        for (shard, by_log) in self.withdrawn_by_log()? {
+            let id = shard.0 as i64;
+            let Some((withdrawn, gone)) = self.run(|c| c.query_row(sql, [id], read).optional())? else { continue };
+            if by_log.as_ref().is_some_and(|by_log| by_log.without(&withdrawn).without(&gone).is_empty()) {
+                continue;
+            }
+            // The two differ: one of them is damaged, or a purge was cut off.
+            log_is_whole = log_is_whole || chain_is_whole(&self.store_id()?, &self.removals(0)?);
+            if !log_is_whole {
+                return Err(StoreError::Tables { path: self.path.clone() });
+            }
+            let Some(by_log) = by_log else {
+                let sql = "UPDATE shards SET state = 'removed', withdrawn = NULL, removed_epoch =
+                               (SELECT max(epoch) FROM removals JOIN removal_parts ON removal_id = id WHERE shard_id = ?1)
+                           WHERE id = ?1";
+                self.run(|c| c.execute(sql, [id]).map(drop))?;
+                continue;
+            };
+            let missing = by_log.without(&withdrawn).without(&gone);
+            let in_files =
+                "SELECT EXISTS (SELECT 1 FROM documents WHERE shard_id = ?1 AND number = ?2 AND uri IS NOT NULL)";
+            let still = self.run(|c| {
+                let (mut in_files, mut still) = (c.prepare(in_files)?, Numbers::default());
+                for number in missing.iter() {
+                    if in_files.query_row(params![id, number], |r| r.get(0))? {
+                        still.insert(number);
+                    }
+                }
+                Ok(still)
+            })?;
+            if !still.is_empty() {
+                self.transaction(|t| withdraw(t, shard, &still))?;
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of these entries are gone from all files.

@@ -3,6 +3,10 @@
 /// Version of the schema; SQLite's `user_version`.
 pub(super) const VERSION: u32 = 3;
 
+/// The tables and indexes, as a list in SQL.
+pub(super) const NAMES: &str = "'sources', 'epochs', 'shards', 'shards_of_source', 'documents', 'documents_by_uri', 'documents_of_shard_by_uri',
+    'documents_by_hash', 'other_uris', 'other_uris_by_uri', 'removals', 'removal_parts', 'backups', 'duplicates', 'quarantined', 'store'";
+
 /// What makes version 3 of nothing.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE sources (
@@ -93,7 +97,7 @@ ALTER TABLE epochs RENAME TO epochs_1;
 ALTER TABLE shards RENAME TO shards_1;
 ";
 
-/// What makes version 3 of version 2. Word for word as above: the texts are compared when a catalog is opened.
+/// What makes version 3 of version 2. As above: the texts are compared when a catalog is opened.
 pub(super) const FROM_2: &str = "CREATE TABLE quarantined (directory TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;";
 
 /// The second half, after [`SCHEMA`].

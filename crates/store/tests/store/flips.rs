@@ -233,3 +233,34 @@ fn a_quarantine_outlasts_a_restart() {
         assert!(store.unavailable().is_empty() && finds(&store, KEPT[1]));
     }
 }
+
+/// What the table of the shards forgets, the log of removals knows: at once, after a purge, a rebuild and a repair.
+#[test]
+fn a_forgotten_withdrawal_is_done_again() {
+    for sql in ["UPDATE shards SET withdrawn = NULL", "UPDATE shards SET state = 'live', withdrawn = NULL WHERE id = 3"]
+    {
+        let (root, store) = filled();
+        drop(store);
+        let catalog = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
+        // As if the head had counted it.
+        catalog.execute_batch(sql).unwrap();
+        drop(catalog);
+        if sql.contains("live") {
+            fs::remove_file(root.path().join("catalog.head")).unwrap();
+        }
+        for _ in 0..2 {
+            let store = open_with(root.path(), recipe()).unwrap();
+            let gone = |store: &Store| {
+                assert!(GONE.iter().all(|text| !finds(store, text)), "{sql}");
+                assert!(KEPT.iter().all(|text| finds(store, text)) && store.unavailable().is_empty(), "{sql}");
+            };
+            gone(&store);
+            store.rebuild_shard(ShardId(1), &super::model(), &Default::default(), &|_, _| {}).unwrap();
+            gone(&store);
+            assert!(purge(&store).failures.is_empty());
+            gone(&store);
+            drop(store);
+            assert_eq!(verify(root.path()).unwrap().faults, []);
+        }
+    }
+}

@@ -51,3 +51,29 @@ fn a_catalog_of_version_1_is_brought_up_to_date() {
     drop(store);
     assert_eq!(verify(root.path()).unwrap().faults, []);
 }
+
+/// Version 2 knew no quarantine and no head, and had other comments in its tables.
+#[test]
+fn a_catalog_of_version_2_is_brought_up_to_date() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["some text", "other text"]).unwrap();
+    let before = store.snapshot();
+    drop(store);
+    fs::remove_file(root.path().join("catalog.head")).unwrap();
+    let old = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
+    let comment =
+        "UPDATE sqlite_schema SET sql = replace(sql, '-- never reused', '-- another word') WHERE name = 'shards'";
+    let sql = format!("DROP TABLE quarantined; PRAGMA writable_schema = ON; {comment}; PRAGMA user_version = 2;");
+    old.execute_batch(&sql).unwrap();
+    drop(old);
+    for _ in 0..2 {
+        assert_eq!(open(root.path()).snapshot(), before);
+    }
+    // A newer one is left alone, also with a head beside it.
+    let newer = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
+    newer.execute_batch("PRAGMA user_version = 99").unwrap();
+    drop(newer);
+    let refused = super::open_with(root.path(), super::recipe()).err().unwrap().to_string();
+    assert!(refused.contains("format version 99"), "{refused}");
+}
