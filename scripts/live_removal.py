@@ -19,7 +19,7 @@ import service
 WORK = pathlib.Path("work/live_removal")
 ADDRESS = "127.0.0.1:50065"
 KEPT, REMOVED = "vim-doc", "man-pages"
-BYTES = 1_000_000
+BYTES = 300_000
 STREAMS = 8
 MODES = ("PARAMETRIC", "KNN", "CONTEXT", "KNN_AND_CONTEXT")
 
@@ -129,7 +129,7 @@ def place_of_one_who_hung_up(client):
 def main():
     WORK.mkdir(parents=True, exist_ok=True)
     modules = service.stubs(WORK)
-    text = silo("corpus", "text", REMOVED, "--split", "test", "--max-bytes", "6000", "--corpus", "work/corpus")
+    text = silo("corpus", "text", REMOVED, "--split", "test", "--max-bytes", "4000", "--corpus", "work/corpus")
     result = service.made("live_removal.py")
 
     server = service.Server(WORK, "never", ADDRESS)
