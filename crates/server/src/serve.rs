@@ -74,6 +74,12 @@ pub struct Server {
     governor: Arc<Governor>,
 }
 
+/// Connections that send small messages at once. The system would hold them back for 40 ms, and tonic's own setting is not for a listener that it
+/// is given.
+fn connections(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
 impl Server {
     /// Listens at the configured address.
     pub async fn bind(config: ServerConfig, engine: Arc<Engine>, governor: Arc<Governor>) -> Result<Self, ServeError> {
@@ -141,8 +147,6 @@ impl Server {
             .max_decoding_message_size(limit)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        // Otherwise the system holds small messages back for 40 ms: the builder's own setting is not for a listener that it is given.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let served = tonic::transport::Server::builder()
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
@@ -150,7 +154,7 @@ impl Server {
             .add_service(generation)
             .add_service(datastore)
             .add_service(OperationsServer::new(OperationsService(operations)))
-            .serve_with_incoming_shutdown(incoming, shutdown);
+            .serve_with_incoming_shutdown(connections(listener), shutdown);
         let after_the_cut = async move {
             cut_off.cut().await;
             tokio::time::sleep(LAST_WORDS).await;
