@@ -21,6 +21,10 @@ enum Node {
     Inner { bit: u8, left: Arc<Node>, right: Arc<Node>, hash: Hash },
 }
 
+/// From so many documents on the two halves of a tree are changed by a thread each: a removal is waited for, and shares its processors with
+/// searches.
+const MANY: usize = 1000;
+
 /// Bits of a hash.
 const BITS: usize = 256;
 
@@ -109,7 +113,16 @@ fn remove(node: &Arc<Node>, documents: &[ContentHash]) -> Option<Arc<Node>> {
         Node::Inner { bit, left, right, .. } => {
             let at = usize::from(*bit);
             let (without, with) = split(documents, at);
-            match (remove(left, without), remove(right, with)) {
+            let halves = if documents.len() < MANY {
+                (remove(left, without), remove(right, with))
+            } else {
+                std::thread::scope(|scope| {
+                    let left = scope.spawn(|| remove(left, without));
+                    let right = remove(right, with);
+                    (left.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), right)
+                })
+            };
+            match halves {
                 (Some(l), Some(r)) => Some(inner(at, l, r)),
                 (left, right) => left.or(right),
             }
@@ -216,5 +229,20 @@ mod tests {
             tree = tree.without(&[d]);
         }
         assert_eq!(tree.root(), None);
+    }
+
+    #[test]
+    fn many_at_once_are_what_they_are_one_by_one() {
+        let mut all: Vec<ContentHash> = (0..9000u64).map(|n| ContentHash::of(&n.to_le_bytes())).collect();
+        all.sort_unstable();
+        let tree = DocumentTree::default().with(&all).0;
+        for n in [MANY - 1, MANY, 5 * MANY, 9000] {
+            let (gone, kept): (Vec<_>, Vec<_>) =
+                all.iter().enumerate().partition(|(i, _)| i * n / 9000 != (i + 1) * n / 9000);
+            let of = |part: Vec<(usize, &ContentHash)>| part.into_iter().map(|(_, d)| *d).collect::<Vec<_>>();
+            let (gone, kept) = (of(gone), of(kept));
+            assert_eq!(gone.len(), n);
+            assert_eq!(tree.without(&gone).root(), oracle(&kept));
+        }
     }
 }
