@@ -3,8 +3,12 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::StoreError;
+
+/// A holder that is just ending, or a process that the holder is just starting and that has its files for a moment, is waited for so long.
+const LETTING_GO: Duration = Duration::from_millis(500);
 
 /// Holds the store until it is dropped; the system lets go of it when the process ends, however it ends.
 #[derive(Debug)]
@@ -18,7 +22,14 @@ impl Lock {
         let io = || StoreError::io(&path);
         let mut file =
             OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(io())?;
-        match file.try_lock() {
+        let start = Instant::now();
+        let locked = loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if start.elapsed() < LETTING_GO => std::thread::sleep(LETTING_GO / 50),
+                other => break other,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
