@@ -6,18 +6,15 @@ Run:   python3 scripts/compare_llama_cpp.py work/models/smollm2.gguf --threads 2
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import statistics
-import sys
-import tempfile
 import time
 
 import grpc
-import grpc_tools
-from grpc_tools import protoc
 from llama_cpp import Llama
+
+import service
 
 PROMPTS = [
     "Once upon a time",
@@ -27,15 +24,6 @@ PROMPTS = [
     "The three laws of thermodynamics state that",
 ]
 N_TOKENS = 64
-
-
-def stubs(root: pathlib.Path):
-    out = tempfile.mkdtemp()
-    files = ["silo/v1/common.proto", "silo/v1/generation.proto"]
-    builtin = pathlib.Path(grpc_tools.__file__).parent / "_proto"
-    assert protoc.main(["protoc", f"-I{root / 'proto'}", f"-I{builtin}", f"--python_out={out}", f"--grpc_python_out={out}", *files]) == 0
-    sys.path.insert(0, out)
-    return importlib.import_module("silo.v1.generation_pb2"), importlib.import_module("silo.v1.generation_pb2_grpc")
 
 
 def timed(f):
@@ -50,7 +38,7 @@ def main() -> None:
     a.add_argument("--runs", type=int, default=3)
     a.add_argument("--transformers", action="store_true", help="also the same weights, dequantised to float32, in transformers")
     args = a.parse_args()
-    pb, rpc = stubs(pathlib.Path(__file__).resolve().parent.parent)
+    _, _, _, pb, rpc, _, _ = service.stubs("work")
     client = rpc.GenerationServiceStub(grpc.insecure_channel(args.server))
     llama = Llama(args.model, n_ctx=1024, n_threads=args.threads, n_threads_batch=args.threads, logits_all=False, verbose=False)
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -27,7 +28,7 @@ class Server:
     def __init__(self, work, name, address, changes=(), fresh=True, prefix=()):
         root = pathlib.Path(work) / name
         if fresh:
-            subprocess.run(["rm", "-rf", str(root)], check=True)
+            shutil.rmtree(root, ignore_errors=True)
         config = pathlib.Path("configs/demo.toml").read_text()
         config = config.replace("work/demo/store", str(root)).replace("127.0.0.1:50062", address)
         for before, after in changes:
@@ -51,21 +52,21 @@ class Server:
 
 def stubs(work):
     """Messages and stubs of the services, generated below `work`."""
+    import importlib
+
+    import google
     import grpc_tools.protoc
 
+    proto = pathlib.Path(__file__).resolve().parent.parent / "proto"
     out = pathlib.Path(work) / "stubs"
     out.mkdir(parents=True, exist_ok=True)
-    files = [str(f.relative_to("proto")) for f in sorted(pathlib.Path("proto").rglob("*.proto"))]
-    status = grpc_tools.protoc.main(["protoc", "-Iproto", f"-I{pathlib.Path(grpc_tools.__file__).parent / '_proto'}",
+    files = [str(f.relative_to(proto)) for f in sorted(proto.rglob("*.proto"))]
+    status = grpc_tools.protoc.main(["protoc", f"-I{proto}", f"-I{pathlib.Path(grpc_tools.__file__).parent / '_proto'}",
                                      f"--python_out={out}", f"--grpc_python_out={out}", *files])
     if status:
         sys.exit("protoc failed")
     sys.path.insert(0, str(out))
-    import google
-
     google.__path__.append(str(out / "google"))  # beside protobuf's own google package
-    import importlib
-
     names = ["silo.v1.common_pb2", "silo.v1.datastore_pb2", "silo.v1.datastore_pb2_grpc", "silo.v1.generation_pb2",
              "silo.v1.generation_pb2_grpc", "google.longrunning.operations_pb2", "google.longrunning.operations_pb2_grpc"]
     return [importlib.import_module(name) for name in names]

@@ -161,7 +161,8 @@ impl Catalog {
         for (shard, by_log) in self.withdrawn_by_log()? {
             let id = shard.0 as i64;
             let Some((withdrawn, gone)) = self.run(|c| c.query_row(sql, [id], read).optional())? else { continue };
-            if by_log.as_ref().is_some_and(|by_log| by_log.without(&withdrawn).without(&gone).is_empty()) {
+            let missing = by_log.map(|by_log| by_log.without(&withdrawn).without(&gone));
+            if missing.as_ref().is_some_and(Numbers::is_empty) {
                 continue;
             }
             // The two differ: one of them is damaged, or a purge was cut off.
@@ -169,14 +170,13 @@ impl Catalog {
             if !log_is_whole {
                 return Err(StoreError::Tables { path: self.path.clone() });
             }
-            let Some(by_log) = by_log else {
+            let Some(missing) = missing else {
                 let sql = "UPDATE shards SET state = 'removed', withdrawn = NULL, removed_epoch =
                                (SELECT max(epoch) FROM removals JOIN removal_parts ON removal_id = id WHERE shard_id = ?1)
                            WHERE id = ?1";
                 self.run(|c| c.execute(sql, [id]).map(drop))?;
                 continue;
             };
-            let missing = by_log.without(&withdrawn).without(&gone);
             let in_files =
                 "SELECT EXISTS (SELECT 1 FROM documents WHERE shard_id = ?1 AND number = ?2 AND uri IS NOT NULL)";
             let still = self.run(|c| {

@@ -242,10 +242,10 @@ fn a_forgotten_withdrawal_is_done_again() {
         let (root, store) = filled();
         drop(store);
         let catalog = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
-        // As if the head had counted it.
         catalog.execute_batch(sql).unwrap();
         drop(catalog);
         if sql.contains("live") {
+            // It would refuse a catalog with one shard more.
             fs::remove_file(root.path().join("catalog.head")).unwrap();
         }
         for _ in 0..2 {

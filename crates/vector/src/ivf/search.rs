@@ -288,6 +288,9 @@ mod tests {
             let query = &keys[..DIM];
             let queries = [Query { key: query, k }];
             let probe = Probe { n_probe: quantizer.n_lists(), rerank: n };
+            let merged = MergedLists::new(quantizer.n_lists(), &[&owned.offsets]);
+            prop_assert_eq!(n_compared(&quantizer, &merged, query, quantizer.n_lists()), n);
+            prop_assert!(n_compared(&quantizer, &merged, query, 1) <= n);
             let got = vec![search(&quantizer, vec![owned.part(0, hidden.clone())], queries[0], probe, &|a, b| a.cmp(&b))];
             let part = Part { id: 0, keys: Keys::F16(&owned.keys), queries: vec![0], hidden: rows(hidden) };
             prop_assert_eq!(got, exact_search(DIM, &[part], &queries, &|a, b| a.cmp(&b)));
