@@ -1,5 +1,5 @@
 //! Removed equals never added, through the engine and with the default model: p(y) in all modes, texts, shares and root, for any documents,
-//! layout of the shards, way and order of removing, and mask, while other searches run.
+//! layout of the shards, way and order of removing, and mask, while other searches run, and after a restart.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +45,8 @@ struct World<'a> {
     language: &'a Language,
     store: Arc<Store>,
     engine: Engine,
-    _root: TempDir,
+    recipe: &'a Recipe,
+    root: TempDir,
 }
 
 fn source(name: &str, tier: Tier) -> Source {
@@ -60,17 +61,27 @@ fn source(name: &str, tier: Tier) -> Source {
 }
 
 impl<'a> World<'a> {
-    fn new(language: &'a Language, recipe: &Recipe) -> Self {
-        let root = tempfile::tempdir().unwrap();
+    fn new(language: &'a Language, recipe: &'a Recipe) -> Self {
+        let world = Self::open(language, recipe, tempfile::tempdir().unwrap());
+        for (name, tier) in SOURCES {
+            world.store.create_source(&source(name, tier)).unwrap();
+        }
+        world
+    }
+
+    fn open(language: &'a Language, recipe: &'a Recipe, root: TempDir) -> Self {
         let options = StoreOptions { n_threads: 2, at_boundary: None };
         let (model, tokenizer) = (language.model.clone(), language.tokenizer.clone());
         let store = Store::open(root.path(), model.card(), recipe.clone(), tokenizer.clone(), options).unwrap();
         let store = Arc::new(store);
-        for (name, tier) in SOURCES {
-            store.create_source(&source(name, tier)).unwrap();
-        }
         let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store.clone()).unwrap();
-        Self { language, store, engine, _root: root }
+        Self { language, store, engine, recipe, root }
+    }
+
+    fn restarted(self) -> Self {
+        let Self { language, store, engine, recipe, root } = self;
+        drop((engine, store));
+        Self::open(language, recipe, root)
     }
 
     /// Adds the documents of each source, cut at random into shards, which come in any order.
@@ -100,15 +111,25 @@ impl<'a> World<'a> {
             let of_same = |d: &&&Document| d.source == document.source;
             let selection = match rng.random_range(0..4) {
                 0 if !kept.iter().any(|d| of_same(&d)) => Selection::Source(document.source.clone()),
-                1 => self
-                    .whole_shard(document)
-                    .unwrap_or(Selection::UriPrefix { source: None, prefix: document.uri.clone() }),
+                1 => match self.whole_shard(document) {
+                    // As far as answers go, for a time is for ever.
+                    Some(id) if rng.random_bool(0.5) => {
+                        self.store.suspend_shard(id).unwrap();
+                        continue;
+                    }
+                    Some(id) => Selection::Shard(id),
+                    None => Selection::UriPrefix { source: None, prefix: document.uri.clone() },
+                },
                 2 => Selection::UriPrefix { source: Some(document.source.clone()), prefix: document.uri.clone() },
                 _ => Selection::Documents { source: document.source.clone(), documents: vec![document.hash()] },
             };
             match self.store.withdraw(&selection) {
                 Ok(_) | Err(StoreError::NothingSelected) => (), // it went with another
                 Err(e) => panic!("{selection:?}: {e}"),
+            }
+            if let Some(shard) = self.store.snapshot().shards.choose(rng).filter(|_| rng.random_bool(0.2)) {
+                self.store.suspend_shard(shard.id).unwrap();
+                self.store.resume_shard(shard.id).unwrap();
             }
             if rng.random_bool(0.2) {
                 self.store.purge(&AtomicBool::new(false), &|_, _| {}).unwrap();
@@ -117,13 +138,13 @@ impl<'a> World<'a> {
     }
 
     /// The shard that holds a document and nothing else.
-    fn whole_shard(&self, document: &Document) -> Option<Selection> {
+    fn whole_shard(&self, document: &Document) -> Option<ShardId> {
         let snapshot = self.store.snapshot();
         let only = |id: &ShardId| {
             let held = self.store.documents(*id).unwrap();
             held.len() == 1 && held[0].document == *document
         };
-        snapshot.shards.iter().map(|s| s.id).find(only).map(Selection::Shard)
+        snapshot.shards.iter().map(|s| s.id).find(only)
     }
 
     fn score(&self, question: &Question) -> Vec<ScoredToken> {
@@ -260,6 +281,11 @@ fn removed_equals_never_added(language: &Language, recipe: &Recipe, seed: u64) {
             assert_eq!(&read(running), expected, "seed {seed}: {:?} of {:?}", question.retrieval, question.text);
         }
     });
+    let with = with.restarted();
+    assert_eq!(with.store.snapshot().root, never.store.snapshot().root, "seed {seed}, restarted");
+    for (question, expected) in questions.iter().zip(&expected) {
+        assert_eq!(&with.score(question), expected, "seed {seed}, restarted: {:?}", question.retrieval);
+    }
 }
 
 fn recipe(name: &str) -> Recipe {
@@ -276,4 +302,24 @@ fn with_inverted_lists() {
 fn with_exact_search() {
     let language = Language::open();
     (100..112).for_each(|seed| removed_equals_never_added(&language, &recipe("exact.toml"), seed));
+}
+
+/// Not only by the root, which is looked at first: by what is answered.
+#[test]
+fn a_removal_that_was_skipped_shows_in_the_answers() {
+    let (language, recipe) = (Language::open(), recipe("ivf.toml"));
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let all = documents(&mut rng);
+    let every: Vec<&Document> = all.iter().map(|(d, _)| d).collect();
+    let (never, with) = (World::new(&language, &recipe), World::new(&language, &recipe));
+    never.fill(&every[1..], &mut rng);
+    with.fill(&every, &mut rng);
+    let questions = questions(&mut rng);
+    let differ = |mode| {
+        let of_mode = questions.iter().filter(|q| q.retrieval.mode == mode);
+        of_mode.filter(|q| never.score(q) != with.score(q)).count()
+    };
+    assert_eq!(differ(Mode::Parametric), 0);
+    assert!(MODES[1..].iter().all(|mode| differ(*mode) > 0));
+    assert_ne!(never.store.snapshot().root, with.store.snapshot().root);
 }

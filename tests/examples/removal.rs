@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use silo_core::{
-    Document, KeySite, LanguageModel, Matrix, ModelCard, ModelError, NeighborQuery, NeighborSearch, Permissions,
+    Document, Epoch, KeySite, LanguageModel, Matrix, ModelCard, ModelError, NeighborQuery, NeighborSearch, Permissions,
     Positions, Purpose, Selection, SequenceCache, SequenceStep, SnapshotProvider, Source, SourceId, StepOutput, Tier,
     Tokenizer,
 };
@@ -250,10 +250,18 @@ impl Bench {
     }
 }
 
+/// What a stream got last.
+#[derive(Clone)]
+struct Seen {
+    /// When it last got a token, or ended.
+    at: Instant,
+    /// When it last got a token of each epoch that it has seen since a removal began.
+    tokens: Vec<(Epoch, Instant)>,
+}
+
 /// Eight texts that never end, each continued by a new one when its window is full.
 struct Streams {
-    /// When each last got a token, or ended.
-    last: Arc<Mutex<[Instant; STREAMS]>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
     tokens: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -264,10 +272,11 @@ impl Streams {
         let config = EngineConfig::default();
         let engine = Engine::start(config, None, bench.model.clone(), bench.tokenizer.clone(), store.clone());
         let engine = Arc::new(engine.expect("an engine"));
-        let (last, tokens) = (Arc::new(Mutex::new([Instant::now(); STREAMS])), Arc::new(AtomicU64::new(0)));
+        let seen = Arc::new(Mutex::new(vec![Seen { at: Instant::now(), tokens: Vec::new() }; STREAMS]));
+        let tokens = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let stream = |i: usize| {
-            let (engine, last, tokens, stop) = (engine.clone(), last.clone(), tokens.clone(), stop.clone());
+            let (engine, seen, tokens, stop) = (engine.clone(), seen.clone(), tokens.clone(), stop.clone());
             std::thread::spawn(move || {
                 let mut seed = i as u64;
                 while !stop.load(Ordering::Relaxed) {
@@ -277,8 +286,12 @@ impl Streams {
                     (request.seed, request.on_removal) = (seed, OnRemoval::Repin);
                     let mut generation = engine.generate(request).expect("a place");
                     while let Some(event) = generation.blocking_next() {
-                        last.lock().expect("no panic")[i] = Instant::now();
-                        if matches!(event, Event::Token(..)) {
+                        let seen = &mut seen.lock().expect("no panic")[i];
+                        seen.at = Instant::now();
+                        if let Event::Token(_, view) = event {
+                            let epoch = view.snapshot.epoch;
+                            seen.tokens.retain(|(other, _)| *other != epoch);
+                            seen.tokens.push((epoch, seen.at));
                             tokens.fetch_add(1, Ordering::Relaxed);
                         }
                         if stop.load(Ordering::Relaxed) {
@@ -289,25 +302,32 @@ impl Streams {
             })
         };
         let threads = (0..STREAMS).map(stream).collect();
-        Self { last, tokens, stop, threads }
+        Self { seen, tokens, stop, threads }
     }
 
     /// Withdraws so many groups so many times; the moments of each, in milliseconds from its beginning.
     fn removals(&self, store: &Store, groups: usize, times: usize, removed: &mut usize) -> Value {
-        let (mut durable, mut effective, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut durable, mut new, mut all, mut next) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let seen = || self.seen.lock().expect("no panic");
         for _ in 0..times {
+            seen().iter_mut().for_each(|s| s.tokens.clear());
             let start = Instant::now();
             let removal = withdraw(store, groups, removed);
-            // Every stream has got something since, or ended: nothing from before can come.
             let swapped = start + Duration::from_secs_f64(removal.effective_ms / 1000.0);
-            while self.last.lock().expect("no panic").iter().any(|at| *at < swapped) {
+            while seen().iter().any(|s| s.at < swapped) {
                 std::thread::yield_now();
             }
+            let milliseconds = |at: Instant| at.saturating_duration_since(start).as_secs_f64() * 1000.0;
+            next.push(milliseconds(Instant::now()));
+            let seen = seen();
+            let of_before = seen.iter().flat_map(|s| &s.tokens).filter(|(epoch, _)| *epoch < removal.epoch());
+            let last = of_before.map(|(_, at)| milliseconds(*at)).fold(removal.effective_ms, f64::max);
             durable.push(removal.durable_ms);
-            effective.push(removal.effective_ms);
-            all.push(start.elapsed().as_secs_f64() * 1000.0);
+            new.push(removal.effective_ms);
+            all.push(last);
         }
-        json!({"durable": quantiles(durable), "effective_new": quantiles(effective), "effective_all": quantiles(all), "n": times})
+        json!({"durable": quantiles(durable), "effective_new": quantiles(new), "effective_all": quantiles(all),
+            "next_token_of_all": quantiles(next), "n": times})
     }
 
     /// Tokens per second without and with a withdrawal each second and the purge that follows it, in turns.

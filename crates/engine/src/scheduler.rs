@@ -375,12 +375,12 @@ impl Worker {
     /// Draws a token for every request that has read all of its text.
     fn advance(&mut self, running: &[usize], outputs: Vec<Output>) {
         let (shared, config, calibration) = (&self.shared, &self.config, self.calibration.as_ref());
+        let parameters = |s: &Snapshot| knn_parameters(calibration, config, s);
         let mut done = vec![false; self.active.len()];
         let mut drawing: Vec<(usize, StepOutput)> = Vec::new();
         for (&i, output) in running.iter().zip(outputs) {
             let sequence = &mut self.active[i];
             let context = sequence.request.retrieval.mode.context();
-            let parameters = |s: &Snapshot| knn_parameters(calibration, config, s);
             match sequence.check_liveness(shared, parameters) {
                 Liveness::Ended => done[i] = true,
                 // Its passages have changed: the model has to read again.
@@ -389,21 +389,30 @@ impl Worker {
                 _ => {}
             }
         }
-        let neighbors = search(shared, &self.active, &drawing);
-        for (n, (i, output)) in drawing.into_iter().enumerate() {
-            let sequence = &mut self.active[i];
-            let progress = match &neighbors {
-                // Looked at again: the search may have run across a removal.
-                Ok(found) if sequence.is_live(shared) => sequence.advance(shared, output.logits.row(0), &found[n]),
-                Ok(_) => {
-                    // The last token is read again in the next step, whose check ends or re-pins the request.
-                    let len = sequence.cache.len();
-                    sequence.cache.truncate(len - 1);
-                    Progress::GoesOn
+        while !drawing.is_empty() {
+            let neighbors = search(shared, &self.active, &drawing);
+            let mut again = Vec::new();
+            for (n, (i, output)) in drawing.into_iter().enumerate() {
+                let sequence = &mut self.active[i];
+                let found = match &neighbors {
+                    Ok(found) => &found[n],
+                    Err(error) => {
+                        done[i] = sequence.fail(EngineError::Search(error.clone())) == Progress::Done;
+                        continue;
+                    }
+                };
+                // Looked at again: the search may have run across a removal. What the model said holds nothing of what was removed, unless
+                // passages stood before the text.
+                match sequence.check_liveness(shared, parameters) {
+                    Liveness::Unchanged => {
+                        done[i] = sequence.advance(shared, output.logits.row(0), found) == Progress::Done;
+                    }
+                    Liveness::Repinned if sequence.request.retrieval.mode.context() => {}
+                    Liveness::Repinned => again.push((i, output)),
+                    Liveness::Ended => done[i] = true,
                 }
-                Err(error) => sequence.fail(EngineError::Search(error.clone())),
-            };
-            done[i] = progress == Progress::Done;
+            }
+            drawing = again;
         }
         self.keep(|i| !done[i]);
     }

@@ -17,5 +17,5 @@ pub use domain::{Domain, Sizes, Text};
 pub use error::EvalError;
 pub use evaluate::{DomainResult, Gathered, Measurement, Progress, Scope, Setting, evaluate, tune_shared};
 pub use loss::Loss;
-pub use speed::{DecodeSpeed, SearchQuality, decode_speed, search_quality};
+pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 pub use tune::{Grid, Tuned, tune};

@@ -1,15 +1,16 @@
 //! How fast texts are generated, and how much of exact search an approximate one finds.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 use silo_core::{
-    Filter, Neighbor, NeighborQuery, NeighborSearch, Purpose, SearchError, SnapshotProvider, TokenId,
-    sampling::SamplingParameters,
+    Filter, Neighbor, NeighborQuery, NeighborSearch, Purpose, SearchError, ShardIndex, ShardMask, Snapshot,
+    SnapshotProvider, TokenId, sampling::SamplingParameters,
 };
 use silo_engine::{Engine, Event, GenerateRequest, Mode, Retrieval};
-use silo_store::Store;
+use silo_store::{Ivf, Probe, Store};
 
 use crate::EvalError;
 
@@ -99,49 +100,117 @@ pub struct SearchQuality {
     pub milliseconds_in_batches: f64,
     /// The same of exact search.
     pub exact_milliseconds: f64,
+    /// What is found by looking into fewer or more lists.
+    pub by_lists: Vec<Effort>,
+}
+
+/// What a search finds, by how hard it looks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Effort {
+    /// Lists that a query looks into.
+    pub n_probe: usize,
+    /// Entries whose codes a query is compared with, on average.
+    pub compared: f64,
+    /// Share of the exact k neighbours that were found.
+    pub recall: f64,
+    /// Milliseconds per query, one at a time.
+    pub milliseconds: f64,
 }
 
 /// Queries of a batch.
 const BATCH: usize = 32;
 
-/// Searches for each key in the whole store, in the store's way and exactly.
-pub fn search_quality(store: &Store, keys: &[&[f32]], k: usize) -> Result<SearchQuality, SearchError> {
+/// Looks for the neighbours of keys in a store as it is now.
+struct Searches<'a> {
+    store: &'a Store,
+    snapshot: Arc<Snapshot>,
+    mask: ShardMask,
+    keys: &'a [&'a [f32]],
+    k: usize,
+}
+
+/// What searches found for each key, and how many milliseconds one took on average.
+type Searched = (Vec<Vec<Neighbor>>, f64);
+
+impl Searches<'_> {
+    fn one_at_a_time(
+        &self,
+        search: impl Fn(&[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError>,
+    ) -> Result<Searched, SearchError> {
+        let start = Instant::now();
+        let found = self.keys.iter().map(|key| Ok(search(&self.queries(&[key]))?.remove(0)));
+        let found = found.collect::<Result<_, SearchError>>()?;
+        Ok((found, self.milliseconds(start)))
+    }
+
+    fn queries<'a>(&'a self, keys: &[&'a [f32]]) -> Vec<NeighborQuery<'a>> {
+        let Self { snapshot, mask, k, .. } = self;
+        keys.iter().map(|key| NeighborQuery { snapshot, mask, key, k: *k }).collect()
+    }
+
+    fn milliseconds(&self, since: Instant) -> f64 {
+        since.elapsed().as_secs_f64() * 1e3 / self.keys.len().max(1) as f64
+    }
+
+    /// Codes that are compared per key; all entries without lists.
+    fn compared(&self, n_probe: Option<usize>) -> f64 {
+        let all: u64 = self.snapshot.shards.iter().map(|s| s.n_entries).sum();
+        let of = |key: &&[f32]| n_probe.and_then(|n| self.store.n_compared(key, n)).unwrap_or(all as usize);
+        self.keys.iter().map(of).sum::<usize>() as f64 / self.keys.len().max(1) as f64
+    }
+}
+
+fn id(n: &Neighbor) -> (ShardIndex, u32) {
+    (n.shard, n.row)
+}
+
+/// Share of the exact neighbours that were found.
+fn recall(found: &[Vec<Neighbor>], exact: &[Vec<Neighbor>]) -> f64 {
+    let wanted: usize = exact.iter().map(Vec::len).sum();
+    let in_both = |(found, exact): (&Vec<Neighbor>, &Vec<Neighbor>)| {
+        let found: HashSet<_> = found.iter().map(id).collect();
+        exact.iter().filter(|n| found.contains(&id(n))).count()
+    };
+    found.iter().zip(exact).map(in_both).sum::<usize>() as f64 / wanted.max(1) as f64
+}
+
+/// Searches for each key in the whole store, in the store's way and exactly, and by looking into other numbers of lists.
+pub fn search_quality(
+    store: &Store,
+    keys: &[&[f32]],
+    k: usize,
+    n_probes: &[usize],
+) -> Result<SearchQuality, SearchError> {
     let snapshot = store.snapshot();
     let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
-    let query = |key| [NeighborQuery { snapshot: &snapshot, mask: &mask, key, k }];
-    let (mut found, mut nearest, mut wanted) = (0usize, 0usize, 0usize);
-    let (mut seconds, mut exact_seconds) = (0.0, 0.0);
-    let n_entries: u64 = snapshot.shards.iter().map(|s| s.n_entries).sum();
-    let mut compared = 0;
-    for key in keys {
-        compared += store.n_compared(key).unwrap_or(n_entries as usize);
-        let start = Instant::now();
-        let got = store.neighbors(&query(key))?.remove(0);
-        seconds += start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        let exact = store.exact_neighbors(&query(key))?.remove(0);
-        exact_seconds += start.elapsed().as_secs_f64();
-        let id = |n: &Neighbor| (n.shard, n.row);
-        let set: HashSet<_> = got.iter().map(id).collect();
-        found += exact.iter().filter(|n| set.contains(&id(n))).count();
-        nearest += usize::from(exact.first().is_some_and(|n| set.contains(&id(n))));
-        wanted += exact.len();
-    }
-    let n = keys.len().max(1) as f64;
+    let searches = Searches { store, snapshot, mask, keys, k };
+    let (exact, exact_milliseconds) = searches.one_at_a_time(|q| store.neighbors_with(q, None))?;
+    let (found, milliseconds) = searches.one_at_a_time(|q| store.neighbors(q))?;
     let start = Instant::now();
     for batch in keys.chunks(BATCH) {
-        let queries: Vec<_> = batch.iter().flat_map(|key| query(key)).collect();
-        store.neighbors(&queries)?;
+        store.neighbors(&searches.queries(batch))?;
     }
-    let milliseconds_in_batches = start.elapsed().as_secs_f64() * 1e3 / n;
+    let milliseconds_in_batches = searches.milliseconds(start);
+    let ivf = store.recipe().ivf.as_ref();
+    let effort = |(ivf, &n_probe): (&Ivf, &usize)| {
+        let probe = Probe { n_probe, ..ivf.probe() };
+        let (found, milliseconds) = searches.one_at_a_time(|q| store.neighbors_with(q, Some(probe)))?;
+        let (compared, recall) = (searches.compared(Some(n_probe)), recall(&found, &exact));
+        Ok(Effort { n_probe, compared, recall, milliseconds })
+    };
+    let by_lists = ivf.iter().flat_map(|ivf| n_probes.iter().map(move |n| (*ivf, n))).map(effort);
+    let first_is_found = |(found, exact): &(&Vec<Neighbor>, &Vec<Neighbor>)| {
+        exact.first().is_some_and(|first| found.iter().any(|n| id(n) == id(first)))
+    };
     Ok(SearchQuality {
         k,
         n_queries: keys.len(),
-        recall: found as f64 / wanted.max(1) as f64,
-        recall_of_nearest: nearest as f64 / n,
-        compared: compared as f64 / n,
-        milliseconds: seconds * 1e3 / n,
+        recall: recall(&found, &exact),
+        recall_of_nearest: found.iter().zip(&exact).filter(first_is_found).count() as f64 / keys.len().max(1) as f64,
+        compared: searches.compared(ivf.map(|ivf| ivf.n_probe)),
+        milliseconds,
         milliseconds_in_batches,
-        exact_milliseconds: exact_seconds * 1e3 / n,
+        exact_milliseconds,
+        by_lists: by_lists.collect::<Result<_, SearchError>>()?,
     })
 }

@@ -34,6 +34,8 @@ pub struct ServerConfig {
     pub max_finished_operations: usize,
     /// Share of the time in which purges may run: after one, the next waits so long that no more is used. 1 is no limit.
     pub purge_share: f64,
+    /// Hours from the end of one check of all files against their checksums to the next; 0 for one check, at the start.
+    pub scrub_hours: u64,
 }
 
 impl Default for ServerConfig {
@@ -52,6 +54,7 @@ impl Default for ServerConfig {
             max_queued_additions: 16,
             max_finished_operations: 1000,
             purge_share: 0.05,
+            scrub_hours: 24,
         }
     }
 }

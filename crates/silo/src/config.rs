@@ -199,6 +199,9 @@ pub struct SpeedConfig {
     pub queries: usize,
     /// Neighbours of each.
     pub k: usize,
+    /// Numbers of lists that recall and cost are measured with too.
+    #[serde(default)]
+    pub n_probe: Vec<usize>,
 }
 
 /// Reads `configs/eval.toml` or one like it.

@@ -58,6 +58,7 @@ pub use recipe::{Ivf, KeyType, Recipe, quantizer_about};
 pub use restore::{Later, RemovalLog, Restored, restore};
 pub use shard::{Shard, StoredDocument};
 pub use silo_lexical::Bm25;
+pub use silo_vector::Probe;
 pub use store::{Store, StoreOptions, StoreStatus};
 pub use verify::{Fault, Repair, Verified, verify};
 pub use withdraw::Removal;

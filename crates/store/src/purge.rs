@@ -59,7 +59,7 @@ impl Store {
         progress(total, total);
         self.delete_retired()?;
         if !unpurged.is_empty() || self.catalog.is_stale() {
-            self.catalog.write_anew()?;
+            self.catalog.wipe()?;
         }
         self.at(Boundary::LogEmptied);
         let whole = |(_, shards): &(&u64, &Vec<ShardId>)| !shards.iter().any(|s| purged.failures.contains_key(s));

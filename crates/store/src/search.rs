@@ -12,10 +12,12 @@ use silo_core::{
     ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
-use silo_vector::{Candidate, Collection, ListPart, Part, Quantizer, Query, exact_search, ivf_search, n_compared};
+use silo_vector::{
+    Candidate, Collection, ListPart, Part, Probe, Quantizer, Query, exact_search, ivf_search, n_compared,
+};
 
 use crate::live::{Live, LiveShard, Merged, Withdrawn};
-use crate::{Ivf, Shard, Store, StoreError};
+use crate::{Shard, Store, StoreError};
 
 /// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
 struct Visible {
@@ -126,7 +128,7 @@ impl Store {
         merged: &Merged,
         visible: &[Visible],
         queries: &[Query<'_>],
-        (ivf, quantizer): (&Ivf, &Quantizer),
+        (probe, quantizer): (Probe, &Quantizer),
     ) -> Vec<Vec<Neighbor>> {
         let mut parts: Vec<Option<ListPart<'_>>> = Vec::with_capacity(merged.slots.len());
         let mut of_slot = vec![0; merged.slots.len()];
@@ -141,28 +143,33 @@ impl Store {
         let of = |slot: u32| &visible[of_slot[slot as usize]];
         let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((&of(a.0).shard, a.1), (&of(b.0).shard, b.1));
         let collection = Collection { merged: &merged.lists, parts: &parts };
-        let found = self.threads().install(|| ivf_search(quantizer, collection, queries, ivf.probe(), &order));
+        let found = self.threads().install(|| ivf_search(quantizer, collection, queries, probe, &order));
         found.iter().map(|candidates| candidates.iter().map(|c| neighbor(of(c.part), c)).collect()).collect()
     }
 }
 
 impl Store {
-    /// The same as [`NeighborSearch::neighbors`] by exhaustive search, whatever the recipe: what approximate search is measured against.
-    pub fn exact_neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
-        self.search(queries, None)
+    /// The same as [`NeighborSearch::neighbors`], looking less or more hard than the recipe says; exhaustively, whatever the recipe, without a
+    /// `probe`. What approximate search is measured against.
+    pub fn neighbors_with(
+        &self,
+        queries: &[NeighborQuery<'_>],
+        probe: Option<Probe>,
+    ) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+        self.search(queries, probe.zip(self.recipe().quantizer().map(|(_, quantizer)| quantizer)))
     }
 
-    /// How many entries' codes a search for a key compares; `None` where all keys are.
-    pub fn n_compared(&self, key: &[f32]) -> Option<usize> {
+    /// How many entries' codes a search for a key in so many lists compares; `None` where all keys are.
+    pub fn n_compared(&self, key: &[f32], n_probe: usize) -> Option<usize> {
         let live = self.live();
-        let ((ivf, quantizer), merged) = self.recipe().quantizer().zip(live.merged.as_deref())?;
-        Some(n_compared(quantizer, &merged.lists, key, ivf.n_probe))
+        let ((_, quantizer), merged) = self.recipe().quantizer().zip(live.merged.as_deref())?;
+        Some(n_compared(quantizer, &merged.lists, key, n_probe))
     }
 
     fn search(
         &self,
         queries: &[NeighborQuery<'_>],
-        lists: Option<(&Ivf, &Quantizer)>,
+        lists: Option<(Probe, &Quantizer)>,
     ) -> Result<Vec<Vec<Neighbor>>, SearchError> {
         let live = self.live();
         check_dimensions(&live, queries)?;
@@ -190,7 +197,7 @@ impl Store {
 
 impl NeighborSearch for Store {
     fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
-        self.search(queries, self.recipe().quantizer())
+        self.search(queries, self.recipe().quantizer().map(|(ivf, quantizer)| (ivf.probe(), quantizer)))
     }
 
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {

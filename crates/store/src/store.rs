@@ -90,9 +90,7 @@ impl Store {
         catalog.drop_prepared(None)?; // additions that a crash cut off
         if catalog.is_stale() {
             // While another process reads it is left to the next purge.
-            catalog
-                .write_anew()
-                .or_else(|e| if matches!(e, StoreError::CatalogRead { .. }) { Ok(()) } else { Err(e) })?;
+            catalog.wipe().or_else(|e| if matches!(e, StoreError::CatalogRead { .. }) { Ok(()) } else { Err(e) })?;
         }
         let records = catalog.shards()?;
         sweep(root, &records)?;

@@ -63,13 +63,16 @@ impl Documents {
     }
 
     /// The rows of an epoch: documents in an order drawn from `seed` and the epoch, `end_of_text` before and after each, cut where a row
-    /// is full. What is left at the end of the epoch and fills no row is dropped.
+    /// is full; then the rows in an order drawn likewise, for those of a long document would fill whole steps. What is left at the end of the
+    /// epoch and fills no row is dropped.
     pub(crate) fn epoch(&self, end_of_text: u32, row_tokens: usize, seed: u64, epoch: u64) -> Vec<Row> {
         let mut order: Vec<usize> = (0..self.len()).collect();
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(epoch + 1);
         order.shuffle(&mut random);
-        self.pack(order.into_iter(), end_of_text, row_tokens, false)
+        let mut rows = self.pack(order.into_iter(), end_of_text, row_tokens, false);
+        rows.shuffle(&mut random);
+        rows
     }
 
     /// The rows of documents that a loss is measured on: in their order, the last row padded.

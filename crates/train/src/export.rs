@@ -136,7 +136,7 @@ fn record(facts: &RunFacts<'_>, layout: &Layout) -> serde_json::Value {
         },
         "data_order": {
             "rows_per_epoch": facts.rows_per_epoch,
-            "order": "documents by source name and place in the corpus, shuffled with ChaCha8 (seed, stream = epoch + 1), packed one after the other",
+            "order": "documents by source name and place in the corpus, shuffled with ChaCha8 (seed, stream = epoch + 1), packed one after the other; then the rows, shuffled by the same",
             "sha256_of_tokens_by_epoch": facts.epoch_hashes.values().collect::<Vec<_>>(),
         },
         "steps": facts.step,

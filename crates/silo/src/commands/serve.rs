@@ -1,9 +1,12 @@
 //! `silo serve`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use silo_govern::Governor;
 use silo_server::Server;
 use tracing_subscriber::EnvFilter;
 
@@ -32,12 +35,7 @@ impl Serve {
         let card = parts.engine.model().card().clone();
         use silo_core::SnapshotProvider;
         let snapshot = parts.governor.store().snapshot();
-        let governor = parts.governor.clone();
-        tokio::task::spawn_blocking(move || {
-            for (id, reason) in governor.store().scrub() {
-                tracing::error!("shard {id} is damaged and no longer retrieved from: {reason}");
-            }
-        });
+        tokio::spawn(scrub(parts.governor.clone(), config.server.scrub_hours));
         let server = Server::bind(config.server, parts.engine, parts.governor).await?;
         tracing::info!(
             "ready at {} after {} ms: model {} ({}), epoch {}, {} shards",
@@ -60,5 +58,23 @@ impl Serve {
         server.serve(stop).await?;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Checks all files in the background, at the start and then every so many hours.
+async fn scrub(governor: Arc<Governor>, hours: u64) {
+    loop {
+        let governor = governor.clone();
+        let found = tokio::task::spawn_blocking(move || governor.store().scrub()).await;
+        match found {
+            Ok(damaged) => damaged.iter().for_each(|(id, reason)| {
+                tracing::error!("shard {id} is damaged and no longer retrieved from: {reason}");
+            }),
+            Err(error) => tracing::error!("the check of the files failed: {error}"),
+        }
+        if hours == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(hours.saturating_mul(3600))).await;
     }
 }

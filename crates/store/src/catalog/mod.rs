@@ -5,10 +5,11 @@ mod removals;
 mod resolve;
 mod schema;
 mod shards;
+mod wipe;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -265,23 +266,6 @@ impl Catalog {
         let path = self.path;
         let connection = self.connection.into_inner().unwrap_or_else(PoisonError::into_inner);
         connection.close().map_err(|(_, e)| Self::error(&path, e))
-    }
-
-    /// Whether something was struck out since it was last written anew, other than by a purge.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.stale.load(Ordering::Relaxed)
-    }
-
-    /// Writes the catalog anew and empties the write-ahead log: SQLite overwrites what is deleted, but not what stays behind in a page that
-    /// it has split. Fails while another process reads. Changes wait for it.
-    pub(crate) fn write_anew(&self) -> Result<(), StoreError> {
-        self.run(|c| c.execute_batch("VACUUM"))?;
-        let busy: bool = self.run(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0)))?;
-        if busy {
-            return Err(StoreError::CatalogRead { path: self.path.clone() });
-        }
-        self.stale.store(false, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Enters a backup; false if its name is known.

@@ -1,6 +1,7 @@
 //! From what is asked for to shards and document numbers.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rusqlite::{OptionalExtension, params};
 use silo_core::{ContentHash, Selection, ShardId, SourceId};
@@ -12,36 +13,58 @@ use crate::{Numbers, StoreError};
 /// So many documents are read one by one, whichever shards they lie in.
 const FEW_DOCUMENTS: u64 = 4000;
 
+/// Where a text lies.
+const PLACES: &str = "SELECT shard_id, number FROM documents WHERE hash = ?1 AND uri IS NOT NULL";
+
+/// Documents, shard by shard.
+type Found = BTreeMap<ShardId, Numbers>;
+
+/// Rows of shards that are there, read once.
+struct Records<'a> {
+    catalog: &'a Catalog,
+    source: Option<&'a SourceId>,
+    read: HashMap<ShardId, Option<ShardRecord>>,
+}
+
+impl Records<'_> {
+    /// The row of a shard that is live or suspended, and of the source that is asked for.
+    fn of(&mut self, id: ShardId) -> Result<Option<&ShardRecord>, StoreError> {
+        if let Entry::Vacant(place) = self.read.entry(id) {
+            let there = |s: &ShardRecord| s.state != ShardState::Removed && self.source.is_none_or(|x| s.source == *x);
+            place.insert(self.catalog.shard(id)?.filter(there));
+        }
+        Ok(self.read[&id].as_ref())
+    }
+
+    /// Whether a document is in the store and not withdrawn.
+    fn has(&mut self, id: ShardId, number: u32) -> Result<bool, StoreError> {
+        let there = |s: &ShardRecord| !s.withdrawn.contains(number) && !s.gone.contains(number);
+        Ok(self.of(id)?.is_some_and(there))
+    }
+}
+
 impl Catalog {
-    /// What a selection means now: the documents that are in the store and not withdrawn, shard by shard.
+    /// What a selection means now: the documents that are in the store and not withdrawn, shard by shard. Costs what is selected, not what
+    /// the store holds.
     pub(crate) fn resolve(&self, selection: &Selection) -> Result<Vec<RemovalPart>, StoreError> {
-        let shards: Vec<ShardRecord> = match selection {
-            Selection::Shard(id) => self.shard(*id)?.into_iter().filter(|s| s.state != ShardState::Removed).collect(),
-            Selection::Source(source) | Selection::Documents { source, .. } => self.shards_of(Some(source))?,
-            Selection::UriPrefix { source, .. } => self.shards_of(source.as_ref())?,
+        let whole = |s: &ShardRecord| RemovalPart {
+            shard: s.id,
+            numbers: None,
+            n_documents: s.n_documents - s.withdrawn.len(),
         };
-        let mut found = match selection {
-            Selection::Shard(_) | Selection::Source(_) => None,
-            Selection::Documents { documents, .. } => Some(self.with_hashes(documents)?),
-            Selection::UriPrefix { prefix, .. } => Some(self.with_copies(&shards, self.with_prefix(&shards, prefix)?)?),
-        };
-        let mut parts = Vec::new();
-        for shard in &shards {
-            let n_live: u64 = shard.n_documents - shard.withdrawn.len();
-            let Some(found) = &mut found else {
-                parts.push(RemovalPart { shard: shard.id, numbers: None, n_documents: n_live });
-                continue;
-            };
-            let Some(numbers) = found.remove(&shard.id) else { continue };
-            let numbers = numbers.without(&shard.withdrawn).without(&shard.gone);
-            let n_documents = numbers.len();
-            if n_documents > 0 {
-                // All that is left of a shard is the shard.
-                let numbers = (n_documents < n_live).then_some(numbers);
-                parts.push(RemovalPart { shard: shard.id, numbers, n_documents });
+        let records = |source| Records { catalog: self, source, read: HashMap::new() };
+        match selection {
+            Selection::Shard(id) => Ok(records(None).of(*id)?.map(whole).into_iter().collect()),
+            Selection::Source(source) => Ok(self.shards_of(Some(source))?.iter().map(whole).collect()),
+            Selection::Documents { source, documents } => {
+                parts(self.with_hashes(documents)?, &mut records(Some(source)))
+            }
+            Selection::UriPrefix { source, prefix } => {
+                let (mut found, mut records) = (self.with_prefix(source.as_ref(), prefix)?, records(source.as_ref()));
+                self.add_copies(&mut found, &mut records)?;
+                parts(found, &mut records)
             }
         }
-        Ok(parts)
     }
 
     fn shards_of(&self, source: Option<&SourceId>) -> Result<Vec<ShardRecord>, StoreError> {
@@ -50,10 +73,9 @@ impl Catalog {
         self.run(|c| c.prepare(&sql)?.query_map([name], read_shard)?.collect())
     }
 
-    fn with_hashes(&self, hashes: &[ContentHash]) -> Result<HashMap<ShardId, Numbers>, StoreError> {
-        let sql = "SELECT shard_id, number FROM documents WHERE hash = ?1 AND uri IS NOT NULL";
+    fn with_hashes(&self, hashes: &[ContentHash]) -> Result<Found, StoreError> {
         self.run(|c| {
-            let (mut find, mut found) = (c.prepare(sql)?, HashMap::new());
+            let (mut find, mut found) = (c.prepare(PLACES)?, Found::new());
             for hash in hashes {
                 collect(&mut found, find.query([hash.0])?, u64::MAX)?;
             }
@@ -62,12 +84,12 @@ impl Catalog {
     }
 
     /// Documents of which a URI begins so. Few are read one by one; of many it is asked, shard by shard, where they begin and end.
-    fn with_prefix(&self, shards: &[ShardRecord], prefix: &str) -> Result<HashMap<ShardId, Numbers>, StoreError> {
+    fn with_prefix(&self, source: Option<&SourceId>, prefix: &str) -> Result<Found, StoreError> {
         let end = after_prefix(prefix);
         let few = self.run(|c| {
-            let (mut found, mut n) = (HashMap::new(), 0);
+            let (mut found, mut n) = (Found::new(), 0);
             for table in ["documents", "other_uris"] {
-                let sql = format!("SELECT shard_id, number FROM {table} WHERE uri >= ?1 AND (?2 IS NULL OR uri < ?2)");
+                let sql = format!("SELECT shard_id, number FROM {table} WHERE {}", between(1, end.is_some()));
                 n += collect(&mut found, c.prepare(&sql)?.query(params![prefix, end])?, FEW_DOCUMENTS)?;
             }
             Ok((n < FEW_DOCUMENTS).then_some(found))
@@ -76,13 +98,13 @@ impl Catalog {
             return Ok(found);
         }
         let of_shard = |s: &ShardRecord| Ok((s.id, self.of_shard_with_prefix(s.id, prefix, end.as_deref())?));
-        shards.iter().map(of_shard).collect()
+        self.shards_of(source)?.iter().map(of_shard).collect()
     }
 
     /// Numbers follow the first URIs, so that those with a common beginning are a range, which is read as one where nothing of the shard was
     /// purged.
     fn of_shard_with_prefix(&self, shard: ShardId, prefix: &str, end: Option<&str>) -> Result<Numbers, StoreError> {
-        let within = "shard_id = ?1 AND uri >= ?2 AND (?3 IS NULL OR uri < ?3)";
+        let within = format!("shard_id = ?1 AND {}", between(2, end.is_some()));
         self.run(|c| {
             let bounds = params![shard.0 as i64, prefix, end];
             let mut numbers = Numbers::default();
@@ -112,41 +134,75 @@ impl Catalog {
     }
 
     /// Adds to documents what other shards of their sources hold of the same texts: a text goes with any URI that it came under.
-    fn with_copies(
-        &self,
-        shards: &[ShardRecord],
-        mut found: HashMap<ShardId, Numbers>,
-    ) -> Result<HashMap<ShardId, Numbers>, StoreError> {
-        let by_id: HashMap<ShardId, &ShardRecord> = shards.iter().map(|s| (s.id, s)).collect();
-        self.run(|c| {
-            let sql = "SELECT shard_id, number FROM documents WHERE hash = ?1 AND uri IS NOT NULL";
-            let mut places_of = c.prepare(sql)?;
-            for hash in c.prepare("SELECT hash FROM duplicates")?.query_map([], |r| r.get::<_, [u8; 32]>(0))? {
-                let mut places: HashMap<ShardId, Numbers> = HashMap::new();
-                collect(&mut places, places_of.query([hash?])?, u64::MAX)?;
-                let there =
-                    |shard: &ShardRecord, number| !shard.withdrawn.contains(number) && !shard.gone.contains(number);
-                let places: Vec<(&ShardRecord, u32)> = places
-                    .iter()
-                    .filter_map(|(id, numbers)| Some((*by_id.get(id)?, numbers)))
-                    .flat_map(|(shard, numbers)| numbers.iter().map(move |n| (shard, n)))
-                    .filter(|(shard, number)| there(shard, *number))
-                    .collect();
-                let hit = |(shard, number): &&(&ShardRecord, u32)| {
-                    found.get(&shard.id).is_some_and(|numbers| numbers.contains(*number))
-                };
-                let sources: Vec<SourceId> = places.iter().filter(hit).map(|(s, _)| s.source.clone()).collect();
-                for (shard, number) in places.iter().filter(|(s, _)| sources.contains(&s.source)) {
-                    found.entry(shard.id).or_default().insert(*number);
+    fn add_copies(&self, found: &mut Found, records: &mut Records<'_>) -> Result<(), StoreError> {
+        for hash in self.duplicates_among(found)? {
+            let mut places = Found::new();
+            self.run(|c| collect(&mut places, c.prepare_cached(PLACES)?.query([hash])?, u64::MAX))?;
+            let (mut there, mut hit) = (Vec::new(), BTreeSet::new());
+            for (id, number) in places.iter().flat_map(|(id, numbers)| numbers.iter().map(|n| (*id, n))) {
+                if !records.has(id, number)? {
+                    continue;
                 }
+                let Some(record) = records.of(id)? else { continue };
+                if found.get(&id).is_some_and(|numbers| numbers.contains(number)) {
+                    hit.insert(record.source.clone());
+                }
+                there.push((id, number, record.source.clone()));
             }
-            Ok(found)
+            for (id, number, _) in there.into_iter().filter(|(_, _, source)| hit.contains(source)) {
+                found.entry(id).or_default().insert(number);
+            }
+        }
+        Ok(())
+    }
+
+    /// The texts that several shards hold, or held: of these documents, or all if that are fewer.
+    fn duplicates_among(&self, found: &Found) -> Result<BTreeSet<[u8; 32]>, StoreError> {
+        let n: u64 = found.values().map(Numbers::len).sum();
+        self.run(|c| {
+            let sql = "SELECT hash FROM duplicates LIMIT ?1";
+            let some: BTreeSet<[u8; 32]> = c
+                .prepare(sql)?
+                .query_map([n.saturating_add(1).min(i64::MAX as u64) as i64], |r| r.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            if some.len() as u64 <= n {
+                return Ok(some);
+            }
+            let sql = "SELECT hash FROM documents JOIN duplicates USING (hash) WHERE shard_id = ?1 AND number = ?2";
+            let (mut is_duplicate, mut out) = (c.prepare(sql)?, BTreeSet::new());
+            for (id, number) in found.iter().flat_map(|(id, numbers)| numbers.iter().map(|n| (id.0 as i64, n))) {
+                out.extend(is_duplicate.query_row(params![id, number], |r| r.get::<_, [u8; 32]>(0)).optional()?);
+            }
+            Ok(out)
         })
     }
 }
 
+/// What is still there of what was found.
+fn parts(found: Found, records: &mut Records<'_>) -> Result<Vec<RemovalPart>, StoreError> {
+    let mut out = Vec::new();
+    for (id, numbers) in found {
+        let Some(shard) = records.of(id)? else { continue };
+        let numbers = numbers.without(&shard.withdrawn).without(&shard.gone);
+        let n_documents = numbers.len();
+        if n_documents > 0 {
+            // All that is left of a shard is the shard.
+            let numbers = (n_documents < shard.n_documents - shard.withdrawn.len()).then_some(numbers);
+            out.push(RemovalPart { shard: id, numbers, n_documents });
+        }
+    }
+    Ok(out)
+}
+
+/// A condition on `uri`: from parameter `?{first}` on, and before the next one, which is NULL if there is no end. Written so that SQLite reads
+/// that part of an index only.
+fn between(first: usize, has_end: bool) -> String {
+    let end = first + 1;
+    if has_end { format!("uri >= ?{first} AND uri < ?{end}") } else { format!("uri >= ?{first} AND ?{end} IS NULL") }
+}
+
 /// Adds documents to those of their shards, until there are `most`; gives how many were read.
-fn collect(found: &mut HashMap<ShardId, Numbers>, mut rows: rusqlite::Rows<'_>, most: u64) -> rusqlite::Result<u64> {
+fn collect(found: &mut Found, mut rows: rusqlite::Rows<'_>, most: u64) -> rusqlite::Result<u64> {
     let mut n = 0;
     while let Some(row) = rows.next()?.filter(|_| n < most) {
         found.entry(ShardId(row.get::<_, i64>(0)? as u64)).or_default().insert(row.get(1)?);
@@ -169,7 +225,32 @@ fn after_prefix(prefix: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::after_prefix;
+    use rusqlite::Connection;
+
+    use super::super::schema::SCHEMA;
+    use super::{after_prefix, between};
+
+    #[test]
+    fn of_an_index_only_what_is_asked_for_is_read() {
+        let c = Connection::open_in_memory().unwrap();
+        c.execute_batch(SCHEMA).unwrap();
+        let within = |has_end| format!("shard_id = ?1 AND {}", between(2, has_end));
+        for (table, condition, plan) in [
+            ("documents", between(1, true), "uri>? AND uri<?"),
+            ("documents", between(1, false), "uri>?"),
+            ("other_uris", between(1, true), "uri>? AND uri<?"),
+            ("other_uris", within(true), "shard_id=? AND uri>? AND uri<?"),
+            ("documents INDEXED BY documents_of_shard_by_uri", within(true), "shard_id=? AND uri>? AND uri<?"),
+        ] {
+            let sql = format!("EXPLAIN QUERY PLAN SELECT number FROM {table} WHERE {condition}");
+            let found: Vec<String> = {
+                let mut statement = c.prepare(&sql).unwrap();
+                statement.raw_bind_parameter(1, 1).unwrap();
+                statement.raw_query().mapped(|r| r.get(3)).collect::<Result<_, _>>().unwrap()
+            };
+            assert!(found.len() == 1 && found[0].contains(&format!("({plan})")), "{sql}: {found:?}");
+        }
+    }
 
     #[test]
     fn what_begins_so_ends_there() {

@@ -126,17 +126,19 @@ impl Catalog {
 
     /// Strikes out a shard that was prepared and not entered, or all such.
     pub(crate) fn drop_prepared(&self, id: Option<ShardId>) -> Result<(), StoreError> {
-        let id = id.map(|id| id.0 as i64);
-        let entering = "state = 'entering' AND (?1 IS NULL OR id = ?1)";
-        self.transaction(|t| {
-            for table in ["other_uris", "documents"] {
-                let sql = format!("DELETE FROM {table} WHERE shard_id IN (SELECT id FROM shards WHERE {entering})");
-                t.execute(&sql, [id])?;
+        let sql = "SELECT id FROM shards WHERE state = 'entering' AND (?1 IS NULL OR id = ?1)";
+        let entering: Vec<i64> =
+            self.run(|c| c.prepare(sql)?.query_map([id.map(|id| id.0 as i64)], |r| r.get(0))?.collect())?;
+        for id in entering {
+            self.stale.store(true, Ordering::Relaxed);
+            for (table, key) in [("other_uris", "uri, number"), ("documents", "number")] {
+                let some = format!("SELECT {key} FROM {table} WHERE shard_id = ?1 LIMIT {ROWS_PER_TRANSACTION}");
+                let sql = format!("DELETE FROM {table} WHERE shard_id = ?1 AND ({key}) IN ({some})");
+                while self.transaction(|t| t.execute(&sql, [id]))? > 0 {}
             }
-            let n = t.execute(&format!("DELETE FROM shards WHERE {entering}"), [id])?;
-            self.stale.fetch_or(n > 0, Ordering::Relaxed);
-            Ok(())
-        })
+            self.run(|c| c.execute("DELETE FROM shards WHERE id = ?1", [id]))?;
+        }
+        Ok(())
     }
 
     /// Puts other files in the place of a shard's, in one transaction: encoded again, or without the documents `gone`. `None` if the shard
@@ -213,7 +215,7 @@ impl Catalog {
     /// One shard.
     pub(crate) fn shard(&self, id: ShardId) -> Result<Option<ShardRecord>, StoreError> {
         let sql = format!("{COLUMNS} AND shards.id = ?1");
-        self.run(|c| c.query_row(&sql, [id.0 as i64], read_shard).optional())
+        self.run(|c| c.prepare_cached(&sql)?.query_row([id.0 as i64], read_shard).optional())
     }
 
     /// The greatest number that a shard was ever given.

@@ -10,7 +10,7 @@ use silo_core::{Filter, Selection, ShardId, SnapshotProvider};
 use silo_store::{Later, RemovalLog, Store, StoreError, restore, verify};
 use tempfile::TempDir;
 
-use super::{add, key_after, open_with, purge, recipe, search};
+use super::{add, key_after, open_with, passages, purge, recipe, search};
 
 /// What stays, in two shards. Each text has two letters that it alone has.
 const KEPT: [&str; 2] = ["bcbcbcbc", "dedededede"];
@@ -56,8 +56,12 @@ fn pair(text: &str) -> Vec<f32> {
     key_after(text.as_bytes()[0], text.as_bytes()[1])
 }
 
+/// Whether it is found, and in both ways.
 fn finds(store: &Store, text: &str) -> bool {
-    search(store, &Filter::default(), &pair(text), 1).first().is_some_and(|n| n.distance == 0.0)
+    let nearest = search(store, &Filter::default(), &pair(text), 1).first().is_some_and(|n| n.distance == 0.0);
+    let passage = !passages(store, &Filter::default(), text, 1).is_empty();
+    assert_eq!(nearest, passage, "'{text}' is found in one way and not in the other");
+    nearest
 }
 
 /// What became of a store in which something was changed.

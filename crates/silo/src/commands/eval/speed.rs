@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use silo_core::TokenId;
 use silo_engine::Mode;
-use silo_eval::{DecodeSpeed, SearchQuality, decode_speed, search_quality};
+use silo_eval::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 use silo_store::{NewShard, Store, encode};
 
 use super::{Bench, Ground, write};
@@ -47,7 +47,7 @@ pub fn run(command: &Bench, as_json: bool) -> Result<()> {
         let bytes: Vec<u8> = sample.iter().flat_map(|k| k.iter().flat_map(|x| x.to_le_bytes())).collect();
         std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let quality = search_quality(&ground.store, &sample, speed.k)?;
+    let quality = search_quality(&ground.store, &sample, speed.k, &speed.n_probe)?;
     let memory = resident_bytes();
     eprintln!("building a shard");
     let building = build_speed(&ground)?;
@@ -139,6 +139,19 @@ fn spread(values: &[f64]) -> String {
     format!("{:.1} ({low:.1}–{high:.1})", median(values))
 }
 
+fn efforts(efforts: &[Effort]) -> String {
+    if efforts.is_empty() {
+        return String::new();
+    }
+    let mut out =
+        "\n| lists looked into | codes compared | recall | ms a query |\n| --- | --- | --- | --- |\n".to_owned();
+    for e in efforts {
+        let Effort { n_probe, compared, recall, milliseconds } = e;
+        out += &format!("| {n_probe} | {compared:.0} | {recall:.4} | {milliseconds:.2} |\n");
+    }
+    out
+}
+
 fn markdown(whole: &serde_json::Value, decoding: &[DecodeSpeed], quality: &SearchQuality) -> String {
     let made = &whole["made"];
     let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
@@ -168,6 +181,7 @@ fn markdown(whole: &serde_json::Value, decoding: &[DecodeSpeed], quality: &Searc
         "\n## Search\n\nk = {}, {} keys of test text, one at a time: recall {:.4} of exact search (nearest neighbour: {:.4}), {:.0} codes compared; {:.2} ms a query ({:.2} ms in batches of 32), exact {:.2} ms.\n",
         quality.k, quality.n_queries, quality.recall, quality.recall_of_nearest, quality.compared, quality.milliseconds, quality.milliseconds_in_batches, quality.exact_milliseconds
     )).expect("a string takes all text");
+    out += &efforts(&quality.by_lists);
     let (b, number) = (&whole["building"], |v: &serde_json::Value| v.as_f64().unwrap_or(f64::NAN));
     let (tokens, build, encode) = (number(&b["n_tokens"]), number(&b["build_seconds"]), number(&b["encode_seconds"]));
     out.write_fmt(format_args!(
