@@ -2,18 +2,19 @@
 //! layout of the shards, way and order of removing, and mask, while other searches run, and after a restart.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    Document, Filter, KeySite, LanguageModel, Permissions, Selection, ShardId, SnapshotProvider, Source, SourceId,
-    Tier, Tokenizer,
+    Document, Entry, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
+    PassageSearch, Permissions, SearchError, Selection, ShardId, ShardMask, Snapshot, SnapshotProvider, Source,
+    SourceId, Tier, Tokenizer,
 };
 use silo_engine::{
     Attribution, ContextParameters, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation,
-    KnnOverrides, Mode, Retrieval, ScoreRequest, ScoredToken, TokenEvent,
+    KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest, ScoredToken, TokenEvent,
 };
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{NewShard, Recipe, Store, StoreError, StoreOptions};
@@ -70,7 +71,7 @@ impl<'a> World<'a> {
     }
 
     fn open(language: &'a Language, recipe: &'a Recipe, root: TempDir) -> Self {
-        let options = StoreOptions { n_threads: 2, at_boundary: None };
+        let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
         let (model, tokenizer) = (language.model.clone(), language.tokenizer.clone());
         let store = Store::open(root.path(), model.card(), recipe.clone(), tokenizer.clone(), options).unwrap();
         let store = Arc::new(store);
@@ -288,6 +289,117 @@ fn removed_equals_never_added(language: &Language, recipe: &Recipe, seed: u64) {
     }
 }
 
+/// A store from which something is withdrawn in the midst of the nth search, as soon as all tokens before it were read.
+struct Withdrawing {
+    store: Arc<Store>,
+    nth: usize,
+    selection: Selection,
+    searches: AtomicUsize,
+    read: AtomicUsize,
+}
+
+impl NeighborSearch for Withdrawing {
+    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+        let found = self.store.neighbors(queries);
+        if self.searches.fetch_add(1, Ordering::SeqCst) == self.nth {
+            while self.read.load(Ordering::SeqCst) < self.nth {
+                std::thread::yield_now();
+            }
+            self.store.withdraw(&self.selection).unwrap();
+        }
+        found
+    }
+
+    fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {
+        self.store.entry(snapshot, neighbor, context_tokens)
+    }
+}
+
+impl PassageSearch for Withdrawing {
+    fn passages(&self, query: &PassageQuery<'_>) -> Result<Vec<Passage>, SearchError> {
+        self.store.passages(query)
+    }
+}
+
+impl SnapshotProvider for Withdrawing {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.store.snapshot()
+    }
+
+    fn is_live(&self, snapshot: &Snapshot, mask: &ShardMask) -> bool {
+        self.store.is_live(snapshot, mask)
+    }
+}
+
+/// Greedy, with neighbours that weigh much.
+fn request(prompt: Vec<u32>, n: usize) -> GenerateRequest {
+    let mut request = GenerateRequest::new(prompt, n);
+    request.sampling.temperature = 0.0;
+    let knn = KnnOverrides { k: Some(64), knn_weight: Some(0.9), knn_temperature: Some(4.0) };
+    request.retrieval = Retrieval { mode: Mode::Knn, knn, ..Retrieval::default() };
+    request
+}
+
+/// What a stream says across a removal in its search for token `nth`, and how it ends; and what was said before and would be after it.
+fn across_a_removal(nth: usize, change: impl Fn(&mut GenerateRequest, &[TokenEvent])) -> [Vec<TokenEvent>; 2] {
+    const N: usize = 12;
+    let (language, recipe) = (Language::open(), recipe("ivf.toml"));
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let of = |name: &str, text: &str| {
+        let (uri, licence) = (format!("pkg:{name}"), "LicenseRef-test".to_owned());
+        let source: SourceId = name.parse().unwrap();
+        Document { source, uri, title: String::new(), licence, tier: Tier::Restricted, text: text.into() }
+    };
+    let said = "The north wind blew as hard as he could, but the more he blew the more closely did the traveller fold his cloak.";
+    let (gone, kept) = (of("ant", said), of("bee", &words(&mut rng, 80)));
+    let (never, with) = (World::new(&language, &recipe), World::new(&language, &recipe));
+    never.fill(&[&kept], &mut rng);
+    with.fill(&[&gone, &kept], &mut rng);
+    let prompt = language.tokenizer.encode("The north wind blew as").unwrap();
+    let before = read(with.engine.generate(request(prompt.clone(), N)).unwrap());
+
+    let selection = Selection::Source(gone.source.clone());
+    let (searches, read_tokens) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let store = Withdrawing { store: with.store.clone(), nth, selection, searches, read: read_tokens };
+    let (store, model, tokenizer) = (Arc::new(store), language.model.clone(), language.tokenizer.clone());
+    let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store.clone()).unwrap();
+    let mut asked = request(prompt.clone(), N);
+    change(&mut asked, &before);
+    let (mut stream, mut said) = (engine.generate(asked).unwrap(), Vec::new());
+    while let Some(Event::Token(token, _)) = stream.blocking_next() {
+        said.push(token);
+        store.read.fetch_add(1, Ordering::SeqCst);
+    }
+    let ids = |tokens: &[TokenEvent]| tokens.iter().map(|t| t.token).collect::<Vec<_>>();
+    assert_eq!(ids(&said[..nth]), ids(&before[..nth]), "what came before the removal");
+    let text = prompt.into_iter().chain(before[..nth].iter().map(|t| t.token)).collect();
+    let after = read(never.engine.generate(request(text, N - nth)).unwrap());
+    assert_ne!(before[nth..], after, "what is withdrawn was felt");
+    [said, after]
+}
+
+#[test]
+fn a_stream_that_is_to_go_on_goes_on_as_if_it_had_never_been() {
+    let [said, after] = across_a_removal(5, |request, _| request.on_removal = OnRemoval::Repin);
+    assert_eq!(said[5..], after);
+}
+
+#[test]
+fn a_stream_that_is_to_end_ends_before_the_token() {
+    let [said, _] = across_a_removal(5, |request, _| request.on_removal = OnRemoval::End);
+    assert_eq!(said.len(), 5);
+}
+
+#[test]
+fn text_that_waits_for_a_stop_string_does_not_come_after_a_removal() {
+    let [said, _] = across_a_removal(5, |request, before| {
+        request.on_removal = OnRemoval::Repin;
+        request.stop = vec![format!("{}~~~", before[4].text)];
+    });
+    assert_eq!(said.len(), 5, "the text cannot be made whole");
+    assert_eq!(said[4].text, "");
+}
+
 fn recipe(name: &str) -> Recipe {
     Recipe::read(&project().join("indexes").join(name)).unwrap()
 }
@@ -304,22 +416,23 @@ fn with_exact_search() {
     (100..112).for_each(|seed| removed_equals_never_added(&language, &recipe("exact.toml"), seed));
 }
 
-/// Not only by the root, which is looked at first: by what is answered.
+/// Not only in the root, which is looked at first.
 #[test]
-fn a_removal_that_was_skipped_shows_in_the_answers() {
+fn removals_that_were_skipped_show_in_the_answers() {
     let (language, recipe) = (Language::open(), recipe("ivf.toml"));
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let all = documents(&mut rng);
-    let every: Vec<&Document> = all.iter().map(|(d, _)| d).collect();
-    let (never, with) = (World::new(&language, &recipe), World::new(&language, &recipe));
-    never.fill(&every[1..], &mut rng);
-    with.fill(&every, &mut rng);
-    let questions = questions(&mut rng);
-    let differ = |mode| {
-        let of_mode = questions.iter().filter(|q| q.retrieval.mode == mode);
-        of_mode.filter(|q| never.score(q) != with.score(q)).count()
-    };
-    assert_eq!(differ(Mode::Parametric), 0);
-    assert!(MODES[1..].iter().all(|mode| differ(*mode) > 0));
-    assert_ne!(never.store.snapshot().root, with.store.snapshot().root);
+    let mut differ = [0; MODES.len()];
+    for seed in 0..4 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let all = documents(&mut rng);
+        let every: Vec<&Document> = all.iter().map(|(d, _)| d).collect();
+        let (never, with) = (World::new(&language, &recipe), World::new(&language, &recipe));
+        never.fill(&every[every.len() / 2..], &mut rng);
+        with.fill(&every, &mut rng);
+        assert_ne!(never.store.snapshot().root, with.store.snapshot().root);
+        for question in questions(&mut rng) {
+            let mode = MODES.iter().position(|mode| *mode == question.retrieval.mode).unwrap();
+            differ[mode] += usize::from(never.score(&question) != with.score(&question));
+        }
+    }
+    assert!(differ[0] == 0 && differ[1..].iter().all(|n| *n > 0), "{differ:?} of {MODES:?}");
 }

@@ -65,7 +65,7 @@ pub(crate) async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> S
     let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 2).unwrap());
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
-    let options = StoreOptions { n_threads: 2, at_boundary: None };
+    let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
     let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
     let govern = GovernConfig { backups: Some(root.path().join("backups")), ..GovernConfig::default() };
     let governor = Governor::new(govern, store.clone(), model.clone(), tokenizer.clone());

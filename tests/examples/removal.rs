@@ -3,7 +3,7 @@
 //! `cargo run --release -p silo-tests --example removal -- FOLDER ENTRIES SHARDS [ENTRIES SHARDS …]`
 //!
 //! Eight streams generate with neighbours, by the model of `models/`. Keys are synthetic, for size: those of real text with noise added.
-//! Prints a JSON object per store.
+//! Prints a JSON object per store. With `log CHANGES` instead of `ENTRIES SHARDS`: how long a store with so many changes in its log takes to open.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -129,10 +129,12 @@ fn main() {
     if let [step, root, entries, shards] = &arguments[..]
         && step.starts_with("--")
     {
-        let (bench, root, entries) = (Bench::new(), Path::new(root), number(entries));
+        let (bench, root, shards) = (Bench::new(), Path::new(root), number(shards));
         return match &step[..] {
-            "--build" => bench.build(root, entries, number(shards)),
-            _ => println!("{}", bench.measure(root, entries, number(shards))),
+            "--build" if entries == "log" => bench.build_log(root, shards),
+            "--build" => bench.build(root, number(entries), shards),
+            _ if entries == "log" => println!("{}", bench.measure_log(root)),
+            _ => println!("{}", bench.measure(root, number(entries), shards)),
         };
     }
     let folder = PathBuf::from(arguments.first().expect("a folder for the stores"));
@@ -176,7 +178,7 @@ impl Bench {
     }
 
     fn open(&self, root: &Path) -> Store {
-        let options = StoreOptions { n_threads: 2, at_boundary: None };
+        let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
         Store::open(root, self.model.card(), self.recipe.clone(), self.tokenizer.clone(), options).expect("a store")
     }
 
@@ -192,6 +194,30 @@ impl Bench {
             store.add_shard(&new, &encoder, &AtomicBool::new(false), &|_, _| {}).expect("a shard");
         }
         eprintln!("{entries} entries in {n_shards} shards: {:.0} s", building.elapsed().as_secs_f64());
+    }
+
+    /// One removal of a group among nine changes; nothing is purged.
+    fn build_log(&self, root: &Path, changes: usize) {
+        // The first shard must not become empty.
+        self.build(root, changes.div_ceil(9) * GROUP * 3 * DOCUMENT_TOKENS, 2);
+        let (store, mut removed) = (self.open(root), 0);
+        let id = store.snapshot().shards[0].id;
+        for change in 0..changes {
+            match change % 9 {
+                8 => drop(withdraw(&store, 1, &mut removed)),
+                n if n % 2 == 0 => drop(store.suspend_shard(id).expect("a change")),
+                _ => drop(store.resume_shard(id).expect("a change")),
+            }
+        }
+    }
+
+    fn measure_log(&self, root: &Path) -> Value {
+        let opening = Instant::now();
+        let store = self.open(root);
+        let open_seconds = opening.elapsed().as_secs_f64();
+        let log = store.removals(0).expect("a log");
+        let unpurged = store.status().expect("a catalog").n_unpurged;
+        json!({"changes": log.len(), "unpurged_removals": unpurged, "open_seconds": open_seconds})
     }
 
     fn measure(&self, root: &Path, entries: usize, n_shards: usize) -> Value {
@@ -253,18 +279,33 @@ impl Bench {
 /// What a stream got last.
 #[derive(Clone)]
 struct Seen {
-    /// When it last got a token, or ended.
-    at: Instant,
-    /// When it last got a token of each epoch that it has seen since a removal began.
-    tokens: Vec<(Epoch, Instant)>,
+    /// The epoch that its newest token was made of, and when it came.
+    newest: (Epoch, Instant),
+    /// When its last text ended.
+    ended: Instant,
+    /// When a token of an earlier epoch than the newest came last. It must have come before all of the newest.
+    last_of_before: Instant,
 }
 
 /// Eight texts that never end, each continued by a new one when its window is full.
 struct Streams {
     seen: Arc<Mutex<Vec<Seen>>>,
     tokens: Arc<AtomicU64>,
+    /// Texts that ended because of a removal, though they were to go on: a token of theirs waited to be read.
+    cut: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Seen {
+    fn token(&mut self, epoch: Epoch) {
+        let now = Instant::now();
+        assert!(epoch >= self.newest.0 || self.ended > self.newest.1, "a token of an earlier epoch came later");
+        if epoch > self.newest.0 {
+            self.last_of_before = self.newest.1;
+        }
+        self.newest = (epoch, now);
+    }
 }
 
 impl Streams {
@@ -272,11 +313,14 @@ impl Streams {
         let config = EngineConfig::default();
         let engine = Engine::start(config, None, bench.model.clone(), bench.tokenizer.clone(), store.clone());
         let engine = Arc::new(engine.expect("an engine"));
-        let seen = Arc::new(Mutex::new(vec![Seen { at: Instant::now(), tokens: Vec::new() }; STREAMS]));
-        let tokens = Arc::new(AtomicU64::new(0));
+        let now = Instant::now();
+        let seen = vec![Seen { newest: (Epoch(0), now), ended: now, last_of_before: now }; STREAMS];
+        let (seen, tokens, cut) =
+            (Arc::new(Mutex::new(seen)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let stop = Arc::new(AtomicBool::new(false));
         let stream = |i: usize| {
-            let (engine, seen, tokens, stop) = (engine.clone(), seen.clone(), tokens.clone(), stop.clone());
+            let (engine, seen, stop) = (engine.clone(), seen.clone(), stop.clone());
+            let (tokens, cut) = (tokens.clone(), cut.clone());
             std::thread::spawn(move || {
                 let mut seed = i as u64;
                 while !stop.load(Ordering::Relaxed) {
@@ -287,12 +331,16 @@ impl Streams {
                     let mut generation = engine.generate(request).expect("a place");
                     while let Some(event) = generation.blocking_next() {
                         let seen = &mut seen.lock().expect("no panic")[i];
-                        seen.at = Instant::now();
-                        if let Event::Token(_, view) = event {
-                            let epoch = view.snapshot.epoch;
-                            seen.tokens.retain(|(other, _)| *other != epoch);
-                            seen.tokens.push((epoch, seen.at));
-                            tokens.fetch_add(1, Ordering::Relaxed);
+                        match event {
+                            Event::Token(_, view) => {
+                                seen.token(view.snapshot.epoch);
+                                tokens.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Event::Finished(_) => seen.ended = Instant::now(),
+                            Event::Failed(_) => {
+                                seen.ended = Instant::now();
+                                cut.fetch_add(1, Ordering::Relaxed);
+                            }
                         }
                         if stop.load(Ordering::Relaxed) {
                             break;
@@ -302,32 +350,31 @@ impl Streams {
             })
         };
         let threads = (0..STREAMS).map(stream).collect();
-        Self { seen, tokens, stop, threads }
+        Self { seen, tokens, cut, stop, threads }
     }
 
     /// Withdraws so many groups so many times; the moments of each, in milliseconds from its beginning.
     fn removals(&self, store: &Store, groups: usize, times: usize, removed: &mut usize) -> Value {
         let (mut durable, mut new, mut all, mut next) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let seen = || self.seen.lock().expect("no panic");
+        let cut = self.cut.load(Ordering::Relaxed);
         for _ in 0..times {
-            seen().iter_mut().for_each(|s| s.tokens.clear());
             let start = Instant::now();
             let removal = withdraw(store, groups, removed);
             let swapped = start + Duration::from_secs_f64(removal.effective_ms / 1000.0);
-            while seen().iter().any(|s| s.at < swapped) {
+            // Until each has a token that was made without what is gone, or its text has ended.
+            while seen().iter().any(|s| s.newest.0 < removal.epoch() && s.ended < swapped) {
                 std::thread::yield_now();
             }
             let milliseconds = |at: Instant| at.saturating_duration_since(start).as_secs_f64() * 1000.0;
             next.push(milliseconds(Instant::now()));
-            let seen = seen();
-            let of_before = seen.iter().flat_map(|s| &s.tokens).filter(|(epoch, _)| *epoch < removal.epoch());
-            let last = of_before.map(|(_, at)| milliseconds(*at)).fold(removal.effective_ms, f64::max);
+            let last = |s: &Seen| if s.newest.0 < removal.epoch() { s.newest.1 } else { s.last_of_before };
+            all.push(seen().iter().map(|s| milliseconds(last(s))).fold(removal.effective_ms, f64::max));
             durable.push(removal.durable_ms);
             new.push(removal.effective_ms);
-            all.push(last);
         }
         json!({"durable": quantiles(durable), "effective_new": quantiles(new), "effective_all": quantiles(all),
-            "next_token_of_all": quantiles(next), "n": times})
+            "next_token_of_all": quantiles(next), "cut": self.cut.load(Ordering::Relaxed) - cut, "n": times})
     }
 
     /// Tokens per second without and with a withdrawal each second and the purge that follows it, in turns.

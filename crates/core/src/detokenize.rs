@@ -21,6 +21,11 @@ impl Detokenizer {
         text
     }
 
+    /// Whether a character has begun that is not complete.
+    pub fn holds(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Ends the text: what is still incomplete becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();

@@ -277,6 +277,9 @@ fn knn_parameters(calibration: Option<&Calibration>, config: &EngineConfig, snap
     calibration.map_or(config.knn, |c| c.parameters(snapshot))
 }
 
+/// How often neighbours are searched for in one step, if removals come between.
+const SEARCHES: usize = 2;
+
 struct Worker {
     shared: Arc<Shared>,
     queue: Arc<Queue>,
@@ -389,7 +392,7 @@ impl Worker {
                 _ => {}
             }
         }
-        while !drawing.is_empty() {
+        for attempt in 1..=SEARCHES {
             let neighbors = search(shared, &self.active, &drawing);
             let mut again = Vec::new();
             for (n, (i, output)) in drawing.into_iter().enumerate() {
@@ -408,11 +411,16 @@ impl Worker {
                         done[i] = sequence.advance(shared, output.logits.row(0), found) == Progress::Done;
                     }
                     Liveness::Repinned if sequence.request.retrieval.mode.context() => {}
+                    // In the next step: what else waits must have its turn.
+                    Liveness::Repinned if attempt == SEARCHES => sequence.read_last_again(),
                     Liveness::Repinned => again.push((i, output)),
                     Liveness::Ended => done[i] = true,
                 }
             }
             drawing = again;
+            if drawing.is_empty() {
+                break;
+            }
         }
         self.keep(|i| !done[i]);
     }

@@ -172,6 +172,11 @@ impl Sequence {
             self.finish(FinishReason::SourceRemoved);
             return Liveness::Ended;
         }
+        if self.detokenizer.holds() || self.stop.holds() {
+            // Text that was made with what is gone, and cannot come any more: the rest would not be whole.
+            self.fail(EngineError::SourceRemoved);
+            return Liveness::Ended;
+        }
         self.pinned = Pinned::new(&*shared.store, &self.request.retrieval, parameters);
         let renewed = if mode.context() { self.lay_out(shared) } else { Ok(()) };
         match renewed {
@@ -181,6 +186,11 @@ impl Sequence {
                 Liveness::Ended
             }
         }
+    }
+
+    /// Makes the model read the last token again, for what it says there was not used.
+    pub(crate) fn read_last_again(&mut self) {
+        self.cache.truncate(self.cache.len() - 1);
     }
 
     /// Whether all that it may see is still in the store.

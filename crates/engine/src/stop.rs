@@ -24,6 +24,11 @@ impl StopMatcher {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
+    /// Whether text is held back.
+    pub(crate) fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// The end: nothing more can complete a stop string.
     pub(crate) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)

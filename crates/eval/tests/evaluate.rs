@@ -50,7 +50,7 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
         bm25: Bm25::default(),
         ivf: None,
     };
-    let options = StoreOptions { n_threads: 1, at_boundary: None };
+    let options = StoreOptions { n_threads: 1, ..StoreOptions::default() };
     let store = Store::open(root, model.card(), recipe, Arc::new(ByteTokenizer::default()), options).unwrap();
     for domain in domains {
         let source = Source {

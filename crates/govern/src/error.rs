@@ -22,6 +22,8 @@ pub enum GovernError {
     Document { uri: String, reason: String },
     #[error("{what} is {got}, the limit is {limit} ({setting})")]
     Limit { what: &'static str, got: usize, limit: usize, setting: &'static str },
+    #[error("the store changed {tries} times while it was looked into; try again")]
+    Changing { tries: usize },
     #[error("the server has no folder for backups; name one as govern.backups in its configuration")]
     NoBackups,
     #[error(transparent)]

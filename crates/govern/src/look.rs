@@ -13,6 +13,9 @@ use crate::{GovernError, Governor};
 /// Tokens of an entry's context that are shown.
 const CONTEXT_TOKENS: usize = 24;
 
+/// How often a look that a change came across is repeated.
+const TRIES: usize = 20;
+
 /// Bytes of text that are looked at for each token of the window; few tokens are longer.
 const BYTES_PER_TOKEN: usize = 16;
 
@@ -72,7 +75,7 @@ pub struct FoundPassage {
 impl Governor {
     /// What the store would retrieve for a text, both ways. Sources without `display` are shown without their text.
     pub fn look(&self, look: &Look<'_>) -> Result<Found, GovernError> {
-        loop {
+        for _ in 0..TRIES {
             let found = self.look_once(look)?;
             // What was withdrawn while this looked must not be shown.
             let seen = |purpose| found.snapshot.mask(look.filter, purpose);
@@ -80,6 +83,7 @@ impl Governor {
                 return Ok(found);
             }
         }
+        Err(GovernError::Changing { tries: TRIES })
     }
 
     fn look_once(&self, look: &Look<'_>) -> Result<Found, GovernError> {

@@ -151,6 +151,7 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         E::Limit { setting, .. } => {
             Shape { field: Some(setting), ..Shape::new(Code::InvalidArgument, "LIMIT_EXCEEDED") }
         }
+        E::Changing { .. } => Shape { retry: true, ..Shape::new(Code::Aborted, "STORE_CHANGED") },
         E::NoBackups => Shape::new(Code::FailedPrecondition, "NO_BACKUPS"),
         E::Store(e) => return Shape::status(store(e), e.to_string()),
         E::UnknownName(e) => {

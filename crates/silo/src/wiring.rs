@@ -79,7 +79,7 @@ pub fn open_store(
             config.recipe.display()
         );
     }
-    let options = StoreOptions { n_threads: threads(config.threads), at_boundary: None };
+    let options = StoreOptions { n_threads: threads(config.threads), ..StoreOptions::default() };
     let store = Store::open(&config.root, model.card(), recipe, tokenizer, options)?;
     for (id, reason) in &store.unavailable() {
         tracing::warn!("shard {id} is not retrieved from: {reason}");

@@ -15,6 +15,8 @@ pub enum Boundary {
     FilesRenamed,
     FilesSwitched,
     FilesDeleted,
+    /// A part of the rows of a shard, or of the pages that are wiped.
+    BatchCommitted,
     DocumentsForgotten,
     LogEmptied,
     PurgeMarked,
@@ -27,7 +29,7 @@ pub enum Boundary {
 
 impl Boundary {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ShardBuilt,
         Self::ShardRenamed,
         Self::ShardPrepared,
@@ -39,6 +41,7 @@ impl Boundary {
         Self::FilesRenamed,
         Self::FilesSwitched,
         Self::FilesDeleted,
+        Self::BatchCommitted,
         Self::DocumentsForgotten,
         Self::LogEmptied,
         Self::PurgeMarked,

@@ -15,7 +15,8 @@ pub(crate) struct LiveShard {
     pub(crate) shard: Arc<Shard>,
     /// What of its files is withdrawn.
     pub(crate) withdrawn: Option<Arc<Withdrawn>>,
-    /// When something was last withdrawn from it since the store was opened. Snapshots from before show more than is live.
+    /// When something was last withdrawn from it, or it was resumed, since the store was opened. Searches in snapshots from before may have
+    /// found less than these show.
     pub(crate) shrunk: Epoch,
 }
 
@@ -279,9 +280,10 @@ impl Live {
     }
 
     /// Puts a suspended shard back.
-    pub(crate) fn resume(&mut self, id: ShardId) {
+    pub(crate) fn resume(&mut self, id: ShardId, epoch: Epoch) {
         if let Some(shard) = self.suspended.remove(&id) {
-            self.show(id, shard);
+            // Snapshots from before show it, but searches did not find it for a time.
+            self.show(id, LiveShard { shrunk: epoch, ..shard });
             self.merge_lists();
         }
     }

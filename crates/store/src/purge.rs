@@ -58,7 +58,7 @@ impl Store {
         }
         progress(total, total);
         self.delete_retired()?;
-        if !unpurged.is_empty() || self.catalog.is_stale() {
+        if !unpurged.is_empty() || self.catalog.is_stale()? {
             self.catalog.wipe()?;
         }
         self.at(Boundary::LogEmptied);

@@ -49,6 +49,9 @@ pub struct Store {
 pub struct StoreOptions {
     /// Threads that search; 0 is one per core.
     pub n_threads: usize,
+    /// Rows of the catalog that are changed in one transaction when a shard is entered or its documents are struck out, and eight times the
+    /// pages that are wiped in one: a removal waits for no more. 0 is 2,000.
+    pub batch: usize,
     /// Called at each [`Boundary`].
     pub at_boundary: Option<Arc<AtBoundary>>,
 }
@@ -86,9 +89,9 @@ impl Store {
         let lock = Lock::take(root)?;
         check_catalog_is_there(root)?;
         remove_catalog(&root.join(RESTORED))?;
-        let catalog = Catalog::open_in_force(root, options.at_boundary.clone())?;
+        let catalog = Catalog::open_in_force(root, &options)?;
         catalog.drop_prepared(None)?; // additions that a crash cut off
-        if catalog.is_stale() {
+        if catalog.is_stale()? {
             // While another process reads it is left to the next purge.
             catalog.wipe().or_else(|e| if matches!(e, StoreError::CatalogRead { .. }) { Ok(()) } else { Err(e) })?;
         }

@@ -14,7 +14,7 @@ use crate::catalog::{Catalog, Head, chain_is_whole};
 use crate::live::LiveShard;
 use crate::lock::Lock;
 use crate::store::{check_withdrawn, unpoisoned};
-use crate::{Numbers, Shard, ShardRecord, ShardState, Store, StoreError};
+use crate::{Numbers, Shard, ShardRecord, ShardState, Store, StoreError, StoredDocument};
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +87,14 @@ fn check_shard(
     let shard = Shard::verify_at(&path, &record.manifest_sha256)?;
     if !shard.numbers().eq(catalog.documents(record)?) {
         return Err(StoreError::damaged(&path, "its documents are not those that the catalog has"));
+    }
+    // By them it is found what to withdraw.
+    let uris = |d: StoredDocument| {
+        let number = d.number;
+        std::iter::once(d.document.uri).chain(d.other_uris).map(move |uri| (number, uri))
+    };
+    if shard.all_documents()?.into_iter().flat_map(uris).collect::<BTreeSet<_>>() != catalog.uris(record)? {
+        return Err(StoreError::damaged(&path, "the URIs of its documents are not those that the catalog has"));
     }
     check_withdrawn(&shard, record, log)?;
     let missing = record.withdrawn.iter().find(|number| shard.index_of(*number).is_none());

@@ -104,7 +104,7 @@ impl Store {
                     (RemovalKind::Remove, None) => live.remove(part.shard),
                     (RemovalKind::Remove, Some(numbers)) => live.withdraw(part.shard, numbers, record.epoch),
                     (RemovalKind::Suspend, _) => live.suspend(part.shard),
-                    (RemovalKind::Resume, _) => live.resume(part.shard),
+                    (RemovalKind::Resume, _) => live.resume(part.shard, record.epoch),
                 }
             }
             live.renew_snapshot(record.epoch);

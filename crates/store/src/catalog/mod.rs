@@ -9,10 +9,10 @@ mod wipe;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::{FairMutex, FairMutexGuard, Mutex};
 use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use silo_core::{Epoch, Permissions, ShardId, Source};
@@ -24,21 +24,27 @@ pub(crate) use shards::Files;
 pub use shards::{ShardRecord, ShardState};
 
 use self::head::HeadFile;
-use crate::StoreError;
 use crate::backup::CATALOG;
 use crate::boundary::{AtBoundary, Boundary};
+use crate::{StoreError, StoreOptions};
 
 /// How long a reader of another process is waited for. Nobody else writes.
 const BUSY: Duration = Duration::from_millis(50);
 
+/// Rows that are changed in one transaction of bulk work, where nothing else is said.
+const DEFAULT_BATCH: usize = 2000;
+
 pub(crate) struct Catalog {
     path: PathBuf,
-    connection: Mutex<Connection>,
+    /// Fair: a removal gets its turn between the batches of bulk work.
+    connection: FairMutex<Connection>,
+    /// Rows of documents are entered, struck out and wiped by one at a time, in batches.
+    bulk: Mutex<()>,
+    /// Rows that are changed in one transaction of bulk work.
+    batch: usize,
     /// Of a catalog that is in force.
     head: Mutex<Option<HeadFile>>,
     at_boundary: Option<Arc<AtBoundary>>,
-    /// Whether its files may hold what was struck out of it.
-    stale: AtomicBool,
 }
 
 /// A backup that was made, by the catalog of the store that it was made of.
@@ -65,7 +71,7 @@ impl Catalog {
     }
 
     /// Opens the catalog of the store at `root`, which must not end before a change that was acknowledged.
-    pub(crate) fn open_in_force(root: &Path, at_boundary: Option<Arc<AtBoundary>>) -> Result<Self, StoreError> {
+    pub(crate) fn open_in_force(root: &Path, options: &StoreOptions) -> Result<Self, StoreError> {
         let path = root.join(CATALOG);
         if let Some(acknowledged) = Head::read(root)? {
             // Looked at without touching it: what a damaged one still holds may be of use.
@@ -74,20 +80,21 @@ impl Catalog {
                 return Err(StoreError::Head { path: root.join(HEAD), reason });
             }
         }
-        let catalog = Self { at_boundary, ..Self::open(&path)? };
+        let batch = if options.batch == 0 { DEFAULT_BATCH } else { options.batch };
+        let catalog = Self { at_boundary: options.at_boundary.clone(), batch, ..Self::open(&path)? };
         catalog.redo()?;
         catalog.run(|c| {
             let gone = "directory NOT IN (SELECT directory FROM shards WHERE state != 'removed')";
             c.execute(&format!("DELETE FROM quarantined WHERE {gone}"), []).map(drop)
         })?;
         let head = HeadFile::open(root, &catalog.newest()?)?;
-        *catalog.head.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+        *catalog.head.lock() = Some(head);
         Ok(catalog)
     }
 
     fn of(path: &Path, connection: Connection) -> Self {
-        let (connection, head) = (Mutex::new(connection), Mutex::new(None));
-        Self { path: path.to_owned(), connection, head, at_boundary: None, stale: AtomicBool::new(false) }
+        let (connection, bulk, head) = (FairMutex::new(connection), Mutex::default(), Mutex::default());
+        Self { path: path.to_owned(), connection, bulk, batch: DEFAULT_BATCH, head, at_boundary: None }
     }
 
     /// Opens a catalog for looking only, also that of a store in use.
@@ -153,9 +160,13 @@ impl Catalog {
         self.run(|c| c.pragma_update(None, "foreign_keys", true))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    fn lock(&self) -> FairMutexGuard<'_, Connection> {
         // A panic in another call left no transaction behind: it was rolled back when its guard was dropped.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock()
+    }
+
+    fn at(&self, boundary: Boundary) {
+        self.at_boundary.iter().for_each(|at| at(boundary));
     }
 
     fn run<T>(&self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -170,8 +181,8 @@ impl Catalog {
     fn change<T>(&self, f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut connection = self.lock();
         let value = in_transaction(&mut connection, f).map_err(|e| Self::error(&self.path, e))?;
-        self.at_boundary.iter().for_each(|at| at(Boundary::CatalogCommitted));
-        if let Some(head) = &mut *self.head.lock().unwrap_or_else(PoisonError::into_inner) {
+        self.at(Boundary::CatalogCommitted);
+        if let Some(head) = &mut *self.head.lock() {
             // The change is done and must be answered as done. Without its head a loss of it would not be noticed until the next change is.
             let _ = newest(&connection).map(|newest| head.write(&newest));
         }
@@ -264,7 +275,7 @@ impl Catalog {
     pub(crate) fn close(self) -> Result<(), StoreError> {
         self.run(|c| c.pragma_update(None, "journal_mode", "DELETE"))?;
         let path = self.path;
-        let connection = self.connection.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let connection = self.connection.into_inner();
         connection.close().map_err(|(_, e)| Self::error(&path, e))
     }
 

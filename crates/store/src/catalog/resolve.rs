@@ -3,15 +3,15 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use silo_core::{ContentHash, Selection, ShardId, SourceId};
 
-use super::shards::{COLUMNS, read_shard};
+use super::shards::{COLUMNS, read_shard, shard_in};
 use super::{Catalog, RemovalPart, ShardRecord, ShardState};
 use crate::{Numbers, StoreError};
 
-/// So many documents are read one by one, whichever shards they lie in.
-const FEW_DOCUMENTS: u64 = 4000;
+/// Up to so many batches of documents are read one by one.
+const FEW_BATCHES: u64 = 2;
 
 /// Where a text lies.
 const PLACES: &str = "SELECT shard_id, number FROM documents WHERE hash = ?1 AND uri IS NOT NULL";
@@ -19,135 +19,144 @@ const PLACES: &str = "SELECT shard_id, number FROM documents WHERE hash = ?1 AND
 /// Documents, shard by shard.
 type Found = BTreeMap<ShardId, Numbers>;
 
-/// Rows of shards that are there, read once.
-struct Records<'a> {
-    catalog: &'a Catalog,
+impl Catalog {
+    /// What a selection means now: the documents that are in the store and not withdrawn, shard by shard. Costs what is selected, not what
+    /// the store holds. Read as one: a purge may be forgetting documents meanwhile.
+    pub(crate) fn resolve(&self, selection: &Selection) -> Result<Vec<RemovalPart>, StoreError> {
+        let few = FEW_BATCHES * self.batch as u64;
+        self.run(|c| Resolver { c, few, source: selection_source(selection), read: HashMap::new() }.resolve(selection))
+    }
+}
+
+fn selection_source(selection: &Selection) -> Option<&SourceId> {
+    match selection {
+        Selection::Shard(_) => None,
+        Selection::Source(source) | Selection::Documents { source, .. } => Some(source),
+        Selection::UriPrefix { source, .. } => source.as_ref(),
+    }
+}
+
+struct Resolver<'a> {
+    c: &'a Connection,
+    /// So many documents are read one by one, whichever shards they lie in.
+    few: u64,
     source: Option<&'a SourceId>,
+    /// Rows of shards that are there, read once.
     read: HashMap<ShardId, Option<ShardRecord>>,
 }
 
-impl Records<'_> {
+impl Resolver<'_> {
+    fn resolve(&mut self, selection: &Selection) -> rusqlite::Result<Vec<RemovalPart>> {
+        let whole = |s: &ShardRecord| {
+            let n_documents = s.n_documents - s.withdrawn.len();
+            RemovalPart { shard: s.id, numbers: None, n_documents }
+        };
+        let found = match selection {
+            Selection::Shard(id) => return Ok(self.shard(*id)?.map(whole).into_iter().collect()),
+            Selection::Source(_) => return Ok(self.shards()?.iter().map(whole).collect()),
+            Selection::Documents { documents, .. } => self.with_hashes(documents)?,
+            Selection::UriPrefix { prefix, .. } => {
+                let mut found = self.with_prefix(prefix)?;
+                self.add_copies(&mut found)?;
+                found
+            }
+        };
+        let mut parts = Vec::new();
+        for (id, numbers) in found {
+            let Some(shard) = self.shard(id)? else { continue };
+            let numbers = numbers.without(&shard.withdrawn).without(&shard.gone);
+            let n_documents = numbers.len();
+            if n_documents > 0 {
+                // All that is left of a shard is the shard.
+                let numbers = (n_documents < shard.n_documents - shard.withdrawn.len()).then_some(numbers);
+                parts.push(RemovalPart { shard: id, numbers, n_documents });
+            }
+        }
+        Ok(parts)
+    }
+
     /// The row of a shard that is live or suspended, and of the source that is asked for.
-    fn of(&mut self, id: ShardId) -> Result<Option<&ShardRecord>, StoreError> {
+    fn shard(&mut self, id: ShardId) -> rusqlite::Result<Option<&ShardRecord>> {
         if let Entry::Vacant(place) = self.read.entry(id) {
             let there = |s: &ShardRecord| s.state != ShardState::Removed && self.source.is_none_or(|x| s.source == *x);
-            place.insert(self.catalog.shard(id)?.filter(there));
+            place.insert(shard_in(self.c, id)?.filter(there));
         }
         Ok(self.read[&id].as_ref())
     }
 
-    /// Whether a document is in the store and not withdrawn.
-    fn has(&mut self, id: ShardId, number: u32) -> Result<bool, StoreError> {
-        let there = |s: &ShardRecord| !s.withdrawn.contains(number) && !s.gone.contains(number);
-        Ok(self.of(id)?.is_some_and(there))
-    }
-}
-
-impl Catalog {
-    /// What a selection means now: the documents that are in the store and not withdrawn, shard by shard. Costs what is selected, not what
-    /// the store holds.
-    pub(crate) fn resolve(&self, selection: &Selection) -> Result<Vec<RemovalPart>, StoreError> {
-        let whole = |s: &ShardRecord| RemovalPart {
-            shard: s.id,
-            numbers: None,
-            n_documents: s.n_documents - s.withdrawn.len(),
-        };
-        let records = |source| Records { catalog: self, source, read: HashMap::new() };
-        match selection {
-            Selection::Shard(id) => Ok(records(None).of(*id)?.map(whole).into_iter().collect()),
-            Selection::Source(source) => Ok(self.shards_of(Some(source))?.iter().map(whole).collect()),
-            Selection::Documents { source, documents } => {
-                parts(self.with_hashes(documents)?, &mut records(Some(source)))
-            }
-            Selection::UriPrefix { source, prefix } => {
-                let (mut found, mut records) = (self.with_prefix(source.as_ref(), prefix)?, records(source.as_ref()));
-                self.add_copies(&mut found, &mut records)?;
-                parts(found, &mut records)
-            }
-        }
-    }
-
-    fn shards_of(&self, source: Option<&SourceId>) -> Result<Vec<ShardRecord>, StoreError> {
+    fn shards(&self) -> rusqlite::Result<Vec<ShardRecord>> {
         let sql = format!("{COLUMNS} AND state != 'removed' AND (?1 IS NULL OR name = ?1) ORDER BY shards.id");
-        let name = source.map(SourceId::as_str);
-        self.run(|c| c.prepare(&sql)?.query_map([name], read_shard)?.collect())
+        self.c.prepare(&sql)?.query_map([self.source.map(SourceId::as_str)], read_shard)?.collect()
     }
 
-    fn with_hashes(&self, hashes: &[ContentHash]) -> Result<Found, StoreError> {
-        self.run(|c| {
-            let (mut find, mut found) = (c.prepare(PLACES)?, Found::new());
-            for hash in hashes {
-                collect(&mut found, find.query([hash.0])?, u64::MAX)?;
-            }
-            Ok(found)
-        })
+    fn with_hashes(&self, hashes: &[ContentHash]) -> rusqlite::Result<Found> {
+        let (mut find, mut found) = (self.c.prepare(PLACES)?, Found::new());
+        for hash in hashes {
+            collect(&mut found, find.query([hash.0])?, u64::MAX)?;
+        }
+        Ok(found)
     }
 
     /// Documents of which a URI begins so. Few are read one by one; of many it is asked, shard by shard, where they begin and end.
-    fn with_prefix(&self, source: Option<&SourceId>, prefix: &str) -> Result<Found, StoreError> {
+    fn with_prefix(&self, prefix: &str) -> rusqlite::Result<Found> {
         let end = after_prefix(prefix);
-        let few = self.run(|c| {
-            let (mut found, mut n) = (Found::new(), 0);
-            for table in ["documents", "other_uris"] {
-                let sql = format!("SELECT shard_id, number FROM {table} WHERE {}", between(1, end.is_some()));
-                n += collect(&mut found, c.prepare(&sql)?.query(params![prefix, end])?, FEW_DOCUMENTS)?;
-            }
-            Ok((n < FEW_DOCUMENTS).then_some(found))
-        })?;
-        if let Some(found) = few {
+        let (mut found, mut n) = (Found::new(), 0);
+        for table in ["documents", "other_uris"] {
+            let sql = format!("SELECT shard_id, number FROM {table} WHERE {}", between(1, end.is_some()));
+            n += collect(&mut found, self.c.prepare(&sql)?.query(params![prefix, end])?, self.few)?;
+        }
+        if n < self.few {
             return Ok(found);
         }
         let of_shard = |s: &ShardRecord| Ok((s.id, self.of_shard_with_prefix(s.id, prefix, end.as_deref())?));
-        self.shards_of(source)?.iter().map(of_shard).collect()
+        self.shards()?.iter().map(of_shard).collect()
     }
 
     /// Numbers follow the first URIs, so that those with a common beginning are a range, which is read as one where nothing of the shard was
     /// purged.
-    fn of_shard_with_prefix(&self, shard: ShardId, prefix: &str, end: Option<&str>) -> Result<Numbers, StoreError> {
-        let within = format!("shard_id = ?1 AND {}", between(2, end.is_some()));
-        self.run(|c| {
-            let bounds = params![shard.0 as i64, prefix, end];
-            let mut numbers = Numbers::default();
-            let sql = format!("SELECT number FROM other_uris WHERE {within}");
-            for number in c.prepare(&sql)?.query_map(bounds, |r| r.get(0))? {
+    fn of_shard_with_prefix(&self, shard: ShardId, prefix: &str, end: Option<&str>) -> rusqlite::Result<Numbers> {
+        let (c, within) = (self.c, format!("shard_id = ?1 AND {}", between(2, end.is_some())));
+        let bounds = params![shard.0 as i64, prefix, end];
+        let mut numbers = Numbers::default();
+        let sql = format!("SELECT number FROM other_uris WHERE {within}");
+        for number in c.prepare(&sql)?.query_map(bounds, |r| r.get(0))? {
+            numbers.insert(number?);
+        }
+        let by_uri = "documents INDEXED BY documents_of_shard_by_uri";
+        let edge = |order: &str| {
+            let sql =
+                format!("SELECT number FROM {by_uri} WHERE {within} ORDER BY uri {order}, number {order} LIMIT 1");
+            c.query_row(&sql, bounds, |r| r.get::<_, u32>(0)).optional()
+        };
+        let (Some(first), Some(last)) = (edge("ASC")?, edge("DESC")?) else { return Ok(numbers) };
+        let purged = "SELECT EXISTS (SELECT 1 FROM documents WHERE shard_id = ?1 AND uri IS NULL)";
+        if c.query_row(purged, [shard.0 as i64], |r| r.get(0))? {
+            for number in
+                c.prepare(&format!("SELECT number FROM {by_uri} WHERE {within}"))?.query_map(bounds, |r| r.get(0))?
+            {
                 numbers.insert(number?);
             }
-            let edge = |order: &str| {
-                let sql = format!(
-                    "SELECT number FROM documents INDEXED BY documents_of_shard_by_uri WHERE {within}
-                     ORDER BY uri {order}, number {order} LIMIT 1"
-                );
-                c.query_row(&sql, bounds, |r| r.get::<_, u32>(0)).optional()
-            };
-            let (Some(first), Some(last)) = (edge("ASC")?, edge("DESC")?) else { return Ok(numbers) };
-            let purged = "SELECT EXISTS (SELECT 1 FROM documents WHERE shard_id = ?1 AND uri IS NULL)";
-            if c.query_row(purged, [shard.0 as i64], |r| r.get(0))? {
-                let sql = format!("SELECT number FROM documents INDEXED BY documents_of_shard_by_uri WHERE {within}");
-                for number in c.prepare(&sql)?.query_map(bounds, |r| r.get(0))? {
-                    numbers.insert(number?);
-                }
-            } else {
-                numbers.insert_range(first..last + 1);
-            }
-            Ok(numbers)
-        })
+        } else {
+            numbers.insert_range(first..last + 1);
+        }
+        Ok(numbers)
     }
 
     /// Adds to documents what other shards of their sources hold of the same texts: a text goes with any URI that it came under.
-    fn add_copies(&self, found: &mut Found, records: &mut Records<'_>) -> Result<(), StoreError> {
+    fn add_copies(&mut self, found: &mut Found) -> rusqlite::Result<()> {
         for hash in self.duplicates_among(found)? {
             let mut places = Found::new();
-            self.run(|c| collect(&mut places, c.prepare_cached(PLACES)?.query([hash])?, u64::MAX))?;
+            collect(&mut places, self.c.prepare_cached(PLACES)?.query([hash])?, u64::MAX)?;
             let (mut there, mut hit) = (Vec::new(), BTreeSet::new());
             for (id, number) in places.iter().flat_map(|(id, numbers)| numbers.iter().map(|n| (*id, n))) {
-                if !records.has(id, number)? {
+                let Some(shard) = self.shard(id)? else { continue };
+                if shard.withdrawn.contains(number) || shard.gone.contains(number) {
                     continue;
                 }
-                let Some(record) = records.of(id)? else { continue };
                 if found.get(&id).is_some_and(|numbers| numbers.contains(number)) {
-                    hit.insert(record.source.clone());
+                    hit.insert(shard.source.clone());
                 }
-                there.push((id, number, record.source.clone()));
+                there.push((id, number, shard.source.clone()));
             }
             for (id, number, _) in there.into_iter().filter(|(_, _, source)| hit.contains(source)) {
                 found.entry(id).or_default().insert(number);
@@ -157,41 +166,24 @@ impl Catalog {
     }
 
     /// The texts that several shards hold, or held: of these documents, or all if that are fewer.
-    fn duplicates_among(&self, found: &Found) -> Result<BTreeSet<[u8; 32]>, StoreError> {
+    fn duplicates_among(&self, found: &Found) -> rusqlite::Result<BTreeSet<[u8; 32]>> {
         let n: u64 = found.values().map(Numbers::len).sum();
-        self.run(|c| {
-            let sql = "SELECT hash FROM duplicates LIMIT ?1";
-            let some: BTreeSet<[u8; 32]> = c
-                .prepare(sql)?
-                .query_map([n.saturating_add(1).min(i64::MAX as u64) as i64], |r| r.get(0))?
-                .collect::<rusqlite::Result<_>>()?;
-            if some.len() as u64 <= n {
-                return Ok(some);
-            }
-            let sql = "SELECT hash FROM documents JOIN duplicates USING (hash) WHERE shard_id = ?1 AND number = ?2";
-            let (mut is_duplicate, mut out) = (c.prepare(sql)?, BTreeSet::new());
-            for (id, number) in found.iter().flat_map(|(id, numbers)| numbers.iter().map(|n| (id.0 as i64, n))) {
-                out.extend(is_duplicate.query_row(params![id, number], |r| r.get::<_, [u8; 32]>(0)).optional()?);
-            }
-            Ok(out)
-        })
-    }
-}
-
-/// What is still there of what was found.
-fn parts(found: Found, records: &mut Records<'_>) -> Result<Vec<RemovalPart>, StoreError> {
-    let mut out = Vec::new();
-    for (id, numbers) in found {
-        let Some(shard) = records.of(id)? else { continue };
-        let numbers = numbers.without(&shard.withdrawn).without(&shard.gone);
-        let n_documents = numbers.len();
-        if n_documents > 0 {
-            // All that is left of a shard is the shard.
-            let numbers = (n_documents < shard.n_documents - shard.withdrawn.len()).then_some(numbers);
-            out.push(RemovalPart { shard: id, numbers, n_documents });
+        let most = n.saturating_add(1).min(i64::MAX as u64) as i64;
+        let some: BTreeSet<[u8; 32]> = self
+            .c
+            .prepare("SELECT hash FROM duplicates LIMIT ?1")?
+            .query_map([most], |r| r.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        if some.len() as u64 <= n {
+            return Ok(some);
         }
+        let sql = "SELECT hash FROM documents JOIN duplicates USING (hash) WHERE shard_id = ?1 AND number = ?2";
+        let (mut is_duplicate, mut out) = (self.c.prepare(sql)?, BTreeSet::new());
+        for (id, number) in found.iter().flat_map(|(id, numbers)| numbers.iter().map(|n| (id.0 as i64, n))) {
+            out.extend(is_duplicate.query_row(params![id, number], |r| r.get::<_, [u8; 32]>(0)).optional()?);
+        }
+        Ok(out)
     }
-    Ok(out)
 }
 
 /// A condition on `uri`: from parameter `?{first}` on, and before the next one, which is NULL if there is no end. Written so that SQLite reads
@@ -225,10 +217,8 @@ fn after_prefix(prefix: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::Connection;
-
     use super::super::schema::SCHEMA;
-    use super::{after_prefix, between};
+    use super::*;
 
     #[test]
     fn of_an_index_only_what_is_asked_for_is_read() {

@@ -1,16 +1,14 @@
 //! Shards and their documents.
 
-use std::sync::atomic::Ordering;
+use std::collections::BTreeSet;
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use silo_core::{ContentHash, Epoch, ShardId, SourceId};
 
 use super::{Catalog, conversion, new_epoch, parsed};
+use crate::boundary::Boundary;
 use crate::shard::StoredDocument;
 use crate::{Manifest, Numbers, StoreError};
-
-/// Documents that are entered or struck out in one transaction: a removal never waits for more.
-const ROWS_PER_TRANSACTION: usize = 2000;
 
 /// Whether a shard is in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +76,14 @@ pub(super) const COLUMNS: &str = "SELECT shards.id, name, state, directory, mani
 impl Catalog {
     /// Gives a shard that is about to be entered its number, and enters its documents; it is not in the store yet.
     pub(crate) fn prepare_shard(&self, files: &Files<'_>, documents: &[StoredDocument]) -> Result<ShardId, StoreError> {
+        let _alone = self.bulk.lock();
         let id = self.reserve_shard(files)?;
-        for chunk in documents.chunks(ROWS_PER_TRANSACTION) {
-            if let Err(error) = self.transaction(|t| chunk.iter().try_for_each(|d| add_document(t, id, d))) {
-                let _ = self.drop_prepared(Some(id)); // struck out at the next start otherwise
+        for batch in documents.chunks(self.batch) {
+            if let Err(error) = self.transaction(|t| batch.iter().try_for_each(|d| add_document(t, id, d))) {
+                let _ = self.drop_documents(id); // struck out at the next start otherwise
                 return Err(error);
             }
+            self.at(Boundary::BatchCommitted);
         }
         Ok(id)
     }
@@ -124,19 +124,23 @@ impl Catalog {
         entered
     }
 
-    /// Strikes out a shard that was prepared and not entered, or all such.
+    /// Strikes out the documents of a shard that was prepared and not entered, or of all such. Its row stays until the pages are wiped.
     pub(crate) fn drop_prepared(&self, id: Option<ShardId>) -> Result<(), StoreError> {
+        let _alone = self.bulk.lock();
         let sql = "SELECT id FROM shards WHERE state = 'entering' AND (?1 IS NULL OR id = ?1)";
-        let entering: Vec<i64> =
-            self.run(|c| c.prepare(sql)?.query_map([id.map(|id| id.0 as i64)], |r| r.get(0))?.collect())?;
-        for id in entering {
-            self.stale.store(true, Ordering::Relaxed);
-            for (table, key) in [("other_uris", "uri, number"), ("documents", "number")] {
-                let some = format!("SELECT {key} FROM {table} WHERE shard_id = ?1 LIMIT {ROWS_PER_TRANSACTION}");
-                let sql = format!("DELETE FROM {table} WHERE shard_id = ?1 AND ({key}) IN ({some})");
-                while self.transaction(|t| t.execute(&sql, [id]))? > 0 {}
+        let read = |r: &Row<'_>| r.get::<_, i64>(0).map(|id| ShardId(id as u64));
+        let entering: Vec<ShardId> =
+            self.run(|c| c.prepare(sql)?.query_map([id.map(|id| id.0 as i64)], read)?.collect())?;
+        entering.into_iter().try_for_each(|id| self.drop_documents(id))
+    }
+
+    fn drop_documents(&self, id: ShardId) -> Result<(), StoreError> {
+        for (table, key) in [("other_uris", "uri, number"), ("documents", "number")] {
+            let some = format!("SELECT {key} FROM {table} WHERE shard_id = ?1 LIMIT {}", self.batch);
+            let sql = format!("DELETE FROM {table} WHERE shard_id = ?1 AND ({key}) IN ({some})");
+            while self.transaction(|t| t.execute(&sql, [id.0 as i64]))? > 0 {
+                self.at(Boundary::BatchCommitted);
             }
-            self.run(|c| c.execute("DELETE FROM shards WHERE id = ?1", [id]))?;
         }
         Ok(())
     }
@@ -186,25 +190,41 @@ impl Catalog {
     pub(crate) fn forget_documents(&self, record: &ShardRecord) -> Result<(), StoreError> {
         let shard = record.id;
         let of_shard = "SELECT number FROM documents WHERE shard_id = ?1 AND uri IS NOT NULL";
-        let all: Vec<i64> = match record.state {
+        let all: Vec<u32> = match record.state {
             ShardState::Removed => {
                 self.run(|c| c.prepare(of_shard)?.query_map([shard.0 as i64], |r| r.get(0))?.collect())?
             }
-            ShardState::Live | ShardState::Suspended => record.gone.iter().map(i64::from).collect(),
+            ShardState::Live | ShardState::Suspended => record.gone.iter().collect(),
         };
-        for chunk in all.chunks(ROWS_PER_TRANSACTION) {
+        let _alone = self.bulk.lock();
+        let others = self.other_uris(shard, &all)?;
+        for batch in others.chunks(self.batch) {
+            let sql = "DELETE FROM other_uris WHERE shard_id = ?1 AND uri = ?2 AND number = ?3";
+            self.transaction(|t| {
+                let mut forget = t.prepare(sql)?;
+                batch.iter().try_for_each(|(uri, n)| forget.execute(params![shard.0 as i64, uri, n]).map(drop))
+            })?;
+            self.at(Boundary::BatchCommitted);
+        }
+        for batch in all.chunks(self.batch) {
             self.transaction(|t| {
                 let mut forget = t.prepare("UPDATE documents SET uri = NULL WHERE shard_id = ?1 AND number = ?2")?;
-                let mut others = t.prepare("DELETE FROM other_uris WHERE shard_id = ?1 AND number = ?2")?;
-                for number in chunk {
-                    others.execute(params![shard.0 as i64, number])?;
-                    forget.execute(params![shard.0 as i64, number])?;
-                }
-                Ok(())
+                batch.iter().try_for_each(|n| forget.execute(params![shard.0 as i64, n]).map(drop))
             })?;
+            self.at(Boundary::BatchCommitted);
         }
         // What is gone is added to by the one who calls this only.
         self.run(|c| c.execute("UPDATE shards SET gone = NULL WHERE id = ?1", [shard.0 as i64]).map(drop))
+    }
+
+    /// The further URIs of documents of a shard. They are found by a look at all of the shard: there is no index by number.
+    fn other_uris(&self, shard: ShardId, numbers: &[u32]) -> Result<Vec<(String, u32)>, StoreError> {
+        let numbers: Numbers = numbers.iter().copied().collect();
+        let sql = "SELECT uri, number FROM other_uris WHERE shard_id = ?1";
+        let read = |r: &Row<'_>| Ok((r.get(0)?, r.get(1)?));
+        let mut all: Vec<(String, u32)> = self.run(|c| c.prepare(sql)?.query_map([shard.0 as i64], read)?.collect())?;
+        all.retain(|(_, number)| numbers.contains(*number));
+        Ok(all)
     }
 
     /// All shards that ever were, in the order of their ids.
@@ -214,8 +234,7 @@ impl Catalog {
 
     /// One shard.
     pub(crate) fn shard(&self, id: ShardId) -> Result<Option<ShardRecord>, StoreError> {
-        let sql = format!("{COLUMNS} AND shards.id = ?1");
-        self.run(|c| c.prepare_cached(&sql)?.query_row([id.0 as i64], read_shard).optional())
+        self.run(|c| shard_in(c, id))
     }
 
     /// The greatest number that a shard was ever given.
@@ -233,6 +252,21 @@ impl Catalog {
         all.retain(|(number, _)| !shard.gone.contains(*number));
         Ok(all)
     }
+
+    /// Number and URIs of the same documents.
+    pub(crate) fn uris(&self, shard: &ShardRecord) -> Result<BTreeSet<(u32, String)>, StoreError> {
+        let sql = "SELECT number, uri FROM documents WHERE shard_id = ?1 AND uri IS NOT NULL
+                   UNION ALL SELECT number, uri FROM other_uris WHERE shard_id = ?1";
+        let read = |r: &Row<'_>| Ok((r.get(0)?, r.get(1)?));
+        let mut all: BTreeSet<(u32, String)> =
+            self.run(|c| c.prepare(sql)?.query_map([shard.id.0 as i64], read)?.collect())?;
+        all.retain(|(number, _)| !shard.gone.contains(*number));
+        Ok(all)
+    }
+}
+
+pub(super) fn shard_in(c: &Connection, id: ShardId) -> rusqlite::Result<Option<ShardRecord>> {
+    c.prepare_cached(&format!("{COLUMNS} AND shards.id = ?1"))?.query_row([id.0 as i64], read_shard).optional()
 }
 
 fn add_document(t: &Transaction<'_>, shard: ShardId, d: &StoredDocument) -> rusqlite::Result<()> {

@@ -4,57 +4,75 @@
 //! another, their old bytes stay between the row pointers and the rows that were left (file format: "unallocated space" of a b-tree page).
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{Catalog, in_transaction};
 use crate::StoreError;
+use crate::boundary::Boundary;
 
-/// Pages that are looked at in one transaction: a removal never waits for more.
-const PAGES_PER_TRANSACTION: u32 = 256;
+/// Rows that are about as much work as a page.
+const ROWS_PER_PAGE: usize = 8;
 /// How often it is tried to get through the pages without a change coming between.
 const TRIES: usize = 4;
 /// Pages that are no b-tree begin with the number of another, whose first byte is no kind of b-tree below this (128 GiB of pages).
 const MOST_PAGES: u32 = 0x0200_0000;
 
 impl Catalog {
-    /// Whether something was struck out since it was last wiped, other than by a purge.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.stale.load(Ordering::Relaxed)
+    /// Whether an addition was struck out and the pages were not wiped since.
+    pub(crate) fn is_stale(&self) -> Result<bool, StoreError> {
+        self.run(|c| Ok(!struck_out(c)?.is_empty()))
     }
 
-    /// Overwrites what was deleted before the call, and empties the write-ahead log. Changes go on meanwhile. Fails while another process
+    /// Overwrites what was deleted before the call, and empties the write-ahead log. Removals go on meanwhile. Fails while another process
     /// reads.
     pub(crate) fn wipe(&self) -> Result<(), StoreError> {
-        if self.run(n_pages)? >= MOST_PAGES {
-            self.run(|c| c.execute_batch("VACUUM"))?; // writes the file anew, while changes wait
-        } else if !(0..TRIES).try_fold(false, |done, _| if done { Ok(true) } else { self.wipe_in_pieces() })? {
+        let _alone = self.bulk.lock();
+        let struck_out = self.run(struck_out)?;
+        if !self.run(can_wipe)? {
+            self.run(|c| c.execute_batch("VACUUM"))?; // writes the file anew, while removals wait
+        } else if !(0..TRIES).try_fold(false, |done, _| if done { Ok(true) } else { self.wipe_in_batches() })? {
             self.transaction(|t| wipe_pages(t, 1, u32::MAX).map(drop))?;
         }
         let busy: bool = self.run(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0)))?;
         if busy {
             return Err(StoreError::CatalogRead { path: self.path.clone() });
         }
-        self.stale.store(false, Ordering::Relaxed);
-        Ok(())
+        let sql = "DELETE FROM shards WHERE id = ?1";
+        struck_out.iter().try_for_each(|id| self.run(|c| c.execute(sql, [id]).map(drop)))
     }
 
     /// Wipes all pages, some at a time. False if something was changed between: SQLite may have moved a page that was not wiped yet to
     /// where others had been.
-    fn wipe_in_pieces(&self) -> Result<bool, StoreError> {
+    fn wipe_in_batches(&self) -> Result<bool, StoreError> {
+        let n = u32::try_from(self.batch.div_ceil(ROWS_PER_PAGE)).unwrap_or(u32::MAX);
         let (mut first, mut changes, mut undisturbed) = (1, None, true);
         loop {
             let mut connection = self.lock();
             undisturbed &= changes.is_none_or(|n| n == connection.total_changes());
-            let wiped = in_transaction(&mut connection, |t| wipe_pages(t, first, PAGES_PER_TRANSACTION));
+            let wiped = in_transaction(&mut connection, |t| wipe_pages(t, first, n));
             if !wiped.map_err(|e| Self::error(&self.path, e))? {
                 return Ok(undisturbed);
             }
             changes = Some(connection.total_changes());
-            first += PAGES_PER_TRANSACTION;
+            drop(connection);
+            self.at(Boundary::BatchCommitted);
+            first = first.saturating_add(n);
         }
     }
+}
+
+/// Shards that were prepared, of which all documents were struck out again. One that is being prepared has documents, or the lock of bulk work.
+fn struck_out(c: &Connection) -> rusqlite::Result<Vec<i64>> {
+    let sql = "SELECT id FROM shards WHERE state = 'entering'
+               AND NOT EXISTS (SELECT 1 FROM documents WHERE shard_id = shards.id)";
+    c.prepare(sql)?.query_map([], |r| r.get(0))?.collect()
+}
+
+/// Whether pages can be overwritten one by one: this SQLite must be built for it (`.cargo/config.toml`).
+fn can_wipe(c: &Connection) -> rusqlite::Result<bool> {
+    let built = c.query_row("SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')", [], |r| r.get::<_, bool>(0))?;
+    Ok(built && n_pages(c)? < MOST_PAGES)
 }
 
 fn n_pages(c: &Connection) -> rusqlite::Result<u32> {
@@ -161,6 +179,7 @@ mod tests {
         catalog.run(|c| c.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")).unwrap();
         let remains = left(root.path(), gone);
         assert!(remains > 0, "SQLite itself leaves some behind");
+        assert!(catalog.run(can_wipe).unwrap());
         catalog.wipe().unwrap();
         assert_eq!(left(root.path(), gone), 0);
         assert_eq!(left(root.path(), kept), kept.len());

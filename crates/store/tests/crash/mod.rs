@@ -25,6 +25,9 @@ use silo_testkit::{ByteTokenizer, ScriptedModel};
 
 const SOURCES: [&str; 3] = ["ant", "bee", "cow"];
 
+/// So small that a shard's rows and the catalog's pages are several batches.
+const BATCH: usize = 3;
+
 /// Every document has a word of its own, which begins so: what is left of a removed one can be found in any file.
 const MARK: &str = "zqmarked";
 
@@ -70,7 +73,7 @@ fn model() -> ScriptedModel {
 }
 
 fn open(root: &Path, recipe: &Recipe, at_boundary: Option<Arc<AtBoundary>>) -> Result<Store, StoreError> {
-    let options = StoreOptions { n_threads: 1, at_boundary };
+    let options = StoreOptions { n_threads: 1, batch: BATCH, at_boundary };
     Store::open(root, model().card(), recipe.clone(), Arc::new(ByteTokenizer::default()), options)
 }
 

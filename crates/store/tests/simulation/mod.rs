@@ -23,6 +23,9 @@ use silo_testkit::{ByteTokenizer, ScriptedModel};
 const SOURCES: [&str; 3] = ["ant", "bee", "cow"];
 const WORDS: [&str; 6] = ["red", "fish", "two", "one", "blue", "a"];
 
+/// So small that a shard's rows and the catalog's pages are several batches.
+const BATCH: usize = 3;
+
 /// What can be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
@@ -103,7 +106,7 @@ fn model() -> ScriptedModel {
 }
 
 fn open(root: &Path, recipe: &Recipe) -> Store {
-    let options = StoreOptions { n_threads: 1, at_boundary: None };
+    let options = StoreOptions { n_threads: 1, batch: BATCH, at_boundary: None };
     Store::open(root, model().card(), recipe.clone(), Arc::new(ByteTokenizer::default()), options).unwrap()
 }
 

@@ -129,3 +129,15 @@ fn damaged_lists_are_named() {
         assert!(store.unavailable()[&ShardId(2)].contains("is missing"));
     }
 }
+
+#[test]
+fn a_uri_that_the_catalog_has_wrong_is_found() {
+    let root = tempfile::tempdir().unwrap();
+    add(&open(root.path()), "one", &["some text", "and more"]).unwrap();
+    assert_eq!(silo_store::verify(root.path()).unwrap().faults, []);
+    let catalog = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
+    catalog.execute("UPDATE documents SET uri = 'test:one/10' WHERE number = 1", []).unwrap();
+    drop(catalog);
+    let faults = silo_store::verify(root.path()).unwrap().faults;
+    assert!(faults.len() == 1 && faults[0].what.contains("URIs"), "{faults:?}");
+}

@@ -34,7 +34,7 @@ fn model() -> ScriptedModel {
 }
 
 fn open_with(root: &Path, recipe: Recipe) -> Result<Store, StoreError> {
-    let options = StoreOptions { n_threads: 2, at_boundary: None };
+    let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
     Store::open(root, model().card(), recipe, Arc::new(ByteTokenizer::default()), options)
 }
 

@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use proptest::prelude::*;
-use silo_core::{Filter, NeighborSearch, Purpose, Selection, ShardId, SnapshotProvider};
-use silo_store::{ShardState, StoreError};
+use silo_core::{Document, Filter, LanguageModel, NeighborSearch, Purpose, Selection, ShardId, SnapshotProvider};
+use silo_store::{Boundary, NewShard, ShardState, Store, StoreError, StoreOptions, verify};
+use silo_testkit::ByteTokenizer;
 
-use super::{add, key_after, logical, open, open_with, passages, recipe_of, remove, search};
+use super::{
+    add, key_after, logical, model, open, open_with, passages, purge, recipe, recipe_of, remove, search, source,
+};
 
 fn files_below(path: &Path) -> usize {
     fs::read_dir(path).unwrap().count()
@@ -156,4 +161,69 @@ fn many_documents_are_found_by_the_ends_of_their_range() {
     let removal = store.withdraw(&prefix("pkg")).unwrap();
     assert_eq!(removal.root_after, silo_core::Snapshot::empty().root);
     assert!(matches!(store.withdraw(&prefix("pkg")), Err(StoreError::NothingSelected)));
+}
+
+#[test]
+fn what_a_snapshot_showed_before_a_suspension_is_not_live_after_it() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let id = add(&store, "one", &["some text"]).unwrap().id;
+    let before = store.snapshot();
+    let all = |snapshot: &silo_core::Snapshot| snapshot.mask(&Filter::default(), Purpose::Knn);
+    store.suspend_shard(id).unwrap();
+    let during = store.snapshot();
+    assert!(!store.is_live(&before, &all(&before)));
+    store.resume_shard(id).unwrap();
+    // A search in it may have found nothing of the shard meanwhile.
+    assert!(!store.is_live(&before, &all(&before)));
+    assert!(store.is_live(&during, &all(&during)) && store.is_live(&store.snapshot(), &all(&store.snapshot())));
+    assert_eq!(store.snapshot().root, before.root);
+}
+
+/// Documents by their URIs.
+fn add_uris(store: &Store, uris: &[&str]) {
+    store.create_source(&source("one")).unwrap();
+    let document = |uri: &&str| Document { uri: (*uri).into(), ..super::document("one", &format!("text of {uri}")) };
+    let documents: Vec<Document> = uris.iter().map(document).collect();
+    let new = NewShard { source: &"one".parse().unwrap(), documents: &documents };
+    store.add_shard(&new, &model(), &AtomicBool::new(false), &|_, _| {}).unwrap();
+}
+
+#[test]
+fn a_removal_between_the_batches_of_a_purge_takes_what_is_asked_for() {
+    let prefix = |prefix: &str| Selection::UriPrefix { source: None, prefix: prefix.into() };
+    let mut nth = 0;
+    loop {
+        let root = tempfile::tempdir().unwrap();
+        let (passed, place) = (Arc::new(AtomicUsize::new(usize::MAX / 2)), Arc::new(OnceLock::<Weak<Store>>::new()));
+        let (counted, found) = (passed.clone(), place.clone());
+        let at_boundary = move |boundary| {
+            if boundary == Boundary::BatchCommitted && counted.fetch_add(1, Ordering::SeqCst) == nth {
+                let store = found.get().unwrap().upgrade().unwrap();
+                assert_eq!(store.withdraw(&prefix("a/")).unwrap().record.parts[0].n_documents, 1);
+            }
+        };
+        let options = StoreOptions { n_threads: 1, batch: 2, at_boundary: Some(Arc::new(at_boundary)) };
+        let tokenizer = Arc::new(ByteTokenizer::default());
+        let store = Arc::new(Store::open(root.path(), model().card(), recipe(), tokenizer, options).unwrap());
+        place.set(Arc::downgrade(&store)).unwrap();
+        add_uris(&store, &["a/11", "a/12", "a/13", "a/14", "a/15", "a/2", "b/1", "b/2"]);
+        store.withdraw(&prefix("a/1")).unwrap();
+        passed.store(0, Ordering::SeqCst);
+        purge(&store);
+        if passed.load(Ordering::SeqCst) <= nth {
+            assert!(nth > 3, "a purge has several batches");
+            return;
+        }
+        passed.store(usize::MAX / 2, Ordering::SeqCst);
+        let left = |store: &Store| -> Vec<String> {
+            store.documents(ShardId(1)).unwrap().into_iter().map(|d| d.document.uri).collect()
+        };
+        assert_eq!(left(&store), ["b/1", "b/2"], "after batch {nth}");
+        purge(&store);
+        drop(store);
+        assert_eq!(verify(root.path()).unwrap().faults, []);
+        assert_eq!(left(&open(root.path())), ["b/1", "b/2"], "after batch {nth}, opened again");
+        nth += 1;
+    }
 }

@@ -84,7 +84,7 @@ fn build_speed(ground: &Ground) -> Result<BuildSpeed> {
     let root = tempfile::tempdir_in(&ground.config.store.root).context("cannot make a store to build in")?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let recipe = ground.store.recipe().clone();
-    let options = silo_store::StoreOptions { n_threads: threads, at_boundary: None };
+    let options = silo_store::StoreOptions { n_threads: threads, ..Default::default() };
     let store = Store::open(root.path(), ground.model.card(), recipe, ground.tokenizer.clone(), options)?;
     let domain = &ground.domains[0];
     store.create_source(&*ground.store.source(&domain.source)?)?;
