@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 use silo_core::{
@@ -20,21 +19,22 @@ use crate::live::{Live, LiveShard, Merged, Withdrawn};
 use crate::{Shard, Store, StoreError};
 
 /// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
-struct Visible {
+struct Visible<'a> {
     id: ShardId,
     index: ShardIndex,
-    shard: Arc<Shard>,
-    withdrawn: Option<Arc<Withdrawn>>,
+    shard: &'a Shard,
+    withdrawn: Option<&'a Withdrawn>,
     copies: Vec<u32>,
 }
 
 /// The shards that a mask shows and that are live now. A snapshot may list shards that were removed since; they are not looked up
 /// anywhere but here, so they give nothing. A text that several visible shards of a source hold counts once.
-fn visible(live: &Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Visible> {
+fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Visible<'a>> {
     let shown = snapshot.shards.iter().enumerate().filter(|(i, _)| mask.sees(*i));
-    let mut out: Vec<Visible> = shown
+    let mut out: Vec<Visible<'a>> = shown
         .filter_map(|(i, view)| {
-            let LiveShard { shard, withdrawn, .. } = live.shards.get(&view.id)?.clone();
+            let LiveShard { shard, withdrawn, .. } = live.shards.get(&view.id)?;
+            let withdrawn = withdrawn.as_deref();
             Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, withdrawn, copies: Vec::new() })
         })
         .collect();
@@ -49,7 +49,7 @@ fn visible(live: &Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Visible> {
     out
 }
 
-impl Visible {
+impl Visible<'_> {
     /// Its keys, for the first `n` queries.
     fn part(&self, id: u32, n: usize) -> Part<'_> {
         Part { id, keys: self.shard.keys(), queries: (0..n).collect(), hidden: self.hidden_entries() }
@@ -64,12 +64,12 @@ impl Visible {
     /// Its passages.
     fn passages(&self) -> lexical::Part<'_> {
         let n_passages = self.shard.manifest().n_passages;
-        let withdrawn = self.withdrawn.as_ref().map(|w| &w.passages);
+        let withdrawn = self.withdrawn.map(|w| &w.passages);
         lexical::Part { index: self.shard.lexical(), hidden: self.hidden(withdrawn, n_passages, Shard::passages_of) }
     }
 
     fn hidden_entries(&self) -> Option<Cow<'_, FixedBitSet>> {
-        let withdrawn = self.withdrawn.as_ref().map(|w| &w.entries);
+        let withdrawn = self.withdrawn.map(|w| &w.entries);
         self.hidden(withdrawn, self.shard.manifest().n_entries, Shard::entries_of)
     }
 
@@ -85,7 +85,7 @@ impl Visible {
         }
         let mut hidden = withdrawn.cloned().unwrap_or_else(|| FixedBitSet::with_capacity(n as usize));
         for document in self.copies.iter().filter_map(|&number| self.shard.index_of(number)) {
-            let range = range(&self.shard, document);
+            let range = range(self.shard, document);
             hidden.insert_range(range.start as usize..range.end as usize);
         }
         Some(Cow::Owned(hidden))
@@ -107,16 +107,16 @@ fn by_logical_id(a: (&Shard, u32), b: (&Shard, u32)) -> Ordering {
     sources.then_with(|| a.0.logical(a.1).cmp(&b.0.logical(b.1)))
 }
 
-fn neighbor(visible: &Visible, c: &Candidate) -> Neighbor {
-    let (shard, row) = (&visible.shard, c.row);
+fn neighbor(visible: &Visible<'_>, c: &Candidate) -> Neighbor {
+    let (shard, row) = (visible.shard, c.row);
     Neighbor { distance: c.distance, value: shard.value(row), shard: visible.index, row: shard.lasting_row(row) }
 }
 
 impl Store {
     /// Looks at every entry, for queries that see the same shards.
-    fn scan_all(&self, key_dim: usize, visible: &[Visible], queries: &[Query<'_>]) -> Vec<Vec<Neighbor>> {
+    fn scan_all(&self, key_dim: usize, visible: &[Visible<'_>], queries: &[Query<'_>]) -> Vec<Vec<Neighbor>> {
         let of = |id: u32| &visible[id as usize];
-        let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((&of(a.0).shard, a.1), (&of(b.0).shard, b.1));
+        let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((of(a.0).shard, a.1), (of(b.0).shard, b.1));
         let parts: Vec<Part<'_>> = visible.iter().zip(0..).map(|(v, id)| v.part(id, queries.len())).collect();
         let found = self.threads().install(|| exact_search(key_dim, &parts, queries, &order));
         found.iter().map(|candidates| candidates.iter().map(|c| neighbor(of(c.part), c)).collect()).collect()
@@ -126,7 +126,7 @@ impl Store {
     fn scan_lists(
         &self,
         merged: &Merged,
-        visible: &[Visible],
+        visible: &[Visible<'_>],
         queries: &[Query<'_>],
         (probe, quantizer): (Probe, &Quantizer),
     ) -> Vec<Vec<Neighbor>> {
@@ -141,7 +141,7 @@ impl Store {
             of_slot[slot] = found.map_or(0, |(i, _)| i);
         }
         let of = |slot: u32| &visible[of_slot[slot as usize]];
-        let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((&of(a.0).shard, a.1), (&of(b.0).shard, b.1));
+        let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((of(a.0).shard, a.1), (of(b.0).shard, b.1));
         let collection = Collection { merged: &merged.lists, parts: &parts };
         let found = self.threads().install(|| ivf_search(quantizer, collection, queries, probe, &order));
         found.iter().map(|candidates| candidates.iter().map(|c| neighbor(of(c.part), c)).collect()).collect()
@@ -230,7 +230,7 @@ impl PassageSearch for Store {
         let visible = visible(&live, query.snapshot, query.mask);
         // Ties by logical id: source, document, start.
         let logical = |(part, passage): (u32, u32)| {
-            let shard = &visible[part as usize].shard;
+            let shard = visible[part as usize].shard;
             let (document, start, _) = shard.passage(passage);
             (&shard.manifest().source, shard.hash_of(document), start)
         };

@@ -7,6 +7,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use crate::prefetch::prefetch;
 use crate::{Candidate, RowOrder, TopK};
 
 /// Rows of keys, one after the other.
@@ -22,6 +23,15 @@ impl Keys<'_> {
         match self {
             Self::F32(v) => v.len(),
             Self::F16(v) => v.len(),
+        }
+    }
+
+    /// Asks for the beginning of a row from memory; the processor goes on by itself.
+    pub(crate) fn ask_for(&self, row: usize, dim: usize) {
+        const LINE_BYTES: usize = 64;
+        match self {
+            Self::F32(v) => (0..2).for_each(|line| prefetch(v, row * dim + line * LINE_BYTES / size_of::<f32>())),
+            Self::F16(v) => (0..2).for_each(|line| prefetch(v, row * dim + line * LINE_BYTES / size_of::<f16>())),
         }
     }
 

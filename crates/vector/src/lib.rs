@@ -19,6 +19,7 @@
 
 mod exact;
 mod ivf;
+mod prefetch;
 mod top_k;
 
 pub use exact::{Keys, Part, Query, exact_search, squared_l2};

@@ -8,10 +8,15 @@ use rayon::prelude::*;
 use super::merged::Span;
 use super::{MergedLists, Quantizer};
 use crate::exact::squared_l2;
+use crate::prefetch::prefetch;
 use crate::{Candidate, Keys, Query, RowOrder, TopK};
 
 /// Lists that one job looks into.
 const JOB_LISTS: usize = 8;
+/// Keys that one job compares.
+const JOB_KEYS: usize = 512;
+/// Keys that are asked for from memory ahead of the one that is compared.
+const KEYS_AHEAD: usize = 4;
 
 /// Entries sorted by list.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +61,13 @@ pub struct Collection<'a> {
     pub parts: &'a [Option<ListPart<'a>>],
 }
 
+impl Collection<'_> {
+    /// The row at a place in a part's lists.
+    fn row(&self, slot: u32, place: u32) -> u32 {
+        self.parts[slot as usize].as_ref().map_or(place, |part| part.lists.rows[place as usize])
+    }
+}
+
 /// The k nearest rows that the probe finds for each query, nearest first; rows of equal distance in `order`. Distances are exact.
 pub fn ivf_search(
     quantizer: &Quantizer,
@@ -87,15 +99,20 @@ fn one(
     let (scaled, lists) = quantizer.query(query.key);
     let wanted = query.k.max(probe.rerank);
     let (first, rest) = lists.split_at(probe.n_probe.clamp(1, lists.len()));
-    let (mut best, mut seen) = scan_all(&scaled, collection, first, wanted, order);
+    // Until it is known which are ranked, candidates are places in their part's lists: most rows need not be looked up.
+    let row = |(slot, place): (u32, u32)| collection.row(slot, place);
+    let by_place: &RowOrder<'_> = &|a, b| order((a.0, row(a)), (b.0, row(b)));
+    let (mut best, mut seen) = scan_all(&scaled, collection, first, wanted, by_place);
     for &list in rest {
         if seen >= wanted {
             break;
         }
-        let (more, n) = scan_list(&scaled, collection, list, TopK::new(wanted), order);
-        (best, seen) = (best.merge(more, order), seen + n);
+        let (more, n) = scan_list(&scaled, collection, list, TopK::new(wanted), by_place);
+        (best, seen) = (best.merge(more, by_place), seen + n);
     }
-    rerank(quantizer.dim(), collection, query, best.into_kept(order), order)
+    let mut candidates = best.into_kept(by_place);
+    candidates.iter_mut().for_each(|c| c.row = row((c.part, c.row)));
+    rerank(quantizer.dim(), collection, query, &candidates, order)
 }
 
 /// The best of some lists, and the number of entries that were visible there.
@@ -132,35 +149,24 @@ fn scan_list(
     for (i, span) in spans.iter().enumerate() {
         if let Some((ahead, part)) = spans.get(i + SPANS_AHEAD).and_then(|s| Some((s, part_of(s)?))) {
             prefetch(part.lists.codes, ahead.from as usize * query.len());
-            prefetch(part.lists.rows, ahead.from as usize);
+            if part.hidden.is_some() {
+                prefetch(part.lists.rows, ahead.from as usize);
+            }
         }
         let Some(part) = part_of(span) else { continue };
         let (from, to) = (span.from as usize, span.to as usize);
         let hidden = part.hidden.as_deref();
         let codes = part.lists.codes[from * query.len()..to * query.len()].chunks_exact(query.len());
-        for (&row, code) in part.lists.rows[from..to].iter().zip(codes) {
-            if hidden.is_some_and(|h| h.contains(row as usize)) {
+        for (place, code) in (span.from..span.to).zip(codes) {
+            if hidden.is_some_and(|h| h.contains(part.lists.rows[place as usize] as usize)) {
                 continue;
             }
             seen += 1;
             let distance = code_distance(query, code) as f32;
-            best.push(Candidate { distance, part: part.id, row }, order);
+            best.push(Candidate { distance, part: part.id, row: place }, order);
         }
     }
     (best, seen)
-}
-
-/// Asks for what stands at a place, which need not be there.
-#[inline(always)]
-fn prefetch<T>(slice: &[T], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(place) = slice.get(at) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: the address is that of an element; a prefetch reads nothing that the program could see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (slice, at);
 }
 
 /// Σ (q_i − c_i)² in integers: no order of additions can change it. Differences fit 16 bits, as the range of queries is bounded, so that
@@ -179,17 +185,24 @@ fn rerank(
     dim: usize,
     collection: Collection<'_>,
     query: &Query<'_>,
-    candidates: Vec<Candidate>,
+    candidates: &[Candidate],
     order: &RowOrder<'_>,
 ) -> Vec<Candidate> {
-    let mut best = TopK::new(query.k);
-    let mut buffer = vec![0.0; dim];
-    for candidate in candidates {
-        let Some(part) = &collection.parts[candidate.part as usize] else { continue };
-        let key = part.keys.row(candidate.row as usize, dim, &mut buffer);
-        best.push(Candidate { distance: squared_l2(query.key, key), ..candidate }, order);
-    }
-    best.into_sorted(order)
+    let part_of = |candidate: &Candidate| collection.parts[candidate.part as usize].as_ref();
+    let job = |candidates: &[Candidate]| {
+        let (mut best, mut buffer) = (TopK::new(query.k), vec![0.0; dim]);
+        for (i, candidate) in candidates.iter().enumerate() {
+            if let Some((ahead, part)) = candidates.get(i + KEYS_AHEAD).and_then(|c| Some((c, part_of(c)?))) {
+                part.keys.ask_for(ahead.row as usize, dim);
+            }
+            let Some(part) = part_of(candidate) else { continue };
+            let key = part.keys.row(candidate.row as usize, dim, &mut buffer);
+            best.push(Candidate { distance: squared_l2(query.key, key), ..*candidate }, order);
+        }
+        best
+    };
+    let ranked = candidates.par_chunks(JOB_KEYS).map(job);
+    ranked.reduce(|| TopK::new(query.k), |a, b| a.merge(b, order)).into_sorted(order)
 }
 
 #[cfg(test)]
