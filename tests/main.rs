@@ -1,5 +1,7 @@
 //! Whole-system tests. This root is their table of contents.
 
+/// Who may call what: tokens, roles, scopes, certificates.
+mod access;
 /// Which crate may know which.
 mod arrows;
 /// Removed equals never added, with the default model and at random.

@@ -60,20 +60,26 @@ pub(crate) async fn start_with(limits: Limits) -> Service {
     start_at(tempfile::tempdir().unwrap(), recipe, limits).await
 }
 
-/// Starts a service over the store at `root`.
-pub(crate) async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> Service {
+/// What a server stands on, over the store at `root`.
+pub(crate) fn parts(root: &Path, recipe: Recipe, limits: Limits) -> (Arc<Engine>, Arc<Governor>) {
     let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 2).unwrap());
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
     let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
-    let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
-    let govern = GovernConfig { backups: Some(root.path().join("backups")), ..GovernConfig::default() };
+    let store = Arc::new(Store::open(root, model.card(), recipe, tokenizer.clone(), options).unwrap());
+    let govern = GovernConfig { backups: Some(root.join("backups")), ..GovernConfig::default() };
     let governor = Governor::new(govern, store.clone(), model.clone(), tokenizer.clone());
     let Limits { max_active, max_queued, stream_buffer_tokens } = limits;
     let engine = EngineConfig { max_active, max_queued, stream_buffer_tokens, ..EngineConfig::default() };
     let engine = Arc::new(Engine::start(engine, None, model, tokenizer, store).unwrap());
+    (engine, Arc::new(governor))
+}
+
+/// Starts a service over the store at `root`.
+pub(crate) async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> Service {
+    let (engine, governor) = parts(root.path(), recipe, limits);
     let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), drain_seconds: 1, ..ServerConfig::default() };
-    let server = Server::bind(config, engine.clone(), Arc::new(governor)).await.unwrap();
+    let server = Server::bind(config, engine.clone(), governor).await.unwrap();
     let address = format!("http://{}", server.address().unwrap());
     let (stop, stopped) = oneshot::channel::<()>();
     let served = tokio::spawn(server.serve(async { drop(stopped.await) }));

@@ -1,5 +1,6 @@
 //! The store at one epoch, as a request sees it, and the decision of what a request may see.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::{ContentHash, Epoch, Purpose, RootHash, ShardId, ShardIndex, Source, SourceId, Tier};
@@ -46,6 +47,14 @@ pub struct Filter {
     pub deny_tiers: Vec<Tier>,
     pub allow_shards: Vec<ShardId>,
     pub deny_shards: Vec<ShardId>,
+    /// The sources that exist for the caller; all if there is no such limit. Others are as if they were not in the store.
+    pub scope: Option<BTreeSet<SourceId>>,
+}
+
+impl Filter {
+    fn knows(&self, source: &SourceId) -> bool {
+        self.scope.as_ref().is_none_or(|scope| scope.contains(source))
+    }
 }
 
 /// A filter that names something that is not in the store.
@@ -110,7 +119,7 @@ impl Snapshot {
             let denied = filter.deny_sources.contains(&source.id)
                 || filter.deny_tiers.contains(&source.tier)
                 || filter.deny_shards.contains(&shard.id);
-            allowed && !denied && source.permissions.allows(purpose)
+            filter.knows(&source.id) && allowed && !denied && source.permissions.allows(purpose)
         };
         ShardMask { visible: self.shards.iter().map(passes).collect() }
     }
@@ -120,7 +129,7 @@ impl Snapshot {
     pub fn check_names(&self, filter: &Filter) -> Result<(), UnknownName> {
         let unknown = |kind, name: String| UnknownName { kind, name, epoch: self.epoch };
         for id in filter.allow_sources.iter().chain(&filter.deny_sources) {
-            if !self.sources.iter().any(|s| s.id == *id) {
+            if !filter.knows(id) || !self.sources.iter().any(|s| s.id == *id) {
                 return Err(unknown("source", id.to_string()));
             }
         }

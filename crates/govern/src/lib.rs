@@ -1,15 +1,17 @@
 //! Every change of the store goes through here, and every look at it but the engine's.
 //!
 //! What it is: [`Governor`] decides a source's tier from its licence, checks what is declared and added, and shows text only of
-//! sources that permit it.
+//! sources that permit it. [`Access`] knows callers by their tokens.
 //!
 //! What it is not: it stores nothing itself, and knows nothing of the wire.
 
+mod access;
 mod declare;
 mod error;
 mod governor;
 mod look;
 
+pub use access::{Access, AccessError, Caller, Denied, NewToken, Role, TokenFile, TokenRecord};
 pub use declare::{Declaration, declare};
 pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};

@@ -1,6 +1,7 @@
 //! Limits of the server.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +9,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ServerConfig {
-    /// Address to listen at. Only loopback addresses are accepted: there are no roles yet.
+    /// Address to listen at. One that others can reach needs tokens and TLS.
     pub listen: SocketAddr,
+    /// The file of tokens that callers are known by; without it whoever reaches the server may do everything.
+    pub tokens: Option<PathBuf>,
+    /// Certificates; without them the server speaks plain text.
+    pub tls: Option<TlsConfig>,
+    /// Send tokens and texts over networks that others may listen at.
+    pub plain_text_beyond_loopback: bool,
     /// Largest message that is read.
     pub max_message_bytes: usize,
     /// Greatest `max_new_tokens` of a request.
@@ -38,10 +45,26 @@ pub struct ServerConfig {
     pub scrub_hours: u64,
 }
 
+/// Certificates and keys, as PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The server's certificate, and those between it and the authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority whose certificates callers must show (mTLS); they need none without it.
+    #[serde(default)]
+    pub client_authority: Option<PathBuf>,
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50061)),
+            tokens: None,
+            tls: None,
+            plain_text_beyond_loopback: false,
             max_message_bytes: 32 << 20,
             max_new_tokens: 4096,
             default_new_tokens: 128,
@@ -64,10 +87,15 @@ impl Default for ServerConfig {
 #[allow(missing_docs, reason = "the messages document the variants and their fields")]
 pub enum InvalidSetting {
     #[error(
-        "server.listen is {0}, which others can reach; without roles the server listens at a loopback address only, \
-         such as 127.0.0.1:50061"
+        "server.listen is {0}, which others can reach, and server.tokens names no file: everyone may do everything. Make tokens with \
+         `silo token create`, or listen at a loopback address such as 127.0.0.1:50061"
     )]
-    Address(SocketAddr),
+    NoTokens(SocketAddr),
+    #[error(
+        "server.listen is {0}, which others can reach, without TLS: tokens and texts could be read on the way. Name certificates in \
+         [server.tls], or say plain_text_beyond_loopback = true"
+    )]
+    PlainText(SocketAddr),
     #[error("server.purge_share is {0}; it must be over 0 and at most 1")]
     PurgeShare(f64),
 }
@@ -75,8 +103,12 @@ pub enum InvalidSetting {
 impl ServerConfig {
     /// Whether all settings may stand.
     pub fn check(&self) -> Result<(), InvalidSetting> {
-        if !self.listen.ip().is_loopback() {
-            return Err(InvalidSetting::Address(self.listen));
+        let beyond = !self.listen.ip().is_loopback();
+        if beyond && self.tokens.is_none() {
+            return Err(InvalidSetting::NoTokens(self.listen));
+        }
+        if beyond && self.tls.is_none() && !self.plain_text_beyond_loopback {
+            return Err(InvalidSetting::PlainText(self.listen));
         }
         // Also refuses what is no number.
         if !(self.purge_share > 0.0 && self.purge_share <= 1.0) {

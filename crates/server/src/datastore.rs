@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use silo_core::{Selection, ShardId, SnapshotProvider, SourceId};
-use silo_govern::{GovernConfig, GovernError, Governor, Look, ShardState};
+use silo_govern::{Caller, GovernConfig, GovernError, Governor, Look, ShardState, StoreError};
 use silo_proto::v1::datastore_service_server::DatastoreService;
 use silo_proto::{longrunning as lro, v1};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::caller;
 use crate::operations::Registry;
 use crate::serve::Draining;
 use crate::status::BadField;
@@ -48,15 +49,20 @@ impl Datastore {
     /// Withdraws, or says what would be withdrawn.
     async fn withdraw(
         &self,
+        caller: Caller,
         selection: Selection,
         validate_only: bool,
     ) -> Result<(Vec<v1::RemovedPart>, Option<v1::Removal>), Status> {
         let registry = self.registry.clone();
         let done = self.blocking(move |g| {
+            if let Selection::Shard(id) = selection {
+                check_sees(g, &caller, id)?;
+            }
             if validate_only {
                 return Ok((to_proto::parts(&g.plan(&selection).map_err(govern)?), None));
             }
             let removal = g.withdraw(&selection).map_err(govern)?;
+            note(&caller, format_args!("withdrew by {}: change {}", removal.record.selector, removal.record.id));
             let purge = registry.purge();
             // It is done: what cannot be said of it must not make it look undone.
             let unknown = |e| vec![format!("(the list of backups cannot be read: {e})")];
@@ -68,6 +74,33 @@ impl Datastore {
     }
 }
 
+/// A shard of a source that does not exist for the caller is not there.
+fn check_sees(governor: &Governor, caller: &Caller, id: ShardId) -> Result<(), Status> {
+    let record = governor.store().shard(id).map_err(govern)?;
+    if caller.sees(&record.source) { Ok(()) } else { Err(govern(StoreError::UnknownShard(id))) }
+}
+
+fn check_scope(caller: &Caller, source: &SourceId) -> Result<(), Status> {
+    if caller.sees(source) { Ok(()) } else { Err(status::out_of_scope(caller, &format!("'{source}' is none of them"))) }
+}
+
+fn check_selection(caller: &Caller, selection: &Selection) -> Result<(), Status> {
+    match selection {
+        Selection::Source(source)
+        | Selection::Documents { source, .. }
+        | Selection::UriPrefix { source: Some(source), .. } => check_scope(caller, source),
+        Selection::UriPrefix { source: None, .. } if caller.sources.is_some() => {
+            Err(status::out_of_scope(caller, "name one of them as uri_prefix.source"))
+        }
+        Selection::UriPrefix { source: None, .. } | Selection::Shard(_) => Ok(()),
+    }
+}
+
+/// Notes who changed what.
+fn note(caller: &Caller, what: impl std::fmt::Display) {
+    tracing::info!(actor = caller.name, role = caller.role.name(), "{what}");
+}
+
 fn shard(governor: &Governor, id: ShardId) -> Result<v1::Shard, Status> {
     governor.store().detail(id).map(|d| to_proto::shard(&d)).map_err(govern)
 }
@@ -76,6 +109,7 @@ fn shard(governor: &Governor, id: ShardId) -> Result<v1::Shard, Status> {
 async fn read_documents(
     mut stream: Streaming<v1::AddShardRequest>,
     limits: &GovernConfig,
+    caller: &Caller,
 ) -> Result<(SourceId, Vec<silo_core::Document>), Status> {
     use v1::add_shard_request::Message;
     let first = stream.message().await?.and_then(|m| m.message);
@@ -83,6 +117,7 @@ async fn read_documents(
         return Err(bad("header", "the first message must be the header, with the name of the source"));
     };
     let source = from_proto::source_id(&header.source, "header.source").map_err(|e| status::bad_field(&e))?;
+    check_scope(caller, &source)?;
     let (mut documents, mut bytes) = (Vec::new(), 0);
     while let Some(message) = stream.message().await? {
         let Some(Message::Documents(chunk)) = message.message else {
@@ -113,15 +148,27 @@ async fn read_documents(
 #[tonic::async_trait]
 impl DatastoreService for Datastore {
     async fn create_source(&self, request: Request<v1::CreateSourceRequest>) -> Result<Response<v1::Source>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
         let source = m.source.ok_or_else(|| bad("source", "it is missing"))?;
         let declaration = from_proto::declaration(source).map_err(|e| status::bad_field(&e))?;
-        let create = move |g: &Governor| g.create_source(&declaration, m.validate_only).map_err(govern);
-        self.blocking(move |g| create(g).map(|s| to_proto::source(&s))).await
+        check_scope(&caller, &from_proto::source_id(&declaration.name, "name").map_err(|e| status::bad_field(&e))?)?;
+        self.blocking(move |g| {
+            let source = g.create_source(&declaration, m.validate_only).map_err(govern)?;
+            if !m.validate_only {
+                note(&caller, format_args!("declared the source {}", source.id));
+            }
+            Ok(to_proto::source(&source))
+        })
+        .await
     }
 
     async fn get_source(&self, request: Request<v1::GetSourceRequest>) -> Result<Response<v1::Source>, Status> {
+        let caller = caller(&request)?;
         let id = from_proto::source_id(&request.into_inner().name, "name").map_err(|e| status::bad_field(&e))?;
+        if !caller.sees(&id) {
+            return Err(govern(StoreError::UnknownSource(id)));
+        }
         self.blocking(move |g| g.store().source(&id).map(|s| to_proto::source(&s)).map_err(govern)).await
     }
 
@@ -129,8 +176,10 @@ impl DatastoreService for Datastore {
         &self,
         request: Request<v1::ListSourcesRequest>,
     ) -> Result<Response<v1::ListSourcesResponse>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
-        let all = self.governor.store().snapshot().sources.iter().map(|s| to_proto::source(s)).collect();
+        let snapshot = self.governor.store().snapshot();
+        let all = snapshot.sources.iter().filter(|s| caller.sees(&s.id)).map(|s| to_proto::source(s)).collect();
         let (sources, next_page_token) = page::page(all, m.page_size, &m.page_token)?;
         Ok(Response::new(v1::ListSourcesResponse { sources, next_page_token }))
     }
@@ -140,10 +189,11 @@ impl DatastoreService for Datastore {
         request: Request<Streaming<v1::AddShardRequest>>,
     ) -> Result<Response<lro::Operation>, Status> {
         self.draining.check()?;
+        let caller = caller(&request)?;
         let limit = self.config.max_queued_additions;
         let _place = self.uploads.try_acquire().map_err(|_| status::overloaded("uploads", limit))?;
         let (source, mut documents) = tokio::select! {
-            read = read_documents(request.into_inner(), self.governor.config()) => read?,
+            read = read_documents(request.into_inner(), self.governor.config(), &caller) => read?,
             () = self.draining.cut() => return Err(status::draining()),
         };
         if documents.is_empty() {
@@ -155,6 +205,7 @@ impl DatastoreService for Datastore {
             Ok((source, documents))
         });
         let (source, documents) = check.await?.into_inner();
+        note(&caller, format_args!("adds {} documents to the source {source}", documents.len()));
         registry.add_shard(source, documents).map(Response::new)
     }
 
@@ -163,21 +214,25 @@ impl DatastoreService for Datastore {
         request: Request<v1::RebuildShardsRequest>,
     ) -> Result<Response<lro::Operation>, Status> {
         self.draining.check()?;
+        let caller = caller(&request)?;
         let asked = request.into_inner().ids;
         let find = self.blocking(move |g| {
-            let unavailable = || g.store().unavailable().into_keys().collect();
+            let seen = |id: &ShardId| check_sees(g, &caller, *id).is_ok();
+            let unavailable = || g.store().unavailable().into_keys().filter(seen).collect();
             let mut ids: Vec<ShardId> =
                 if asked.is_empty() { unavailable() } else { asked.into_iter().map(ShardId).collect() };
             ids.sort_unstable();
             ids.dedup();
             let mut total = 0;
             for id in &ids {
+                check_sees(g, &caller, *id)?;
                 let record = g.store().shard(*id).map_err(govern)?;
                 if record.state == ShardState::Removed {
-                    return Err(govern(silo_govern::StoreError::ShardRemoved(*id)));
+                    return Err(govern(StoreError::ShardRemoved(*id)));
                 }
                 total += record.n_documents;
             }
+            note(&caller, format_args!("rebuilds shards {ids:?}"));
             Ok((ids, total))
         });
         let (ids, total) = find.await?.into_inner();
@@ -185,21 +240,29 @@ impl DatastoreService for Datastore {
     }
 
     async fn get_shard(&self, request: Request<v1::GetShardRequest>) -> Result<Response<v1::Shard>, Status> {
+        let caller = caller(&request)?;
         let id = ShardId(request.into_inner().id);
-        self.blocking(move |g| g.store().detail(id).map(|d| to_proto::shard(&d)).map_err(govern)).await
+        self.blocking(move |g| {
+            check_sees(g, &caller, id)?;
+            shard(g, id)
+        })
+        .await
     }
 
     async fn list_shards(
         &self,
         request: Request<v1::ListShardsRequest>,
     ) -> Result<Response<v1::ListShardsResponse>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
         self.blocking(move |g| {
             let mut details = g.store().details().map_err(govern)?;
+            details.retain(|d| caller.sees(&d.record.source));
             details.retain(|d| m.show_removed || d.record.state != ShardState::Removed);
             if !m.source.is_empty() {
                 let id = from_proto::source_id(&m.source, "source").map_err(|e| status::bad_field(&e))?;
-                g.store().source(&id).map_err(govern)?;
+                let known = caller.sees(&id) && g.store().source(&id).is_ok();
+                known.then_some(()).ok_or_else(|| govern(StoreError::UnknownSource(id.clone())))?;
                 details.retain(|d| d.record.source == id);
             }
             let (details, next_page_token) = page::page(details, m.page_size, &m.page_token)?;
@@ -213,9 +276,12 @@ impl DatastoreService for Datastore {
         &self,
         request: Request<v1::SuspendShardRequest>,
     ) -> Result<Response<v1::SuspendShardResponse>, Status> {
+        let caller = caller(&request)?;
         let id = ShardId(request.into_inner().id);
         self.blocking(move |g| {
+            check_sees(g, &caller, id)?;
             let removal = g.suspend_shard(id).map_err(govern)?;
+            note(&caller, format_args!("suspended shard {id}: change {}", removal.record.id));
             let removal = Some(to_proto::removal(&removal, String::new(), Vec::new()));
             Ok(v1::SuspendShardResponse { shard: Some(shard(g, id)?), removal })
         })
@@ -226,9 +292,12 @@ impl DatastoreService for Datastore {
         &self,
         request: Request<v1::ResumeShardRequest>,
     ) -> Result<Response<v1::ResumeShardResponse>, Status> {
+        let caller = caller(&request)?;
         let id = ShardId(request.into_inner().id);
         self.blocking(move |g| {
+            check_sees(g, &caller, id)?;
             let removal = g.resume_shard(id).map_err(govern)?;
+            note(&caller, format_args!("resumed shard {id}: change {}", removal.record.id));
             let removal = Some(to_proto::removal(&removal, String::new(), Vec::new()));
             Ok(v1::ResumeShardResponse { shard: Some(shard(g, id)?), removal })
         })
@@ -239,9 +308,10 @@ impl DatastoreService for Datastore {
         &self,
         request: Request<v1::RemoveShardRequest>,
     ) -> Result<Response<v1::RemoveShardResponse>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
         let id = ShardId(m.id);
-        let (_, removal) = self.withdraw(Selection::Shard(id), m.validate_only).await?;
+        let (_, removal) = self.withdraw(caller, Selection::Shard(id), m.validate_only).await?;
         self.blocking(move |g| Ok(v1::RemoveShardResponse { shard: Some(shard(g, id)?), removal })).await
     }
 
@@ -249,16 +319,19 @@ impl DatastoreService for Datastore {
         &self,
         request: Request<v1::RemoveDocumentsRequest>,
     ) -> Result<Response<v1::RemoveDocumentsResponse>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
         let selection =
             m.selection.ok_or_else(|| bad("selection", "it is missing: name a source, documents or a URI prefix"))?;
         let selection = from_proto::selection(selection).map_err(|e| status::bad_field(&e))?;
-        let (parts, removal) = self.withdraw(selection, m.validate_only).await?;
+        check_selection(&caller, &selection)?;
+        let (parts, removal) = self.withdraw(caller, selection, m.validate_only).await?;
         Ok(Response::new(v1::RemoveDocumentsResponse { parts, removal }))
     }
 
     async fn backup_store(&self, request: Request<v1::BackupStoreRequest>) -> Result<Response<lro::Operation>, Status> {
         self.draining.check()?;
+        note(&caller(&request)?, format_args!("backs the store up as {:?}", request.get_ref().name));
         self.registry.backup(request.into_inner().name).map(Response::new)
     }
 
@@ -266,8 +339,14 @@ impl DatastoreService for Datastore {
         &self,
         request: Request<v1::ForgetBackupRequest>,
     ) -> Result<Response<v1::ForgetBackupResponse>, Status> {
+        let caller = caller(&request)?;
         let name = request.into_inner().name;
-        self.blocking(move |g| g.forget_backup(&name).map(|()| v1::ForgetBackupResponse {}).map_err(govern)).await
+        self.blocking(move |g| {
+            g.forget_backup(&name).map_err(govern)?;
+            note(&caller, format_args!("forgot the backup {name:?}"));
+            Ok(v1::ForgetBackupResponse {})
+        })
+        .await
     }
 
     async fn get_store(&self, _: Request<v1::GetStoreRequest>) -> Result<Response<v1::StoreStatus>, Status> {
@@ -293,8 +372,9 @@ impl DatastoreService for Datastore {
     }
 
     async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
-        let filter = from_proto::filter(m.filter).map_err(|e| status::bad_field(&e))?;
+        let filter = from_proto::filter(m.filter, &caller).map_err(|e| status::bad_field(&e))?;
         if m.text.is_empty() {
             return Err(bad("text", "it is empty"));
         }

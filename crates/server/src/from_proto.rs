@@ -7,7 +7,7 @@ use silo_core::{Document, Filter, Permissions, Selection, ShardId, SourceId, Tie
 use silo_engine::{
     Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
 };
-use silo_govern::Declaration;
+use silo_govern::{Caller, Declaration};
 use silo_proto::v1;
 
 use crate::ServerConfig;
@@ -29,7 +29,7 @@ pub(crate) fn source_id(text: &str, field: &'static str) -> Result<SourceId> {
     text.parse().map_err(|e: silo_core::InvalidId| BadField::new(field, e.to_string()))
 }
 
-pub(crate) fn filter(message: Option<v1::Filter>) -> Result<Filter> {
+pub(crate) fn filter(message: Option<v1::Filter>, caller: &Caller) -> Result<Filter> {
     let m = message.unwrap_or_default();
     let sources = |names: &[String], field| names.iter().map(|n| source_id(n, field)).collect::<Result<Vec<_>>>();
     let tiers = |values: &[i32], field| -> Result<Vec<Tier>> {
@@ -43,10 +43,15 @@ pub(crate) fn filter(message: Option<v1::Filter>) -> Result<Filter> {
         deny_tiers: tiers(&m.deny_tiers, "filter.deny_tiers")?,
         allow_shards: shards(m.allow_shards),
         deny_shards: shards(m.deny_shards),
+        scope: caller.sources.clone(),
     })
 }
 
-pub(crate) fn retrieval(message: Option<v1::Retrieval>, defaults: ContextParameters) -> Result<Retrieval> {
+pub(crate) fn retrieval(
+    message: Option<v1::Retrieval>,
+    defaults: ContextParameters,
+    caller: &Caller,
+) -> Result<Retrieval> {
     let m = message.unwrap_or_default();
     let mode = match v1::RetrievalMode::try_from(m.mode).map_err(|_| unknown_enum("retrieval.mode", m.mode))? {
         v1::RetrievalMode::Unspecified | v1::RetrievalMode::Parametric => Mode::Parametric,
@@ -62,7 +67,7 @@ pub(crate) fn retrieval(message: Option<v1::Retrieval>, defaults: ContextParamet
         max_passage_tokens: set(c.max_passage_tokens, defaults.max_passage_tokens),
     });
     let knn = KnnOverrides { k: m.k.map(|k| k as usize), knn_weight: m.knn_weight, knn_temperature: m.knn_temperature };
-    Ok(Retrieval { mode, filter: filter(m.filter)?, knn, context })
+    Ok(Retrieval { mode, filter: filter(m.filter, caller)?, knn, context })
 }
 
 /// A text or its tokens.
@@ -113,6 +118,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) context: ContextParameters,
     /// From gRPC's `grpc-timeout`.
     pub(crate) deadline: Option<Instant>,
+    pub(crate) caller: &'a Caller,
 }
 
 pub(crate) fn generate(m: v1::GenerateRequest, s: &Surroundings<'_>, seed: u64) -> Result<GenerateRequest> {
@@ -154,7 +160,7 @@ pub(crate) fn generate(m: v1::GenerateRequest, s: &Surroundings<'_>, seed: u64) 
         sampling: sampling(&m.sampling.unwrap_or_default()),
         seed,
         stop: m.stop,
-        retrieval: retrieval(m.retrieval, s.context)?,
+        retrieval: retrieval(m.retrieval, s.context, s.caller)?,
         attribution: attribution(m.attribution)?,
         on_removal,
         alternatives,
@@ -176,7 +182,7 @@ pub(crate) fn score(m: v1::ScoreRequest, s: &Surroundings<'_>) -> Result<ScoreRe
         tokens: tokens(input, "input", s.tokenizer)?,
         window_tokens: positive(m.window_tokens, "window_tokens")?,
         stride_tokens: positive(m.stride_tokens, "stride_tokens")?,
-        retrieval: retrieval(m.retrieval, s.context)?,
+        retrieval: retrieval(m.retrieval, s.context, s.caller)?,
         attribution: attribution(m.attribution)?,
         deadline: s.deadline,
     })

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use silo_engine::{Engine, Event, Generation};
+use silo_govern::Caller;
 use silo_proto::v1;
 use silo_proto::v1::generation_service_server::GenerationService;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use crate::access::caller;
 use crate::serve::Draining;
 use crate::{ServerConfig, from_proto, status, to_proto};
 
@@ -39,20 +41,20 @@ fn deadline<T>(request: &Request<T>) -> Option<Instant> {
 }
 
 impl Generations {
-    fn surroundings(&self, deadline: Option<Instant>) -> from_proto::Surroundings<'_> {
+    fn surroundings<'a>(&'a self, deadline: Option<Instant>, caller: &'a Caller) -> from_proto::Surroundings<'a> {
         let (tokenizer, context) = (self.engine.tokenizer().as_ref(), self.engine.config().context);
-        from_proto::Surroundings { config: &self.config, tokenizer, context, deadline }
+        from_proto::Surroundings { config: &self.config, tokenizer, context, deadline, caller }
     }
 
     async fn start(&self, request: Request<v1::GenerateRequest>) -> Result<(Generation, u64), Status> {
         self.draining.check()?;
         self.engine.has_place().map_err(|e| status::engine(&e))?;
-        let deadline = deadline(&request);
+        let (deadline, caller) = (deadline(&request), caller(&request)?);
         let message = request.into_inner();
         let seed = message.sampling.as_ref().and_then(|s| s.seed).unwrap_or_else(rand::random);
         let service = self.clone();
         let admit = move || {
-            let request = from_proto::generate(message, &service.surroundings(deadline), seed);
+            let request = from_proto::generate(message, &service.surroundings(deadline, &caller), seed);
             service.engine.generate(request.map_err(|e| status::bad_field(&e))?).map_err(|e| status::engine(&e))
         };
         let generation = tokio::task::spawn_blocking(admit).await.map_err(status::internal)??;
@@ -121,13 +123,13 @@ impl GenerationService for Generations {
 
     async fn score(&self, request: Request<v1::ScoreRequest>) -> Result<Response<v1::ScoreResponse>, Status> {
         self.draining.check()?;
-        let deadline = deadline(&request);
+        let (deadline, caller) = (deadline(&request), caller(&request)?);
         let (message, service) = (request.into_inner(), self.clone());
         let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
         let (flag, engine) = (cancel.0.clone(), self.engine.clone());
         let work = tokio::task::spawn_blocking(move || {
-            let request =
-                from_proto::score(message, &service.surroundings(deadline)).map_err(|e| status::bad_field(&e))?;
+            let request = from_proto::score(message, &service.surroundings(deadline, &caller))
+                .map_err(|e| status::bad_field(&e))?;
             let score = engine.score(&request, &flag).map_err(|e| status::engine(&e))?;
             Ok(to_proto::score(score, &request.tokens, engine.tokenizer().as_ref(), engine.model().card()))
         });

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use prost::Name;
 use prost_types::Any;
 use silo_core::{Document, ShardId, SourceId};
-use silo_govern::{AddedShard, Governor};
+use silo_govern::{AddedShard, Caller, Governor};
 use silo_proto::longrunning as lro;
 use silo_proto::longrunning::operations_server::Operations;
 use silo_proto::v1;
 use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
+use crate::access::caller;
 use crate::{ServerConfig, page, status, to_proto};
 
 /// After a purge that failed, on a full disk perhaps.
@@ -44,6 +45,14 @@ struct Work {
 }
 
 impl Work {
+    /// Additions to sources that do not exist for a caller are not there.
+    fn is_seen_by(&self, caller: &Caller) -> bool {
+        match &self.task {
+            Task::Add { source, .. } => caller.sees(source),
+            Task::Rebuild { .. } | Task::Purge | Task::Backup { .. } => true,
+        }
+    }
+
     fn result(&self) -> MutexGuard<'_, Option<lro::operation::Result>> {
         self.result.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,7 +130,8 @@ impl Registry {
             }
             self.enter(&mut all, task, total)
         };
-        let (number, work) = self.find(&self.name(number))?;
+        let work = self.all().get(&number).cloned();
+        let work = work.ok_or_else(|| status::not_found("operation", &self.name(number)))?;
         Ok(self.describe(number, &work))
     }
 
@@ -220,9 +230,9 @@ impl Registry {
         lro::Operation { name, metadata: Some(progress), done: result.is_some(), result }
     }
 
-    fn find(&self, name: &str) -> Result<(u64, Arc<Work>), Status> {
+    fn find(&self, name: &str, caller: &Caller) -> Result<(u64, Arc<Work>), Status> {
         let number = name.strip_prefix(&format!("operations/{}-", self.instance)).and_then(|n| n.parse().ok());
-        let found = number.and_then(|n| Some((n, self.all().get(&n)?.clone())));
+        let found = number.and_then(|n| Some((n, self.all().get(&n)?.clone()))).filter(|(_, w)| w.is_seen_by(caller));
         found.ok_or_else(|| status::not_found("operation", name))
     }
 
@@ -316,8 +326,10 @@ impl Operations for OperationsService {
         &self,
         request: Request<lro::ListOperationsRequest>,
     ) -> Result<Response<lro::ListOperationsResponse>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
-        let all: Vec<_> = self.0.all().iter().map(|(n, w)| self.0.describe(*n, w)).collect();
+        let seen = |(_, w): &(&u64, &Arc<Work>)| w.is_seen_by(&caller);
+        let all: Vec<_> = self.0.all().iter().filter(seen).map(|(n, w)| self.0.describe(*n, w)).collect();
         let (operations, next_page_token) = page::page(all, m.page_size, &m.page_token)?;
         Ok(Response::new(lro::ListOperationsResponse { operations, next_page_token }))
     }
@@ -326,13 +338,14 @@ impl Operations for OperationsService {
         &self,
         request: Request<lro::GetOperationRequest>,
     ) -> Result<Response<lro::Operation>, Status> {
-        let (number, work) = self.0.find(&request.into_inner().name)?;
+        let (number, work) = self.0.find(&request.get_ref().name, &caller(&request)?)?;
         Ok(Response::new(self.0.describe(number, &work)))
     }
 
     async fn delete_operation(&self, request: Request<lro::DeleteOperationRequest>) -> Result<Response<()>, Status> {
+        let caller = caller(&request)?;
         let name = request.into_inner().name;
-        let (number, work) = self.0.find(&name)?;
+        let (number, work) = self.0.find(&name, &caller)?;
         if work.result().is_none() {
             let problem = format!("'{name}' still runs; cancel it first");
             return Err(status::bad_field(&status::BadField::new("name", problem)));
@@ -342,7 +355,9 @@ impl Operations for OperationsService {
     }
 
     async fn cancel_operation(&self, request: Request<lro::CancelOperationRequest>) -> Result<Response<()>, Status> {
-        let (_, work) = self.0.find(&request.into_inner().name)?;
+        let caller = caller(&request)?;
+        let (number, work) = self.0.find(&request.get_ref().name, &caller)?;
+        tracing::info!(actor = caller.name, role = caller.role.name(), "cancels {}", self.0.name(number));
         work.cancel.store(true, Ordering::Relaxed);
         Ok(Response::new(()))
     }
@@ -351,8 +366,9 @@ impl Operations for OperationsService {
         &self,
         request: Request<lro::WaitOperationRequest>,
     ) -> Result<Response<lro::Operation>, Status> {
+        let caller = caller(&request)?;
         let m = request.into_inner();
-        let (number, work) = self.0.find(&m.name)?;
+        let (number, work) = self.0.find(&m.name, &caller)?;
         let timeout = m.timeout.and_then(|d| Duration::try_from(d).ok()).unwrap_or(Duration::from_secs(3600));
         let finished = work.finished.notified();
         if work.result().is_none() {

@@ -2,11 +2,12 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use silo_engine::Engine;
-use silo_govern::Governor;
+use silo_govern::{Access, Governor};
 use silo_proto::longrunning::operations_server::OperationsServer;
 use silo_proto::v1::datastore_service_server::DatastoreServiceServer;
 use silo_proto::v1::generation_service_server::GenerationServiceServer;
@@ -15,9 +16,11 @@ use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic_health::ServingStatus;
 
-use crate::config::InvalidSetting;
+use crate::access::Gate;
+use crate::config::{InvalidSetting, TlsConfig};
 use crate::datastore::Datastore;
 use crate::generation::Generations;
 use crate::operations::{OperationsService, Registry};
@@ -31,6 +34,8 @@ pub enum ServeError {
     Setting(#[from] InvalidSetting),
     #[error("cannot listen at {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("{}: {source}", path.display())]
+    Certificate { path: PathBuf, source: std::io::Error },
     #[error("reflection cannot be set up: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("the transport failed: {0}")]
@@ -70,8 +75,29 @@ impl Draining {
 pub struct Server {
     listener: TcpListener,
     config: Arc<ServerConfig>,
+    tls: Option<ServerTlsConfig>,
     engine: Arc<Engine>,
     governor: Arc<Governor>,
+}
+
+fn certificates(config: &TlsConfig) -> Result<ServerTlsConfig, ServeError> {
+    let read =
+        |path: &Path| std::fs::read(path).map_err(|source| ServeError::Certificate { path: path.to_owned(), source });
+    let identity = Identity::from_pem(read(&config.certificate)?, read(&config.key)?);
+    let tls = ServerTlsConfig::new().identity(identity);
+    Ok(match &config.client_authority {
+        Some(path) => tls.client_ca_root(Certificate::from_pem(read(path)?)),
+        None => tls,
+    })
+}
+
+fn transport(tls: Option<ServerTlsConfig>) -> Result<tonic::transport::Server, tonic::transport::Error> {
+    let builder = tonic::transport::Server::builder();
+    tls.map_or(Ok(builder.clone()), |tls| builder.tls_config(tls))
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(silo_proto::DESCRIPTORS)
 }
 
 /// Connections that send small messages at once. The system would hold them back for 40 ms, and tonic's own setting is not for a listener that it
@@ -84,9 +110,10 @@ impl Server {
     /// Listens at the configured address.
     pub async fn bind(config: ServerConfig, engine: Arc<Engine>, governor: Arc<Governor>) -> Result<Self, ServeError> {
         config.check()?;
+        let tls = config.tls.as_ref().map(certificates).transpose()?;
         let address = config.listen;
         let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-        Ok(Self { listener, config: Arc::new(config), engine, governor })
+        Ok(Self { listener, config: Arc::new(config), tls, engine, governor })
     }
 
     /// The address that it listens at.
@@ -97,7 +124,7 @@ impl Server {
     /// Serves until `stop` is done; then readiness turns, running streams get `drain_seconds`, and the rest is cut off with
     /// UNAVAILABLE.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
-        let Self { listener, config, engine, governor } = self;
+        let Self { listener, config, tls, engine, governor } = self;
         let (phase, watched) = watch::channel(Phase::Serving);
         let draining = Draining(watched);
         let registry = Registry::new(governor.clone(), config.clone());
@@ -136,9 +163,6 @@ impl Server {
                 phase.send_replace(Phase::Cut);
             });
         };
-        let reflection = || {
-            tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(silo_proto::DESCRIPTORS)
-        };
         let generation = GenerationServiceServer::new(generations)
             .max_decoding_message_size(limit)
             .accept_compressed(CompressionEncoding::Gzip)
@@ -147,7 +171,8 @@ impl Server {
             .max_decoding_message_size(limit)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        let served = tonic::transport::Server::builder()
+        let served = transport(tls)?
+            .layer(Gate(Arc::new(Access::new(config.tokens.as_deref()))))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)

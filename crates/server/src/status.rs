@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use silo_core::{ModelError, SearchError};
 use silo_engine::EngineError;
-use silo_govern::GovernError;
+use silo_govern::{Caller, Denied, GovernError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -88,6 +88,27 @@ pub(crate) fn draining() -> Status {
 
 pub(crate) fn internal(what: impl ToString) -> Status {
     Shape::new(Code::Internal, "INTERNAL").status(what.to_string())
+}
+
+pub(crate) fn unauthenticated(error: &Denied) -> Status {
+    let shape = match error {
+        Denied::NoToken => Shape::new(Code::Unauthenticated, "NO_TOKEN"),
+        Denied::Unknown => Shape::new(Code::Unauthenticated, "UNKNOWN_TOKEN"),
+        Denied::Expired(_) => Shape::new(Code::Unauthenticated, "TOKEN_EXPIRED"),
+        Denied::Unreadable(_) => Shape { retry: true, ..Shape::new(Code::Unavailable, "TOKENS_UNREADABLE") },
+    };
+    shape.status(error.to_string())
+}
+
+pub(crate) fn forbidden(caller: &Caller, method: &str) -> Status {
+    let message = format!("'{}' has the role {}, which may not call {method}", caller.name, caller.role);
+    Shape::new(Code::PermissionDenied, "ROLE").status(message)
+}
+
+/// A change of what is not within the sources that a token is limited to.
+pub(crate) fn out_of_scope(caller: &Caller, what: &str) -> Status {
+    let message = format!("'{}' is limited to certain sources; {what}", caller.name);
+    Shape::new(Code::PermissionDenied, "OUT_OF_SCOPE").status(message)
 }
 
 pub(crate) fn engine(error: &EngineError) -> Status {

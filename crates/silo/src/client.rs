@@ -13,8 +13,11 @@ use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
 use silo_proto::v1::generation_service_client::GenerationServiceClient;
 use silo_server::Server;
 use tokio::sync::oneshot;
-use tonic::Status;
-use tonic::transport::Channel;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
 
 use crate::wiring;
 
@@ -30,11 +33,39 @@ pub struct Target {
     /// Run in this process, with the model and store of a configuration file, instead of asking a server.
     #[arg(long, value_name = "CONFIG")]
     local: Option<PathBuf>,
+    /// The token by which the server knows the caller. Better in the environment: others see command lines.
+    #[arg(long, env = "SILO_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Speak TLS, and trust this authority (PEM).
+    #[arg(long, value_name = "PATH", env = "SILO_CA")]
+    ca: Option<PathBuf>,
+    /// The certificate to show a server that asks for one (PEM).
+    #[arg(long, value_name = "PATH", requires_all = ["ca", "client_key"], env = "SILO_CLIENT_CERTIFICATE")]
+    client_certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "PATH", requires = "client_certificate", env = "SILO_CLIENT_KEY")]
+    client_key: Option<PathBuf>,
+}
+
+/// A channel whose calls carry the caller's token.
+pub type Wire = InterceptedService<Channel, Bearer>;
+
+/// Puts the token into each call.
+#[derive(Clone)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// A connection, and the server behind it if it is ours.
 pub struct Connection {
-    channel: Channel,
+    channel: Wire,
     local: Option<(oneshot::Sender<()>, tokio::task::JoinHandle<Result<()>>)>,
 }
 
@@ -42,18 +73,19 @@ impl Target {
     /// Connects.
     pub async fn connect(&self) -> Result<Connection> {
         let Some(path) = &self.local else {
-            let channel = connect(&self.server).await.with_context(|| {
-                format!(
-                    "no server answers at {}; start one with `silo serve --config configs/serve.toml`, or use --local",
-                    self.server
-                )
-            })?;
-            return Ok(Connection { channel, local: None });
+            let channel = connect(&self.server, self.tls()?).await.map_err(|e| self.unreachable(e))?;
+            let token = self.token.as_ref().map(|t| format!("Bearer {t}").parse()).transpose();
+            let mut token: Option<MetadataValue<Ascii>> =
+                token.context("the token is no text that a call can carry")?;
+            token.iter_mut().for_each(|t| t.set_sensitive(true));
+            return Ok(Connection { channel: Wire::new(channel, Bearer(token)), local: None });
         };
         let path = path.clone();
         let (config, parts) = tokio::task::spawn_blocking(move || wiring::start_from(&path)).await??;
         let mut server = config.server;
         server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        // It ends with the command, and is reached by nobody else's.
+        (server.tokens, server.tls) = (None, None);
         let server = Server::bind(server, parts.engine, parts.governor).await?;
         let address = server.address()?;
         let (stop, stopped) = oneshot::channel();
@@ -61,30 +93,59 @@ impl Target {
             let stop = async { drop(stopped.await) };
             server.serve(stop).await.map_err(anyhow::Error::from)
         });
-        let channel = connect(&address.to_string()).await?;
+        let channel = Wire::new(connect(&address.to_string(), None).await?, Bearer(None));
         Ok(Connection { channel, local: Some((stop, task)) })
+    }
+
+    fn unreachable(&self, error: anyhow::Error) -> anyhow::Error {
+        let server = &self.server;
+        // The transport gives its reasons as text only.
+        let text = if format!("{error:#}").contains("certificate") {
+            format!(
+                "the certificate of {server} is not trusted, or it wants one to be shown: see --ca and --client-certificate"
+            )
+        } else {
+            format!(
+                "no server answers at {server}; start one with `silo serve --config configs/serve.toml`, or use --local"
+            )
+        };
+        error.context(text)
+    }
+
+    fn tls(&self) -> Result<Option<ClientTlsConfig>> {
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let Some(ca) = &self.ca else { return Ok(None) };
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
+        Ok(Some(match (&self.client_certificate, &self.client_key) {
+            (Some(certificate), Some(key)) => tls.identity(Identity::from_pem(read(certificate)?, read(key)?)),
+            _ => tls,
+        }))
     }
 }
 
-async fn connect(address: &str) -> Result<Channel> {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .with_context(|| format!("'{address}' is no address; write host:port"))?;
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls).context("the certificates cannot be used")?;
+    }
     Ok(endpoint.tcp_nodelay(true).connect().await?)
 }
 
 impl Connection {
     /// Client of GenerationService.
-    pub fn generation(&self) -> GenerationServiceClient<Channel> {
+    pub fn generation(&self) -> GenerationServiceClient<Wire> {
         GenerationServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Client of DatastoreService.
-    pub fn datastore(&self) -> DatastoreServiceClient<Channel> {
+    pub fn datastore(&self) -> DatastoreServiceClient<Wire> {
         DatastoreServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Client of Operations.
-    pub fn operations(&self) -> OperationsClient<Channel> {
+    pub fn operations(&self) -> OperationsClient<Wire> {
         OperationsClient::new(self.channel.clone())
     }
 
@@ -102,5 +163,9 @@ impl Connection {
 
 /// A refusal in the words of the server.
 pub fn refused(status: Status) -> anyhow::Error {
-    anyhow!("{} ({:?})", status.message(), status.code())
+    let hint = match (status.code(), status.message()) {
+        (Code::Unknown, "transport error") => "; a server that speaks TLS is asked with --ca",
+        _ => "",
+    };
+    anyhow!("{} ({:?}){hint}", status.message(), status.code())
 }

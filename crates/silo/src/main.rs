@@ -55,6 +55,9 @@ enum Command {
     /// The store as a whole: state, backup, restore, checks.
     #[command(subcommand)]
     Store(commands::store::StoreCommand),
+    /// Tokens of a server's callers: create, revoke, list.
+    #[command(subcommand)]
+    Token(commands::token::Token),
 }
 
 fn main() -> ExitCode {
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
             Command::Source(c) => c.run(json).await,
             Command::Shard(c) => c.run(json).await,
             Command::Store(c) => c.run(json).await,
+            Command::Token(c) => c.run(json),
         }
     });
     match result {

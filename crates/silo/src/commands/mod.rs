@@ -12,6 +12,7 @@ pub mod serve;
 pub mod shard;
 pub mod source;
 pub mod store;
+pub mod token;
 pub mod train;
 
 use std::io::Read;
