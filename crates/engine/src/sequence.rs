@@ -173,7 +173,7 @@ impl Sequence {
             return Liveness::Ended;
         }
         if self.detokenizer.holds() || self.stop.holds() {
-            // Text that was made with what is gone, and cannot come any more: the rest would not be whole.
+            // Text that may have been made with what is gone must not come any more, and the rest would not be whole without it.
             self.fail(EngineError::SourceRemoved);
             return Liveness::Ended;
         }

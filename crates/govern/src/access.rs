@@ -142,6 +142,14 @@ pub struct NewToken {
     pub expires_unix_ms: Option<i64>,
 }
 
+fn check(role: Role, sources: Option<&BTreeSet<SourceId>>) -> Result<(), AccessError> {
+    match sources {
+        None if role == Role::Owner => Err(AccessError::OwnerWithoutSources),
+        Some(sources) if sources.is_empty() => Err(AccessError::NoSources),
+        _ => Ok(()),
+    }
+}
+
 impl TokenFile {
     /// The file at `path`, which need not be there yet.
     pub fn new(path: &Path) -> Self {
@@ -158,7 +166,16 @@ impl TokenFile {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             text => text.map_err(self.io())?,
         };
-        serde_json::from_str(&text).map_err(|e| AccessError::Damaged { path: self.path.clone(), reason: e.to_string() })
+        let damaged = |reason: String| AccessError::Damaged { path: self.path.clone(), reason };
+        let records: Vec<TokenRecord> = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        let mut names = BTreeSet::new();
+        for record in &records {
+            check(record.role, record.sources.as_ref()).map_err(|e| damaged(format!("'{}': {e}", record.name)))?;
+            if !names.insert(&record.name) {
+                return Err(damaged(format!("'{}' is there twice", record.name)));
+            }
+        }
+        Ok(records)
     }
 
     /// Makes a token and returns it. It is kept nowhere: only its hash is.
@@ -167,11 +184,7 @@ impl TokenFile {
         if new.name.parse::<SourceId>().is_err() {
             return Err(AccessError::Name(new.name));
         }
-        match &new.sources {
-            None if new.role == Role::Owner => return Err(AccessError::OwnerWithoutSources),
-            Some(sources) if sources.is_empty() => return Err(AccessError::NoSources),
-            _ => {}
-        }
+        check(new.role, new.sources.as_ref())?;
         let token = format!("silo_{}", hex::encode(rand::random::<[u8; 32]>()));
         let NewToken { name, role, sources, expires_unix_ms } = new;
         self.change(|records| {
@@ -197,26 +210,28 @@ impl TokenFile {
     /// Writes the file anew, and puts it in the place of the old one.
     fn change(&self, change: impl FnOnce(&mut Vec<TokenRecord>) -> Result<(), AccessError>) -> Result<(), AccessError> {
         let beside = |end: &str| PathBuf::from(format!("{}{end}", self.path.display()));
-        if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder).map_err(self.io())?;
-        }
-        let one_at_a_time = File::create(beside(".lock")).map_err(self.io())?;
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(self.io())?;
+        let private = || OpenOptions::new().write(true).mode(0o600).clone();
+        let one_at_a_time = private().create(true).open(beside(".lock")).map_err(self.io())?;
         one_at_a_time.lock().map_err(self.io())?;
         let mut records = self.list()?;
         change(&mut records)?;
         records.sort_by(|a, b| a.name.cmp(&b.name));
         let text = serde_json::to_string_pretty(&records).map_err(|e| (self.io())(e.into()))? + "\n";
         let written = beside(".new");
-        let options = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&written);
-        let mut file = options().map_err(self.io())?;
+        let _ = fs::remove_file(&written); // of one that was cut off
+        let mut file = private().create_new(true).open(&written).map_err(self.io())?;
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(self.io())?;
-        fs::rename(&written, &self.path).map_err(self.io())
+        fs::rename(&written, &self.path).map_err(self.io())?;
+        // What was revoked stays so when the power fails.
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(self.io())
     }
 
     /// What differs as soon as the file does.
     fn stamp(&self) -> Option<Stamp> {
         let m = fs::metadata(&self.path).ok()?;
-        Some(Stamp { inode: m.ino(), bytes: m.len(), seconds: m.mtime(), nanoseconds: m.mtime_nsec() })
+        Some(Stamp { inode: m.ino(), bytes: m.len(), seconds: m.ctime(), nanoseconds: m.ctime_nsec() })
     }
 }
 
@@ -238,7 +253,7 @@ pub enum Denied {
     Unknown,
     #[error("the token '{0}' has expired; ask for a new one")]
     Expired(String),
-    #[error("the tokens cannot be read: {0}")]
+    #[error("the tokens cannot be read; the server's log says why")]
     Unreadable(#[from] AccessError),
 }
 

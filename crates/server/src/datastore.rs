@@ -1,5 +1,6 @@
 //! DatastoreService.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -205,8 +206,10 @@ impl DatastoreService for Datastore {
             Ok((source, documents))
         });
         let (source, documents) = check.await?.into_inner();
-        note(&caller, format_args!("adds {} documents to the source {source}", documents.len()));
-        registry.add_shard(source, documents).map(Response::new)
+        let what = format!("adds {} documents to the source {source}", documents.len());
+        let operation = registry.add_shard(source, documents)?;
+        note(&caller, format_args!("{what}: {}", operation.name));
+        Ok(Response::new(operation))
     }
 
     async fn rebuild_shards(
@@ -223,7 +226,7 @@ impl DatastoreService for Datastore {
                 if asked.is_empty() { unavailable() } else { asked.into_iter().map(ShardId).collect() };
             ids.sort_unstable();
             ids.dedup();
-            let mut total = 0;
+            let (mut total, mut sources) = (0, BTreeSet::new());
             for id in &ids {
                 check_sees(g, &caller, *id)?;
                 let record = g.store().shard(*id).map_err(govern)?;
@@ -231,12 +234,14 @@ impl DatastoreService for Datastore {
                     return Err(govern(StoreError::ShardRemoved(*id)));
                 }
                 total += record.n_documents;
+                sources.insert(record.source);
             }
-            note(&caller, format_args!("rebuilds shards {ids:?}"));
-            Ok((ids, total))
+            Ok((caller, ids, sources, total))
         });
-        let (ids, total) = find.await?.into_inner();
-        self.registry.rebuild_shards(ids, total).map(Response::new)
+        let (caller, ids, sources, total) = find.await?.into_inner();
+        let operation = self.registry.rebuild_shards(ids, sources, total)?;
+        note(&caller, format_args!("rebuilds shards: {}", operation.name));
+        Ok(Response::new(operation))
     }
 
     async fn get_shard(&self, request: Request<v1::GetShardRequest>) -> Result<Response<v1::Shard>, Status> {
@@ -331,8 +336,10 @@ impl DatastoreService for Datastore {
 
     async fn backup_store(&self, request: Request<v1::BackupStoreRequest>) -> Result<Response<lro::Operation>, Status> {
         self.draining.check()?;
-        note(&caller(&request)?, format_args!("backs the store up as {:?}", request.get_ref().name));
-        self.registry.backup(request.into_inner().name).map(Response::new)
+        let caller = caller(&request)?;
+        let operation = self.registry.backup(request.into_inner().name)?;
+        note(&caller, format_args!("backs the store up: {}", operation.name));
+        Ok(Response::new(operation))
     }
 
     async fn forget_backup(
@@ -349,15 +356,18 @@ impl DatastoreService for Datastore {
         .await
     }
 
-    async fn get_store(&self, _: Request<v1::GetStoreRequest>) -> Result<Response<v1::StoreStatus>, Status> {
-        self.blocking(|g| {
+    async fn get_store(&self, request: Request<v1::GetStoreRequest>) -> Result<Response<v1::StoreStatus>, Status> {
+        let caller = caller(&request)?;
+        self.blocking(move |g| {
             let status = g.store().status().map_err(govern)?;
-            let sum = |f: fn(&silo_core::ShardView) -> u64| status.snapshot.shards.iter().map(f).sum();
+            let shards = || status.snapshot.shards.iter().filter(|s| caller.sees(&s.source.id));
+            let sum = |f: fn(&silo_core::ShardView) -> u64| shards().map(f).sum();
+            let backups = status.backups.iter().filter(|_| caller.sources.is_none());
             Ok(v1::StoreStatus {
                 epoch: status.snapshot.epoch.0,
                 root: status.snapshot.root.to_string(),
-                n_sources: status.snapshot.sources.len() as u64,
-                n_shards: status.snapshot.shards.len() as u64,
+                n_sources: status.snapshot.sources.iter().filter(|s| caller.sees(&s.id)).count() as u64,
+                n_shards: shards().count() as u64,
                 n_documents: sum(|s| s.n_documents),
                 n_entries: sum(|s| s.n_entries),
                 n_passages: sum(|s| s.n_passages),
@@ -365,7 +375,7 @@ impl DatastoreService for Datastore {
                 recipe: status.recipe.name.clone(),
                 recipe_hash: status.recipe.hash().to_string(),
                 n_unpurged: status.n_unpurged,
-                backups: status.backups.iter().map(to_proto::backup).collect(),
+                backups: backups.map(to_proto::backup).collect(),
             })
         })
         .await

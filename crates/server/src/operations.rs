@@ -1,6 +1,6 @@
 //! Long-running operations (AIP-151): additions and rebuilds, one after the other; beside them purges and backups, likewise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use prost::Name;
 use prost_types::Any;
 use silo_core::{Document, ShardId, SourceId};
-use silo_govern::{AddedShard, Caller, Governor};
+use silo_govern::{AddedShard, Caller, Governor, Role};
 use silo_proto::longrunning as lro;
 use silo_proto::longrunning::operations_server::Operations;
 use silo_proto::v1;
@@ -25,8 +25,8 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 enum Task {
     /// Adds checked documents as a shard.
     Add { source: SourceId, documents: Mutex<Vec<Document>> },
-    /// Encodes shards again.
-    Rebuild { ids: Vec<ShardId> },
+    /// Encodes shards of these sources again.
+    Rebuild { ids: Vec<ShardId>, sources: BTreeSet<SourceId> },
     /// Gets withdrawn bytes out of all files.
     Purge,
     /// Copies the store.
@@ -45,12 +45,23 @@ struct Work {
 }
 
 impl Work {
-    /// Additions to sources that do not exist for a caller are not there.
+    /// What is done for sources that do not exist for a caller is not there.
     fn is_seen_by(&self, caller: &Caller) -> bool {
         match &self.task {
             Task::Add { source, .. } => caller.sees(source),
-            Task::Rebuild { .. } | Task::Purge | Task::Backup { .. } => true,
+            Task::Rebuild { sources, .. } => sources.iter().all(|source| caller.sees(source)),
+            Task::Purge => true,
+            Task::Backup { .. } => caller.sources.is_none(),
         }
+    }
+
+    /// Who may cancel or delete it: a curator must not keep what legal withdrew in the files.
+    fn check_change(&self, caller: &Caller) -> Result<(), Status> {
+        let may = match &self.task {
+            Task::Add { .. } | Task::Rebuild { .. } => true, // whom the gate lets through
+            Task::Purge | Task::Backup { .. } => caller.role == Role::Admin,
+        };
+        if may { Ok(()) } else { Err(status::forbidden(caller, "this for a purge or a backup")) }
     }
 
     fn result(&self) -> MutexGuard<'_, Option<lro::operation::Result>> {
@@ -103,8 +114,13 @@ impl Registry {
     }
 
     /// Starts a rebuild of shards that are there.
-    pub(crate) fn rebuild_shards(self: &Arc<Self>, ids: Vec<ShardId>, total: u64) -> Result<lro::Operation, Status> {
-        self.start(Task::Rebuild { ids }, total)
+    pub(crate) fn rebuild_shards(
+        self: &Arc<Self>,
+        ids: Vec<ShardId>,
+        sources: BTreeSet<SourceId>,
+        total: u64,
+    ) -> Result<lro::Operation, Status> {
+        self.start(Task::Rebuild { ids, sources }, total)
     }
 
     /// Starts a copy of the store.
@@ -132,7 +148,7 @@ impl Registry {
         };
         let work = self.all().get(&number).cloned();
         let work = work.ok_or_else(|| status::not_found("operation", &self.name(number)))?;
-        Ok(self.describe(number, &work))
+        Ok(self.describe(number, &work, &Caller::local()))
     }
 
     /// Enters work that begins when its turn comes.
@@ -215,7 +231,7 @@ impl Registry {
         }
     }
 
-    fn describe(&self, number: u64, work: &Work) -> lro::Operation {
+    fn describe(&self, number: u64, work: &Work, caller: &Caller) -> lro::Operation {
         let (done, total) = (work.done.load(Ordering::Relaxed), work.total.load(Ordering::Relaxed));
         let progress = match &work.task {
             Task::Add { source, .. } => {
@@ -225,7 +241,12 @@ impl Registry {
             Task::Purge => pack(&v1::PurgeProgress { entries_done: done, entries_total: total }),
             Task::Backup { .. } => pack(&v1::BackupStoreProgress { entries_done: done, entries_total: total }),
         };
-        let result = work.result().clone();
+        let mut result = work.result().clone();
+        if let (Task::Purge, Some(_), Some(lro::operation::Result::Response(answer))) =
+            (&work.task, &caller.sources, &mut result)
+        {
+            *answer = pack(&v1::PurgeResponse::default()); // it speaks of all sources
+        }
         let name = self.name(number);
         lro::Operation { name, metadata: Some(progress), done: result.is_some(), result }
     }
@@ -252,7 +273,7 @@ fn perform(governor: &Governor, work: &Work) -> Result<Any, Status> {
             let documents = std::mem::take(&mut *documents.lock().unwrap_or_else(PoisonError::into_inner));
             add(governor, work, source, &documents).map(|shard| pack(&shard))
         }
-        Task::Rebuild { ids } => rebuild(governor, work, ids).map(|answer| pack(&answer)),
+        Task::Rebuild { ids, .. } => rebuild(governor, work, ids).map(|answer| pack(&answer)),
         Task::Purge => purge(governor, work).map(|answer| pack(&answer)),
         Task::Backup { name } => backup(governor, work, name).map(|answer| pack(&answer)),
     }
@@ -329,7 +350,7 @@ impl Operations for OperationsService {
         let caller = caller(&request)?;
         let m = request.into_inner();
         let seen = |(_, w): &(&u64, &Arc<Work>)| w.is_seen_by(&caller);
-        let all: Vec<_> = self.0.all().iter().filter(seen).map(|(n, w)| self.0.describe(*n, w)).collect();
+        let all: Vec<_> = self.0.all().iter().filter(seen).map(|(n, w)| self.0.describe(*n, w, &caller)).collect();
         let (operations, next_page_token) = page::page(all, m.page_size, &m.page_token)?;
         Ok(Response::new(lro::ListOperationsResponse { operations, next_page_token }))
     }
@@ -338,18 +359,21 @@ impl Operations for OperationsService {
         &self,
         request: Request<lro::GetOperationRequest>,
     ) -> Result<Response<lro::Operation>, Status> {
-        let (number, work) = self.0.find(&request.get_ref().name, &caller(&request)?)?;
-        Ok(Response::new(self.0.describe(number, &work)))
+        let caller = caller(&request)?;
+        let (number, work) = self.0.find(&request.get_ref().name, &caller)?;
+        Ok(Response::new(self.0.describe(number, &work, &caller)))
     }
 
     async fn delete_operation(&self, request: Request<lro::DeleteOperationRequest>) -> Result<Response<()>, Status> {
         let caller = caller(&request)?;
         let name = request.into_inner().name;
         let (number, work) = self.0.find(&name, &caller)?;
+        work.check_change(&caller)?;
         if work.result().is_none() {
             let problem = format!("'{name}' still runs; cancel it first");
             return Err(status::bad_field(&status::BadField::new("name", problem)));
         }
+        tracing::info!(actor = caller.name, role = caller.role.name(), "deletes {name}");
         self.0.all().remove(&number);
         Ok(Response::new(()))
     }
@@ -357,6 +381,7 @@ impl Operations for OperationsService {
     async fn cancel_operation(&self, request: Request<lro::CancelOperationRequest>) -> Result<Response<()>, Status> {
         let caller = caller(&request)?;
         let (number, work) = self.0.find(&request.get_ref().name, &caller)?;
+        work.check_change(&caller)?;
         tracing::info!(actor = caller.name, role = caller.role.name(), "cancels {}", self.0.name(number));
         work.cancel.store(true, Ordering::Relaxed);
         Ok(Response::new(()))
@@ -374,6 +399,6 @@ impl Operations for OperationsService {
         if work.result().is_none() {
             let _ = tokio::time::timeout(timeout, finished).await; // at the timeout the answer says that it still runs
         }
-        Ok(Response::new(self.0.describe(number, &work)))
+        Ok(Response::new(self.0.describe(number, &work, &caller)))
     }
 }

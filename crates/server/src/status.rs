@@ -97,6 +97,10 @@ pub(crate) fn unauthenticated(error: &Denied) -> Status {
         Denied::Expired(_) => Shape::new(Code::Unauthenticated, "TOKEN_EXPIRED"),
         Denied::Unreadable(_) => Shape { retry: true, ..Shape::new(Code::Unavailable, "TOKENS_UNREADABLE") },
     };
+    if let Denied::Unreadable(reason) = error {
+        // Where the file lies is not for whoever calls.
+        tracing::error!("nobody is let in: {reason}");
+    }
     shape.status(error.to_string())
 }
 

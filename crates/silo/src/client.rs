@@ -3,15 +3,17 @@
 //! `--local` starts the same server that `silo serve` runs, at a free loopback port, for one command: so there is one code
 //! path, and it is the one that users of the service have.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use silo_govern::{NewToken, Role, TokenFile};
 use silo_proto::longrunning::operations_client::OperationsClient;
 use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
 use silo_proto::v1::generation_service_client::GenerationServiceClient;
 use silo_server::Server;
+use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -39,6 +41,9 @@ pub struct Target {
     /// Speak TLS, and trust this authority (PEM).
     #[arg(long, value_name = "PATH", env = "SILO_CA")]
     ca: Option<PathBuf>,
+    /// Send the token as plain text beyond this machine.
+    #[arg(long)]
+    plain_text: bool,
     /// The certificate to show a server that asks for one (PEM).
     #[arg(long, value_name = "PATH", requires_all = ["ca", "client_key"], env = "SILO_CLIENT_CERTIFICATE")]
     client_certificate: Option<PathBuf>,
@@ -66,26 +71,32 @@ impl Interceptor for Bearer {
 /// A connection, and the server behind it if it is ours.
 pub struct Connection {
     channel: Wire,
-    local: Option<(oneshot::Sender<()>, tokio::task::JoinHandle<Result<()>>)>,
+    local: Option<(oneshot::Sender<()>, tokio::task::JoinHandle<Result<()>>, TempDir)>,
 }
 
 impl Target {
     /// Connects.
     pub async fn connect(&self) -> Result<Connection> {
         let Some(path) = &self.local else {
+            anyhow::ensure!(
+                self.token.is_none() || self.ca.is_some() || self.plain_text || is_loopback(&self.server),
+                "the token would go to {} as plain text: name the authority of its certificate with --ca, or say --plain-text",
+                self.server
+            );
             let channel = connect(&self.server, self.tls()?).await.map_err(|e| self.unreachable(e))?;
-            let token = self.token.as_ref().map(|t| format!("Bearer {t}").parse()).transpose();
-            let mut token: Option<MetadataValue<Ascii>> =
-                token.context("the token is no text that a call can carry")?;
-            token.iter_mut().for_each(|t| t.set_sensitive(true));
+            let token = self.token.as_deref().map(bearer).transpose()?;
             return Ok(Connection { channel: Wire::new(channel, Bearer(token)), local: None });
         };
         let path = path.clone();
         let (config, parts) = tokio::task::spawn_blocking(move || wiring::start_from(&path)).await??;
         let mut server = config.server;
         server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        // It ends with the command, and is reached by nobody else's.
-        (server.tokens, server.tls) = (None, None);
+        // A token for this command alone: others on this machine reach the address too.
+        let folder = tempfile::tempdir().context("cannot make a folder for a token")?;
+        let tokens = folder.path().join("tokens.json");
+        let new = NewToken { name: "local".into(), role: Role::Admin, sources: None, expires_unix_ms: None };
+        let token = TokenFile::new(&tokens).create(new)?;
+        (server.tokens, server.tls) = (Some(tokens), None);
         let server = Server::bind(server, parts.engine, parts.governor).await?;
         let address = server.address()?;
         let (stop, stopped) = oneshot::channel();
@@ -93,8 +104,8 @@ impl Target {
             let stop = async { drop(stopped.await) };
             server.serve(stop).await.map_err(anyhow::Error::from)
         });
-        let channel = Wire::new(connect(&address.to_string(), None).await?, Bearer(None));
-        Ok(Connection { channel, local: Some((stop, task)) })
+        let channel = Wire::new(connect(&address.to_string(), None).await?, Bearer(Some(bearer(&token)?)));
+        Ok(Connection { channel, local: Some((stop, task, folder)) })
     }
 
     fn unreachable(&self, error: anyhow::Error) -> anyhow::Error {
@@ -121,6 +132,18 @@ impl Target {
             _ => tls,
         }))
     }
+}
+
+fn bearer(token: &str) -> Result<MetadataValue<Ascii>> {
+    let mut value: MetadataValue<Ascii> =
+        format!("Bearer {token}").parse().context("the token is no text that a call can carry")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel> {
@@ -153,7 +176,7 @@ impl Connection {
     pub async fn close(self) -> Result<()> {
         let Self { channel, local } = self;
         drop(channel);
-        if let Some((stop, task)) = local {
+        if let Some((stop, task, _tokens)) = local {
             let _ = stop.send(()); // it may have ended by itself; then the task says why
             task.await??;
         }

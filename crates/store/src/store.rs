@@ -233,9 +233,9 @@ impl Store {
         })
     }
 
-    /// Whether bytes of something that was withdrawn may be in a file; true if that cannot be told.
+    /// Whether bytes of something that was withdrawn, or of an addition that was not finished, may be in a file; true if that cannot be told.
     pub fn has_unpurged(&self) -> bool {
-        !self.catalog.unpurged().is_ok_and(|u| u.is_empty())
+        !self.catalog.unpurged().is_ok_and(|u| u.is_empty()) || self.catalog.is_stale().unwrap_or(true)
     }
 
     /// Shards that are in the store but cannot be retrieved from, and why.
