@@ -223,6 +223,25 @@ impl Live {
         self.merged = Some(Arc::new(Merged { slots, lists }));
     }
 
+    /// The same where only one shard came, or has other files.
+    fn merge_lists_of(&mut self, id: ShardId) {
+        let (Some(n_lists), Some(merged)) = (self.n_lists, &self.merged) else { return self.merge_lists() };
+        let slot = merged.slots.binary_search(&id).unwrap_or_else(|slot| slot);
+        let between = merged.slots.get(slot).is_some_and(|there| *there != id);
+        // Slots of shards that have gone are cleared away when they are many.
+        if between || merged.slots.len() > 2 * self.shards.len() {
+            return self.merge_lists();
+        }
+        let none = vec![0; n_lists + 1];
+        let part = self.shards.get(&id).and_then(|s| s.shard.lists()).map_or(&none[..], |l| l.offsets);
+        let lists = merged.lists.with(slot as u32, part);
+        let mut slots = merged.slots.clone();
+        if slot == slots.len() {
+            slots.push(id);
+        }
+        self.merged = Some(Arc::new(Merged { slots, lists }));
+    }
+
     /// Adds a shard, or puts it in the place of one with the same number.
     pub(crate) fn insert(&mut self, id: ShardId, mut shard: LiveShard, suspended: bool, epoch: Epoch) {
         // What a running stream saw of it may be withdrawn: other files do not bring it back.
@@ -233,7 +252,7 @@ impl Live {
             self.suspended.insert(id, shard);
         } else {
             self.show(id, shard);
-            self.merge_lists();
+            self.merge_lists_of(id);
         }
         Arc::make_mut(&mut self.snapshot).last_shard = self.snapshot.last_shard.max(id);
         self.renew_snapshot(epoch);
@@ -248,7 +267,9 @@ impl Live {
                 *old = LiveShard { shrunk: old.shrunk, ..LiveShard::new(shard.clone(), &left) };
             }
         }
-        self.merge_lists();
+        if self.shards.contains_key(&id) {
+            self.merge_lists_of(id);
+        }
     }
 
     /// Takes a shard away for good.
@@ -284,7 +305,7 @@ impl Live {
         if let Some(shard) = self.suspended.remove(&id) {
             // Snapshots from before show it, but searches did not find it for a time.
             self.show(id, LiveShard { shrunk: epoch, ..shard });
-            self.merge_lists();
+            self.merge_lists_of(id);
         }
     }
 
