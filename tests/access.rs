@@ -36,6 +36,12 @@ type Wire = InterceptedService<Channel, Bearer>;
 #[derive(Clone)]
 struct Bearer(MetadataValue<Ascii>);
 
+impl Bearer {
+    fn of(token: &str) -> Self {
+        Self(format!("Bearer {token}").parse().unwrap())
+    }
+}
+
 impl tonic::service::Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert("authorization", self.0.clone());
@@ -83,7 +89,7 @@ impl Guarded {
         grpc.ready().await.map_err(|e| Status::from_error(e.into()))?;
         let mut request = Request::new(tokio_stream::iter([()]));
         if let Some(token) = token {
-            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            request.metadata_mut().insert("authorization", Bearer::of(token).0);
         }
         let path = format!("/{method}").parse().unwrap();
         let mut answer = grpc.streaming(request, path, ProstCodec::<(), ()>::default()).await?.into_inner();
@@ -91,18 +97,15 @@ impl Guarded {
     }
 
     fn datastore(&self, token: &str) -> DatastoreServiceClient<Wire> {
-        let bearer = Bearer(format!("Bearer {token}").parse().unwrap());
-        DatastoreServiceClient::with_interceptor(self.channel.clone(), bearer)
+        DatastoreServiceClient::with_interceptor(self.channel.clone(), Bearer::of(token))
     }
 
     fn operations(&self, token: &str) -> OperationsClient<Wire> {
-        let bearer = Bearer(format!("Bearer {token}").parse().unwrap());
-        OperationsClient::with_interceptor(self.channel.clone(), bearer)
+        OperationsClient::with_interceptor(self.channel.clone(), Bearer::of(token))
     }
 
     fn generation(&self, token: &str) -> GenerationServiceClient<Wire> {
-        let bearer = Bearer(format!("Bearer {token}").parse().unwrap());
-        GenerationServiceClient::with_interceptor(self.channel.clone(), bearer)
+        GenerationServiceClient::with_interceptor(self.channel.clone(), Bearer::of(token))
     }
 }
 

@@ -393,6 +393,9 @@ impl Worker {
             }
         }
         for attempt in 1..=SEARCHES {
+            if drawing.is_empty() {
+                break;
+            }
             let neighbors = search(shared, &self.active, &drawing);
             let mut again = Vec::new();
             for (n, (i, output)) in drawing.into_iter().enumerate() {
@@ -418,9 +421,6 @@ impl Worker {
                 }
             }
             drawing = again;
-            if drawing.is_empty() {
-                break;
-            }
         }
         self.keep(|i| !done[i]);
     }

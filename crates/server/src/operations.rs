@@ -191,7 +191,9 @@ impl Registry {
             let again = match task.task {
                 Task::Purge => outcome.is_err() && !task.cancel.load(Ordering::Relaxed),
                 Task::Rebuild { .. } => true,
-                Task::Add { .. } | Task::Backup { .. } => false,
+                // The catalog's pages may hold what it had entered.
+                Task::Add { .. } => outcome.is_err(),
+                Task::Backup { .. } => false,
             };
             if again && registry.governor.store().has_unpurged() {
                 registry.purge();

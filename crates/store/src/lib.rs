@@ -47,7 +47,7 @@ pub use add::{AddedShard, NewShard};
 pub use backup::BackupManifest;
 pub use boundary::{AtBoundary, Boundary};
 pub use build::ShardBuilder;
-pub use catalog::{BackupRecord, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState};
+pub use catalog::{BackupRecord, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState, now_unix_ms};
 pub use detail::ShardDetail;
 pub use encode::{Encoded, encode};
 pub use error::StoreError;

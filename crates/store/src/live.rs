@@ -217,10 +217,13 @@ impl Live {
         slots.sort_unstable();
         // Every open shard of such a recipe has lists; one without would be an empty slot.
         let none = vec![0; n_lists + 1];
-        let offsets = |id: &ShardId| self.shards[id].shard.lists().map_or(&none[..], |l| l.offsets);
-        let parts: Vec<&[u32]> = slots.iter().map(offsets).collect();
+        let parts: Vec<&[u32]> = slots.iter().map(|id| self.offsets_of(*id).unwrap_or(&none)).collect();
         let lists = MergedLists::new(n_lists, &parts);
         self.merged = Some(Arc::new(Merged { slots, lists }));
+    }
+
+    fn offsets_of(&self, id: ShardId) -> Option<&[u32]> {
+        Some(self.shards.get(&id)?.shard.lists()?.offsets)
     }
 
     /// The same where only one shard came, or has other files.
@@ -233,8 +236,7 @@ impl Live {
             return self.merge_lists();
         }
         let none = vec![0; n_lists + 1];
-        let part = self.shards.get(&id).and_then(|s| s.shard.lists()).map_or(&none[..], |l| l.offsets);
-        let lists = merged.lists.with(slot as u32, part);
+        let lists = merged.lists.with(slot as u32, self.offsets_of(id).unwrap_or(&none));
         let mut slots = merged.slots.clone();
         if slot == slots.len() {
             slots.push(id);

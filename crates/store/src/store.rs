@@ -50,7 +50,7 @@ pub struct StoreOptions {
     /// Threads that search; 0 is one per core.
     pub n_threads: usize,
     /// Rows of the catalog that are changed in one transaction when a shard is entered or its documents are struck out, and eight times the
-    /// pages that are wiped in one: a removal waits for no more. 0 is 2,000.
+    /// pages that are wiped in one, so that removals get their turn between. 0 is 2,000.
     pub batch: usize,
     /// Called at each [`Boundary`].
     pub at_boundary: Option<Arc<AtBoundary>>,

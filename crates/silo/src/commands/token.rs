@@ -1,14 +1,13 @@
 //! `silo token`.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, anyhow};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use silo_core::SourceId;
-use silo_govern::{NewToken, Role, TokenFile, TokenRecord};
+use silo_govern::{NewToken, Role, TokenFile, TokenRecord, now_unix_ms};
 
 use crate::output;
 
@@ -70,10 +69,6 @@ pub struct List {
 fn roles() -> impl TypedValueParser<Value = Role> {
     let of_name = |name: String| Role::ALL.into_iter().find(|r| r.name() == name).ok_or_else(|| anyhow!("no role"));
     PossibleValuesParser::new(Role::ALL.map(Role::name)).try_map(of_name)
-}
-
-fn now_unix_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
 impl Token {

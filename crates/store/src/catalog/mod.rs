@@ -360,7 +360,7 @@ fn new_store_id(t: &Transaction<'_>) -> rusqlite::Result<()> {
 }
 
 /// The time, in milliseconds since 1970.
-pub(crate) fn now_unix_ms() -> i64 {
+pub fn now_unix_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
