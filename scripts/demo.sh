@@ -26,6 +26,7 @@ silo corpus stats --corpus "$work/corpus"
 
 title "2. A model that never saw them, and a store that holds them"
 sed -n '/^A language model/p' models/silo-open-6m/README.md | fold -s -w 110
+silo key create example.org/demo --key work/demo/silo.key >/dev/null 2>&1
 silo serve --config configs/demo.toml >"$work/server.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
@@ -60,7 +61,7 @@ parametric=$(exact --mode parametric)
 echo "log p of the held-out text by the model alone:           $parametric"
 before=$(exact --mode knn --deny-source anarchism)
 echo "with the neighbours of vim-doc, before the withdrawal:   $before"
-silo shard remove --source vim-doc
+silo shard remove --source vim-doc | tee "$work/removal.txt"
 after=$(exact --mode knn --deny-source anarchism)
 echo "with the neighbours of vim-doc, after it:                $after"
 if [ "$after" = "$parametric" ]; then
@@ -69,6 +70,11 @@ else
   say "The numbers differ: this must never be." >&2
   exit 1
 fi
+removal=$(sed -n 's/.* entry \([0-9]*\) of the log.*/\1/p' "$work/removal.txt")
+silo optout receipt "$removal" --output "$work/vim-doc.receipt"
+say "The rights holder gets a signed receipt ($work/vim-doc.receipt), and verifies it with the public key and nothing else:"
+silo optout verify "$work/vim-doc.receipt" --key work/demo/silo.key.pub
+say "The other source goes too:"
 silo shard remove --source anarchism | tail -1
 last_root=$(silo generate "x" --max-new-tokens 1 --temperature 0 --mode knn --json | field root)
 [ "$last_root" = "$empty_root" ] || { say "The root of the emptied store is not that of an empty one." >&2; exit 1; }

@@ -31,6 +31,10 @@ class Server:
             shutil.rmtree(root, ignore_errors=True)
         config = pathlib.Path("configs/demo.toml").read_text()
         config = config.replace("work/demo/store", str(root)).replace("127.0.0.1:50062", address)
+        key = pathlib.Path(work) / f"{name}.key"
+        config = config.replace("work/demo/silo.key", str(key))
+        if not key.exists():
+            silo("key", "create", "example.org/measured", "--key", str(key))
         for before, after in changes:
             assert before in config, before
             config = config.replace(before, after)

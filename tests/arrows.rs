@@ -10,8 +10,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("silo-corpus", &["silo-core"]),
     ("silo-engine", &["silo-core"]),
     ("silo-eval", &["silo-engine", "silo-store", "silo-corpus", "silo-core"]),
-    ("silo-govern", &["silo-store", "silo-core"]),
+    ("silo-govern", &["silo-store", "silo-log", "silo-core"]),
     ("silo-lexical", &[]),
+    ("silo-log", &["silo-core"]),
     ("silo-model", &["silo-core"]),
     ("silo-proto", &[]),
     ("silo-server", &["silo-proto", "silo-engine", "silo-govern", "silo-core"]),
@@ -29,6 +30,7 @@ const HELD_BEHIND: &[(&str, &[&str])] = &[
     ("faiss-sys", &["silo-vector"]),
     ("tantivy", &["silo-lexical"]),
     ("rusqlite", &["silo-store"]),
+    ("ed25519-dalek", &["silo-log"]),
     ("tonic", &["silo-proto", "silo-server", "silo"]),
     ("tokio", &["silo-engine", "silo-server", "silo"]),
 ];

@@ -65,7 +65,7 @@ impl<'a> World<'a> {
     fn new(language: &'a Language, recipe: &'a Recipe) -> Self {
         let world = Self::open(language, recipe, tempfile::tempdir().unwrap());
         for (name, tier) in SOURCES {
-            world.store.create_source(&source(name, tier)).unwrap();
+            world.store.by("test").create_source(&source(name, tier)).unwrap();
         }
         world
     }
@@ -100,7 +100,7 @@ impl<'a> World<'a> {
         shards.shuffle(rng);
         for (source, documents) in shards {
             let new = NewShard { source: &source, documents: &documents };
-            self.store.add_shard(&new, &*self.language.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
+            self.store.by("test").add_shard(&new, &*self.language.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
         }
     }
 
@@ -115,7 +115,7 @@ impl<'a> World<'a> {
                 1 => match self.whole_shard(document) {
                     // As far as answers go, for a time is for ever.
                     Some(id) if rng.random_bool(0.5) => {
-                        self.store.suspend_shard(id).unwrap();
+                        self.store.by("test").suspend_shard(id).unwrap();
                         continue;
                     }
                     Some(id) => Selection::Shard(id),
@@ -124,13 +124,13 @@ impl<'a> World<'a> {
                 2 => Selection::UriPrefix { source: Some(document.source.clone()), prefix: document.uri.clone() },
                 _ => Selection::Documents { source: document.source.clone(), documents: vec![document.hash()] },
             };
-            match self.store.withdraw(&selection) {
+            match self.store.by("test").withdraw(&selection) {
                 Ok(_) | Err(StoreError::NothingSelected) => (), // it went with another
                 Err(e) => panic!("{selection:?}: {e}"),
             }
             if let Some(shard) = self.store.snapshot().shards.choose(rng).filter(|_| rng.random_bool(0.2)) {
-                self.store.suspend_shard(shard.id).unwrap();
-                self.store.resume_shard(shard.id).unwrap();
+                self.store.by("test").suspend_shard(shard.id).unwrap();
+                self.store.by("test").resume_shard(shard.id).unwrap();
             }
             if rng.random_bool(0.2) {
                 self.store.purge(&AtomicBool::new(false), &|_, _| {}).unwrap();
@@ -305,7 +305,7 @@ impl NeighborSearch for Withdrawing {
             while self.read.load(Ordering::SeqCst) < self.nth {
                 std::thread::yield_now();
             }
-            self.store.withdraw(&self.selection).unwrap();
+            self.store.by("test").withdraw(&self.selection).unwrap();
         }
         found
     }

@@ -6,10 +6,14 @@ mod access;
 mod arrows;
 /// Removed equals never added, with the default model and at random.
 mod equality;
+/// Receipts of a real store, and forgeries of them.
+mod forgery;
 /// Withdrawals inside shards, suspension, backup and restore, over gRPC.
 mod governed;
 /// Licences of all dependencies.
 mod licences;
+/// Receipts, their proofs, and the log.
+mod receipts;
 /// The service over gRPC: generation, shards that come and go, wrong input.
 mod service;
 /// What removals, slow readers and a full house do to running streams.

@@ -68,7 +68,7 @@ pub(crate) fn parts(root: &Path, recipe: Recipe, limits: Limits) -> (Arc<Engine>
     let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
     let store = Arc::new(Store::open(root, model.card(), recipe, tokenizer.clone(), options).unwrap());
     let govern = GovernConfig { backups: Some(root.join("backups")), ..GovernConfig::default() };
-    let governor = Governor::new(govern, store.clone(), model.clone(), tokenizer.clone());
+    let governor = Governor::new(govern, store.clone(), model.clone(), tokenizer.clone()).unwrap();
     let Limits { max_active, max_queued, stream_buffer_tokens } = limits;
     let engine = EngineConfig { max_active, max_queued, stream_buffer_tokens, ..EngineConfig::default() };
     let engine = Arc::new(Engine::start(engine, None, model, tokenizer, store).unwrap());

@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "silo/v1/common.proto",
         "silo/v1/generation.proto",
         "silo/v1/datastore.proto",
+        "silo/v1/optout.proto",
         "google/longrunning/operations.proto",
     ];
     println!("cargo:rerun-if-changed=../../proto");

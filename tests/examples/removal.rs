@@ -15,9 +15,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use silo_core::{
-    Document, Epoch, KeySite, LanguageModel, Matrix, ModelCard, ModelError, NeighborQuery, NeighborSearch, Permissions,
-    Positions, Purpose, Selection, SequenceCache, SequenceStep, SnapshotProvider, Source, SourceId, StepOutput, Tier,
-    Tokenizer,
+    Document, Epoch, Filter, KeySite, LanguageModel, Matrix, ModelCard, ModelError, NeighborQuery, NeighborSearch,
+    Permissions, Positions, Purpose, Selection, SequenceCache, SequenceStep, SnapshotProvider, Source, SourceId,
+    StepOutput, Tier, Tokenizer,
 };
 use silo_engine::{Engine, EngineConfig, Event, GenerateRequest, Mode, OnRemoval, Retrieval};
 use silo_model::{CpuLlama, LoadedModel};
@@ -30,6 +30,8 @@ const SEED: u64 = 1;
 const GROUP: usize = 5;
 const GROUP_DIGITS: usize = 7;
 const REMOVALS: usize = 90;
+/// Documents of a small source beside the others.
+const FEW: usize = 40;
 /// As long as a purge and the pause after it, which grow with the shards.
 const SECONDS: [(usize, u64); 2] = [(5_000_000, 80), (0, 20)];
 /// The server's default.
@@ -85,9 +87,9 @@ impl LanguageModel for Synthetic {
     }
 }
 
-fn source() -> Source {
+fn source(id: &str) -> Source {
     Source {
-        id: "bulk".parse().expect("a plain name"),
+        id: id.parse().expect("a plain name"),
         owner: "nobody".into(),
         licence: "LicenseRef-synthetic".into(),
         licence_stated_at: "nowhere".into(),
@@ -97,16 +99,16 @@ fn source() -> Source {
 }
 
 /// Text of the project's own documents, over and over: its keys are synthetic anyway.
-fn documents(tokenizer: &dyn Tokenizer, from: usize, n: usize) -> Vec<Document> {
+fn documents(tokenizer: &dyn Tokenizer, source: &SourceId, from: usize, n: usize) -> Vec<Document> {
     let text = include_str!("../../LICENSE");
     let per_token = text.len() / tokenizer.encode(text).expect("plain text").len();
-    let (length, source): (usize, SourceId) = (DOCUMENT_TOKENS * per_token, source().id);
+    let length = DOCUMENT_TOKENS * per_token;
     let document = |i: usize| {
         let at = (i * 97) % (text.len() - length - 4);
         let body: String = text[at..].chars().take(length).collect();
         Document {
             source: source.clone(),
-            uri: format!("bulk/{:0GROUP_DIGITS$}/{i}", i / GROUP),
+            uri: format!("{source}/{:0GROUP_DIGITS$}/{i}", i / GROUP),
             title: String::new(),
             licence: "LicenseRef-synthetic".into(),
             tier: Tier::Restricted,
@@ -151,7 +153,6 @@ fn main() {
     }
 }
 
-/// Keys of real text.
 fn pool(model: &dyn LanguageModel, tokenizer: &dyn Tokenizer) -> Matrix {
     let text =
         include_str!("../../LICENSE").to_owned() + include_str!("../../README.md") + include_str!("../../Cargo.toml");
@@ -183,17 +184,48 @@ impl Bench {
     }
 
     fn build(&self, root: &Path, entries: usize, n_shards: usize) {
-        let store = self.open(root);
-        store.create_source(&source()).expect("a new source");
-        let encoder =
-            Synthetic { card: self.model.card().clone(), pool: self.pool.clone(), next: AtomicU64::new(SEED) };
+        let (store, few) = (self.open(root), source("few"));
+        let encoder = self.build_few(&store, &few);
+        let bulk = source("bulk");
+        store.by("test").create_source(&bulk).expect("a new source");
         let (each, building) = (entries / DOCUMENT_TOKENS / n_shards, Instant::now());
         for shard in 0..n_shards {
-            let documents = documents(&*self.tokenizer, shard * each, each);
-            let new = NewShard { source: &source().id, documents: &documents };
-            store.add_shard(&new, &encoder, &AtomicBool::new(false), &|_, _| {}).expect("a shard");
+            let documents = documents(&*self.tokenizer, &bulk.id, shard * each, each);
+            let new = NewShard { source: &bulk.id, documents: &documents };
+            store.by("test").add_shard(&new, &encoder, &AtomicBool::new(false), &|_, _| {}).expect("a shard");
         }
         eprintln!("{entries} entries in {n_shards} shards: {:.0} s", building.elapsed().as_secs_f64());
+    }
+
+    /// A small source, the same in every store.
+    fn build_few(&self, store: &Store, few: &Source) -> Synthetic {
+        let encoder =
+            Synthetic { card: self.model.card().clone(), pool: self.pool.clone(), next: AtomicU64::new(SEED) };
+        store.by("test").create_source(few).expect("a new source");
+        let documents = documents(&*self.tokenizer, &few.id, 0, FEW);
+        let new = NewShard { source: &few.id, documents: &documents };
+        store.by("test").add_shard(&new, &encoder, &AtomicBool::new(false), &|_, _| {}).expect("a shard");
+        encoder
+    }
+
+    /// Only the small source is allowed: what is found beside the others is what a store finds that holds nothing else.
+    fn few(&self, store: &Store, root: &Path) -> Value {
+        let root = root.with_extension("few");
+        let _ = std::fs::remove_dir_all(&root);
+        let (alone, few) = (self.open(&root), source("few"));
+        self.build_few(&alone, &few);
+        let filter = Filter { allow_sources: vec![few.id], ..Filter::default() };
+        let (mut times, n_queries, mut found) = (Vec::new(), 300, 0);
+        for i in 0..n_queries {
+            let (key, start) = (self.pool.row(i * 13 % self.pool.n_rows()), Instant::now());
+            let beside = nearest(store, &filter, key);
+            times.push(start.elapsed().as_secs_f64() * 1000.0);
+            assert_eq!(beside, nearest(&alone, &filter, key), "query {i}");
+            found += beside.len();
+        }
+        drop(alone);
+        std::fs::remove_dir_all(&root).expect("a folder of ours");
+        json!({"entries": store.snapshot().shards[0].n_entries, "queries": n_queries, "found_per_query": found as f64 / n_queries as f64, "search_ms": quantiles(times)})
     }
 
     /// One removal of a group among nine changes; nothing is purged.
@@ -201,12 +233,12 @@ impl Bench {
         // The first shard must not become empty.
         self.build(root, changes.div_ceil(9) * GROUP * 3 * DOCUMENT_TOKENS, 2);
         let (store, mut removed) = (self.open(root), 0);
-        let id = store.snapshot().shards[0].id;
+        let id = store.snapshot().shards[1].id;
         for change in 0..changes {
             match change % 9 {
                 8 => drop(withdraw(&store, 1, &mut removed)),
-                n if n % 2 == 0 => drop(store.suspend_shard(id).expect("a change")),
-                _ => drop(store.resume_shard(id).expect("a change")),
+                n if n % 2 == 0 => drop(store.by("test").suspend_shard(id).expect("a change")),
+                _ => drop(store.by("test").resume_shard(id).expect("a change")),
             }
         }
     }
@@ -230,7 +262,7 @@ impl Bench {
         let open_seconds = opening.elapsed().as_secs_f64();
         let n_entries: u64 = store.snapshot().shards.iter().map(|s| s.n_entries).sum();
         let n_bytes: u64 = store.details().expect("shards").iter().map(|d| d.n_bytes).sum();
-        let search = self.search(&store);
+        let (search, few) = (self.search(&store), self.few(&store, root));
         let resident = resident_bytes();
         let (mut removed, mut series) = (0, Vec::new());
         let alone: Vec<Removal> = (0..30).map(|_| withdraw(&store, 1, &mut removed)).collect();
@@ -254,7 +286,7 @@ impl Bench {
         json!({
             "entries": n_entries, "shards": n_shards, "bytes": n_bytes, "resident_bytes": resident,
             "resident_bytes_before_opening": idle, "seed": SEED,
-            "open_seconds": open_seconds, "search_ms": search, "removals": series, "removals_without_streams": alone, "throughput": throughput,
+            "open_seconds": open_seconds, "search_ms": search, "few": few, "removals": series, "removals_without_streams": alone, "throughput": throughput,
             "purge": purged,
         })
     }
@@ -422,13 +454,21 @@ impl Streams {
     }
 }
 
-/// Withdraws the next `groups` groups of documents by the beginning of their URIs: a power of ten.
+/// Withdraws the next `groups` groups of documents, a power of ten, by the beginning of their URIs.
 fn withdraw(store: &Store, groups: usize, next: &mut usize) -> Removal {
     let first = next.next_multiple_of(groups);
     *next = first + groups;
     let digits = GROUP_DIGITS - groups.ilog10() as usize;
     let prefix = format!("bulk/{:0digits$}", first / groups);
-    store.withdraw(&Selection::UriPrefix { source: None, prefix }).expect("documents to withdraw")
+    store.by("test").withdraw(&Selection::UriPrefix { source: None, prefix }).expect("documents to withdraw")
+}
+
+/// Values and distances of the 1024 nearest entries, as bits.
+fn nearest(store: &Store, filter: &Filter, key: &[f32]) -> Vec<(u32, u32)> {
+    let snapshot = store.snapshot();
+    let mask = snapshot.mask(filter, Purpose::Knn);
+    let found = store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k: 1024 }]).expect("a search");
+    found[0].iter().map(|n| (n.value, n.distance.to_bits())).collect()
 }
 
 fn purge(store: &Store) -> Value {

@@ -20,6 +20,7 @@
 //! ```
 
 mod calibration;
+mod change;
 mod detokenize;
 mod document;
 mod id;
@@ -33,6 +34,7 @@ mod snapshot;
 mod source;
 
 pub use calibration::{Calibration, KnnParameters};
+pub use change::{Change, ChangeEntry, DocumentSet, StoreState};
 pub use detokenize::Detokenizer;
 pub use document::Document;
 pub use id::{ContentHash, Epoch, InvalidId, RootHash, ShardId, ShardIndex, SourceId, TokenId};

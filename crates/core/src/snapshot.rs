@@ -96,7 +96,7 @@ impl ShardMask {
 impl Snapshot {
     /// A store that never held anything.
     pub fn empty() -> Self {
-        let root = crate::merkle::store_root([]);
+        let root = crate::merkle::empty_root();
         Self { epoch: Epoch(0), root, sources: Vec::new(), shards: Vec::new(), last_shard: ShardId(0) }
     }
 

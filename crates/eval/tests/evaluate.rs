@@ -61,9 +61,9 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
             tier: Tier::Restricted,
             permissions: Permissions::of_tier(Tier::Restricted),
         };
-        store.create_source(&source).unwrap();
+        store.by("test").create_source(&source).unwrap();
         let new = NewShard { source: &domain.source, documents: &domain.stored };
-        store.add_shard(&new, model, &AtomicBool::new(false), &|_, _| {}).unwrap();
+        store.by("test").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {}).unwrap();
     }
     store
 }

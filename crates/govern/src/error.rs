@@ -1,6 +1,7 @@
 //! Why something was refused.
 
 use silo_core::{InvalidId, ModelError, SearchError, Tier, TokenizerError, UnknownLicence, UnknownName};
+use silo_log::LogError;
 use silo_store::StoreError;
 
 /// Why something was refused.
@@ -26,6 +27,22 @@ pub enum GovernError {
     Changing { tries: usize },
     #[error("the server has no folder for backups; name one as govern.backups in its configuration")]
     NoBackups,
+    #[error(
+        "the server has no key to sign receipts with; make one with `silo key create` and name it as govern.signing_key in its \
+             configuration"
+    )]
+    NoKey,
+    #[error("there is no receipt of change {removal}: {reason}")]
+    NoReceipt { removal: u64, reason: &'static str },
+    #[error(
+        "the log of changes is not the one that was signed at {size} entries: entries were changed or are missing; restore the \
+             store from a backup"
+    )]
+    LogAltered { size: u64 },
+    #[error("entry or size {got} is beyond the end of the log, which has {size} entries")]
+    LogEnd { got: u64, size: u64 },
+    #[error(transparent)]
+    Log(#[from] LogError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use silo_core::{Document, LanguageModel, LicencePolicy, Selection, ShardId, Source, SourceId, Tokenizer};
 use silo_store::{AddedShard, BackupManifest, NewShard, Purged, Removal, RemovalPart, Store};
 
-use crate::{Declaration, GovernError, declare};
+use crate::{Caller, Declaration, GovernError, Notary, declare};
 
 /// Limits and policies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ use crate::{Declaration, GovernError, declare};
 pub struct GovernConfig {
     /// How licences become tiers.
     pub licences: LicencePolicy,
+    /// The key that receipts and checkpoints of the log are signed with (`silo key create`); there are none, if there is none.
+    pub signing_key: Option<PathBuf>,
     /// Folder below which backups are made; none are, if there is none.
     pub backups: Option<PathBuf>,
     /// Longest document, in bytes.
@@ -30,6 +32,7 @@ impl Default for GovernConfig {
     fn default() -> Self {
         Self {
             licences: LicencePolicy::default(),
+            signing_key: None,
             backups: None,
             max_document_bytes: 16 << 20,
             max_shard_documents: 1_000_000,
@@ -44,17 +47,20 @@ pub struct Governor {
     store: Arc<Store>,
     pub(crate) model: Arc<dyn LanguageModel>,
     pub(crate) tokenizer: Arc<dyn Tokenizer>,
+    pub(crate) notary: Option<Notary>,
 }
 
 impl Governor {
-    /// A governor of `store`, whose keys `model` makes.
+    /// A governor of `store`, whose keys `model` makes. Refused, if the signing key cannot be read, or the store's log of changes is not the
+    /// one that was signed.
     pub fn new(
         config: GovernConfig,
         store: Arc<Store>,
         model: Arc<dyn LanguageModel>,
         tokenizer: Arc<dyn Tokenizer>,
-    ) -> Self {
-        Self { config, store, model, tokenizer }
+    ) -> Result<Self, GovernError> {
+        let notary = config.signing_key.as_deref().map(|key| Notary::open(&store, key)).transpose()?;
+        Ok(Self { config, store, model, tokenizer, notary })
     }
 
     /// The store, for reading its state.
@@ -68,14 +74,19 @@ impl Governor {
     }
 
     /// Declares a source; with `validate_only` nothing is changed.
-    pub fn create_source(&self, declaration: &Declaration, validate_only: bool) -> Result<Source, GovernError> {
+    pub fn create_source(
+        &self,
+        caller: &Caller,
+        declaration: &Declaration,
+        validate_only: bool,
+    ) -> Result<Source, GovernError> {
         let source = declare(declaration, &self.config.licences)?;
         if validate_only {
             if self.store.source(&source.id).is_ok() {
                 return Err(silo_store::StoreError::SourceExists(source.id).into());
             }
         } else {
-            self.store.create_source(&source)?;
+            self.store.by(&caller.name).create_source(&source)?;
         }
         Ok(source)
     }
@@ -122,22 +133,25 @@ impl Governor {
     /// Encodes checked documents and adds them as a shard.
     pub fn add_shard(
         &self,
+        caller: &Caller,
         source: &SourceId,
         documents: &[Document],
         cancel: &AtomicBool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, GovernError> {
-        Ok(self.store.add_shard(&NewShard { source, documents }, &*self.model, cancel, progress)?)
+        let new = NewShard { source, documents };
+        Ok(self.store.by(&caller.name).add_shard(&new, &*self.model, cancel, progress)?)
     }
 
     /// Encodes the stored documents of a shard again, with the served model and recipe.
     pub fn rebuild_shard(
         &self,
+        caller: &Caller,
         id: ShardId,
         cancel: &AtomicBool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, GovernError> {
-        Ok(self.store.rebuild_shard(id, &*self.model, cancel, progress)?)
+        Ok(self.store.by(&caller.name).rebuild_shard(id, &*self.model, cancel, progress)?)
     }
 
     /// What a withdrawal would take away now.
@@ -146,23 +160,23 @@ impl Governor {
     }
 
     /// Withdraws what is selected.
-    pub fn withdraw(&self, selection: &Selection) -> Result<Removal, GovernError> {
-        Ok(self.store.withdraw(selection)?)
+    pub fn withdraw(&self, caller: &Caller, selection: &Selection) -> Result<Removal, GovernError> {
+        Ok(self.store.by(&caller.name).withdraw(selection)?)
     }
 
     /// Takes a shard out of what is retrieved.
-    pub fn suspend_shard(&self, id: ShardId) -> Result<Removal, GovernError> {
-        Ok(self.store.suspend_shard(id)?)
+    pub fn suspend_shard(&self, caller: &Caller, id: ShardId) -> Result<Removal, GovernError> {
+        Ok(self.store.by(&caller.name).suspend_shard(id)?)
     }
 
     /// Puts a suspended shard back.
-    pub fn resume_shard(&self, id: ShardId) -> Result<Removal, GovernError> {
-        Ok(self.store.resume_shard(id)?)
+    pub fn resume_shard(&self, caller: &Caller, id: ShardId) -> Result<Removal, GovernError> {
+        Ok(self.store.by(&caller.name).resume_shard(id)?)
     }
 
     /// The backups that hold something of a withdrawal.
     pub fn backups_with(&self, removal: &Removal) -> Result<Vec<String>, GovernError> {
-        Ok(self.store.backups_with(removal)?)
+        Ok(self.store.backups_with(removal.epoch())?)
     }
 
     /// Copies the store to a new folder of that name below the configured one.

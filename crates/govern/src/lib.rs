@@ -1,7 +1,7 @@
 //! Every change of the store goes through here, and every look at it but the engine's.
 //!
 //! What it is: [`Governor`] decides a source's tier from its licence, checks what is declared and added, and shows text only of
-//! sources that permit it. [`Access`] knows callers by their tokens.
+//! sources that permit it. [`Access`] knows callers by their tokens. [`Notary`] signs the log of changes, and receipts.
 //!
 //! What it is not: it stores nothing itself, and knows nothing of the wire.
 
@@ -10,12 +10,14 @@ mod declare;
 mod error;
 mod governor;
 mod look;
+mod notary;
 
 pub use access::{Access, AccessError, Caller, Denied, NewToken, Role, TokenFile, TokenRecord};
 pub use declare::{Declaration, declare};
 pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};
 pub use look::{Found, FoundNeighbor, FoundPassage, Look};
+pub use notary::{LogProof, Notary, ProvenEntry};
 pub use silo_store::{
     AddedShard, BackupManifest, BackupRecord, Purged, Removal, RemovalPart, ShardDetail, ShardState, StoreError,
     now_unix_ms,

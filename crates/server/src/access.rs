@@ -42,6 +42,8 @@ const RULES: &[Rule] = &[
     ("silo.v1.DatastoreService/ForgetBackup", &[Admin]),
     ("silo.v1.DatastoreService/GetStore", &[Reader, Generator, Curator, Legal, Auditor, Admin]),
     ("silo.v1.DatastoreService/Search", &[Reader, Curator, Legal, Auditor, Admin]),
+    ("silo.v1.OptOutService/GetReceipt", &[Role::Owner, Legal, Auditor, Admin]),
+    ("silo.v1.OptOutService/GetLogProof", &[Legal, Auditor, Admin]),
     ("google.longrunning.Operations/ListOperations", &[Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/GetOperation", &[Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/WaitOperation", &[Curator, Legal, Auditor, Admin]),

@@ -62,7 +62,7 @@ impl Datastore {
             if validate_only {
                 return Ok((to_proto::parts(&g.plan(&selection).map_err(govern)?), None));
             }
-            let removal = g.withdraw(&selection).map_err(govern)?;
+            let removal = g.withdraw(&caller, &selection).map_err(govern)?;
             note(&caller, format_args!("withdrew by {}: change {}", removal.record.selector, removal.record.id));
             let purge = registry.purge();
             // It is done: what cannot be said of it must not make it look undone.
@@ -155,7 +155,7 @@ impl DatastoreService for Datastore {
         let declaration = from_proto::declaration(source).map_err(|e| status::bad_field(&e))?;
         check_scope(&caller, &from_proto::source_id(&declaration.name, "name").map_err(|e| status::bad_field(&e))?)?;
         self.blocking(move |g| {
-            let source = g.create_source(&declaration, m.validate_only).map_err(govern)?;
+            let source = g.create_source(&caller, &declaration, m.validate_only).map_err(govern)?;
             if !m.validate_only {
                 note(&caller, format_args!("declared the source {}", source.id));
             }
@@ -207,7 +207,7 @@ impl DatastoreService for Datastore {
         });
         let (source, documents) = check.await?.into_inner();
         let what = format!("adds {} documents to the source {source}", documents.len());
-        let operation = registry.add_shard(source, documents)?;
+        let operation = registry.add_shard(caller.clone(), source, documents)?;
         note(&caller, format_args!("{what}: {}", operation.name));
         Ok(Response::new(operation))
     }
@@ -239,7 +239,7 @@ impl DatastoreService for Datastore {
             Ok((caller, ids, sources, total))
         });
         let (caller, ids, sources, total) = find.await?.into_inner();
-        let operation = self.registry.rebuild_shards(ids, sources, total)?;
+        let operation = self.registry.rebuild_shards(caller.clone(), ids, sources, total)?;
         note(&caller, format_args!("rebuilds shards: {}", operation.name));
         Ok(Response::new(operation))
     }
@@ -285,7 +285,7 @@ impl DatastoreService for Datastore {
         let id = ShardId(request.into_inner().id);
         self.blocking(move |g| {
             check_sees(g, &caller, id)?;
-            let removal = g.suspend_shard(id).map_err(govern)?;
+            let removal = g.suspend_shard(&caller, id).map_err(govern)?;
             note(&caller, format_args!("suspended shard {id}: change {}", removal.record.id));
             let removal = Some(to_proto::removal(&removal, String::new(), Vec::new()));
             Ok(v1::SuspendShardResponse { shard: Some(shard(g, id)?), removal })
@@ -301,7 +301,7 @@ impl DatastoreService for Datastore {
         let id = ShardId(request.into_inner().id);
         self.blocking(move |g| {
             check_sees(g, &caller, id)?;
-            let removal = g.resume_shard(id).map_err(govern)?;
+            let removal = g.resume_shard(&caller, id).map_err(govern)?;
             note(&caller, format_args!("resumed shard {id}: change {}", removal.record.id));
             let removal = Some(to_proto::removal(&removal, String::new(), Vec::new()));
             Ok(v1::ResumeShardResponse { shard: Some(shard(g, id)?), removal })

@@ -12,6 +12,7 @@ mod datastore;
 mod from_proto;
 mod generation;
 mod operations;
+mod optout;
 mod page;
 mod serve;
 mod status;

@@ -24,9 +24,9 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// What an operation does.
 enum Task {
     /// Adds checked documents as a shard.
-    Add { source: SourceId, documents: Mutex<Vec<Document>> },
+    Add { by: Caller, source: SourceId, documents: Mutex<Vec<Document>> },
     /// Encodes shards of these sources again.
-    Rebuild { ids: Vec<ShardId>, sources: BTreeSet<SourceId> },
+    Rebuild { by: Caller, ids: Vec<ShardId>, sources: BTreeSet<SourceId> },
     /// Gets withdrawn bytes out of all files.
     Purge,
     /// Copies the store.
@@ -106,21 +106,23 @@ impl Registry {
     /// Starts an addition of checked documents.
     pub(crate) fn add_shard(
         self: &Arc<Self>,
+        by: Caller,
         source: SourceId,
         documents: Vec<Document>,
     ) -> Result<lro::Operation, Status> {
         let total = documents.len() as u64;
-        self.start(Task::Add { source, documents: Mutex::new(documents) }, total)
+        self.start(Task::Add { by, source, documents: Mutex::new(documents) }, total)
     }
 
     /// Starts a rebuild of shards that are there.
     pub(crate) fn rebuild_shards(
         self: &Arc<Self>,
+        by: Caller,
         ids: Vec<ShardId>,
         sources: BTreeSet<SourceId>,
         total: u64,
     ) -> Result<lro::Operation, Status> {
-        self.start(Task::Rebuild { ids, sources }, total)
+        self.start(Task::Rebuild { by, ids, sources }, total)
     }
 
     /// Starts a copy of the store.
@@ -270,12 +272,12 @@ fn perform(governor: &Governor, work: &Work) -> Result<Any, Status> {
         return Err(status::cancelled("the operation was cancelled before it began"));
     }
     match &work.task {
-        Task::Add { source, documents } => {
+        Task::Add { by, source, documents } => {
             // An operation runs once, so its documents need not be kept.
             let documents = std::mem::take(&mut *documents.lock().unwrap_or_else(PoisonError::into_inner));
-            add(governor, work, source, &documents).map(|shard| pack(&shard))
+            add(governor, work, by, source, &documents).map(|shard| pack(&shard))
         }
-        Task::Rebuild { ids, .. } => rebuild(governor, work, ids).map(|answer| pack(&answer)),
+        Task::Rebuild { by, ids, .. } => rebuild(governor, work, by, ids).map(|answer| pack(&answer)),
         Task::Purge => purge(governor, work).map(|answer| pack(&answer)),
         Task::Backup { name } => backup(governor, work, name).map(|answer| pack(&answer)),
     }
@@ -314,12 +316,17 @@ fn backup(governor: &Governor, work: &Work, name: &str) -> Result<v1::BackupStor
     })
 }
 
-fn rebuild(governor: &Governor, work: &Work, ids: &[ShardId]) -> Result<v1::RebuildShardsResponse, Status> {
+fn rebuild(
+    governor: &Governor,
+    work: &Work,
+    by: &Caller,
+    ids: &[ShardId],
+) -> Result<v1::RebuildShardsResponse, Status> {
     let mut answer = v1::RebuildShardsResponse::default();
     for &id in ids {
         let before = work.done.load(Ordering::Relaxed);
         let progress = |done, _| work.done.store(before + done, Ordering::Relaxed);
-        match governor.rebuild_shard(id, &work.cancel, &progress) {
+        match governor.rebuild_shard(by, id, &work.cancel, &progress) {
             Ok(rebuilt) => answer.shards.push(shard(governor, &rebuilt)?),
             Err(error) if work.cancel.load(Ordering::Relaxed) => return Err(status::govern(&error)),
             // One shard that cannot be rebuilt must not keep the others from it.
@@ -335,9 +342,15 @@ fn shard(governor: &Governor, added: &AddedShard) -> Result<v1::Shard, Status> {
     Ok(v1::Shard { n_duplicates: added.n_duplicates, ..to_proto::shard(&detail) })
 }
 
-fn add(governor: &Governor, work: &Work, source: &SourceId, documents: &[Document]) -> Result<v1::Shard, Status> {
+fn add(
+    governor: &Governor,
+    work: &Work,
+    by: &Caller,
+    source: &SourceId,
+    documents: &[Document],
+) -> Result<v1::Shard, Status> {
     let progress = |done, _| work.done.store(done, Ordering::Relaxed);
-    let added = governor.add_shard(source, documents, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
+    let added = governor.add_shard(by, source, documents, &work.cancel, &progress).map_err(|e| status::govern(&e))?;
     shard(governor, &added)
 }
 

@@ -11,6 +11,7 @@ use silo_govern::{Access, Governor};
 use silo_proto::longrunning::operations_server::OperationsServer;
 use silo_proto::v1::datastore_service_server::DatastoreServiceServer;
 use silo_proto::v1::generation_service_server::GenerationServiceServer;
+use silo_proto::v1::opt_out_service_server::OptOutServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tonic::Status;
@@ -24,6 +25,7 @@ use crate::config::{InvalidSetting, TlsConfig};
 use crate::datastore::Datastore;
 use crate::generation::Generations;
 use crate::operations::{OperationsService, Registry};
+use crate::optout::OptOuts;
 use crate::{ServerConfig, status};
 
 /// Why the server could not run.
@@ -136,6 +138,7 @@ impl Server {
         let card = engine.model().card().clone();
         let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
         let places = |n: usize| Arc::new(Semaphore::new(n));
+        let optouts = OptOuts { governor: governor.clone() };
         let datastore = Datastore {
             governor,
             registry: registry.clone(),
@@ -178,6 +181,7 @@ impl Server {
             .add_service(reflection().build_v1alpha()?)
             .add_service(generation)
             .add_service(datastore)
+            .add_service(OptOutServiceServer::new(optouts).max_decoding_message_size(limit))
             .add_service(OperationsServer::new(OperationsService(operations)))
             .serve_with_incoming_shutdown(connections(listener), shutdown);
         let after_the_cut = async move {
@@ -196,5 +200,10 @@ impl Server {
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The whole server ("") and its services, as health knows them.
-const SERVICES: [&str; 4] =
-    ["", "silo.v1.GenerationService", "silo.v1.DatastoreService", "google.longrunning.Operations"];
+const SERVICES: [&str; 5] = [
+    "",
+    "silo.v1.GenerationService",
+    "silo.v1.DatastoreService",
+    "silo.v1.OptOutService",
+    "google.longrunning.Operations",
+];

@@ -178,6 +178,13 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         }
         E::Changing { .. } => Shape { retry: true, ..Shape::new(Code::Aborted, "STORE_CHANGED") },
         E::NoBackups => Shape::new(Code::FailedPrecondition, "NO_BACKUPS"),
+        E::NoKey => Shape::new(Code::FailedPrecondition, "NO_KEY"),
+        E::NoReceipt { removal, .. } => {
+            Shape { resource: Some(("change", removal.to_string())), ..Shape::new(Code::NotFound, "NO_RECEIPT") }
+        }
+        E::LogEnd { .. } => Shape { field: Some("old_size"), ..Shape::new(Code::OutOfRange, "END_OF_LOG") },
+        E::LogAltered { .. } => Shape::new(Code::DataLoss, "LOG_ALTERED"),
+        E::Log(_) => Shape::new(Code::Internal, "LOG_FAILED"),
         E::Store(e) => return Shape::status(store(e), e.to_string()),
         E::UnknownName(e) => {
             Shape { resource: Some((e.kind, e.name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_NAME") }

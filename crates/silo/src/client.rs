@@ -12,6 +12,7 @@ use silo_govern::{NewToken, Role, TokenFile};
 use silo_proto::longrunning::operations_client::OperationsClient;
 use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
 use silo_proto::v1::generation_service_client::GenerationServiceClient;
+use silo_proto::v1::opt_out_service_client::OptOutServiceClient;
 use silo_server::Server;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -165,6 +166,11 @@ impl Connection {
     /// Client of DatastoreService.
     pub fn datastore(&self) -> DatastoreServiceClient<Wire> {
         DatastoreServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Client of OptOutService.
+    pub fn opt_out(&self) -> OptOutServiceClient<Wire> {
+        OptOutServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Client of Operations.

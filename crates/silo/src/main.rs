@@ -58,6 +58,12 @@ enum Command {
     /// Tokens of a server's callers: create, revoke, list.
     #[command(subcommand)]
     Token(commands::token::Token),
+    /// The key that receipts are signed with: create, rotate, show.
+    #[command(subcommand)]
+    Key(commands::key::Key),
+    /// Receipts of withdrawals: get, verify.
+    #[command(subcommand)]
+    Optout(commands::optout::OptOut),
 }
 
 fn main() -> ExitCode {
@@ -85,6 +91,8 @@ fn main() -> ExitCode {
             Command::Shard(c) => c.run(json).await,
             Command::Store(c) => c.run(json).await,
             Command::Token(c) => c.run(json),
+            Command::Key(c) => c.run(json),
+            Command::Optout(c) => c.run(json).await,
         }
     });
     match result {

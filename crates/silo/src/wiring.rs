@@ -28,7 +28,7 @@ fn threads(configured: usize) -> usize {
 pub fn load_model(config: &ModelConfig) -> Result<(Arc<dyn LanguageModel>, Arc<dyn Tokenizer>)> {
     let loaded = LoadedModel::open(&config.path)?;
     if config.require_open_training {
-        match &loaded.training_tiers {
+        match loaded.provenance.as_ref().map(|p| &p.training_tiers) {
             Some(tiers) if tiers.iter().all(|t| t.is_open()) => {}
             Some(_) => bail!(
                 "the model {} was trained on restricted text, and model.require_open_training is set",
@@ -95,7 +95,7 @@ pub fn start(config: &ServeConfig) -> Result<Parts> {
     if let Some(c) = calibration.as_ref().filter(|c| c.model != model.card().hash) {
         bail!("the calibration was made for the model {}, the served one is {}", c.model, model.card().hash);
     }
-    let governor = Governor::new(config.govern.clone(), store.clone(), model.clone(), tokenizer.clone());
+    let governor = Governor::new(config.govern.clone(), store.clone(), model.clone(), tokenizer.clone())?;
     let engine = Engine::start(config.engine.clone(), calibration, model, tokenizer, store)
         .context("cannot start the engine")?;
     Ok(Parts { engine: Arc::new(engine), governor: Arc::new(governor) })

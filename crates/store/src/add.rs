@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use silo_core::{Document, Epoch, LanguageModel, RootHash, ShardId, SourceId};
+use silo_core::{Change, ContentHash, Document, DocumentSet, Epoch, LanguageModel, RootHash, ShardId, SourceId};
 
 use crate::backup::SHARDS;
 use crate::boundary::Boundary;
 use crate::build::Numbered;
 use crate::catalog::Files;
 use crate::files::{read_added_manifest, read_manifest};
-use crate::live::LiveShard;
+use crate::live::{Live, LiveShard};
 use crate::store::unpoisoned;
 use crate::write::{create_directory, sync_directory};
-use crate::{Manifest, Shard, ShardBuilder, ShardRecord, ShardState, Store, StoreError, StoredDocument};
+use crate::{By, Manifest, Shard, ShardBuilder, ShardRecord, ShardState, Store, StoreError, StoredDocument};
 
 /// Documents to add as a shard.
 pub struct NewShard<'a> {
@@ -70,7 +70,7 @@ impl Drop for Published {
     }
 }
 
-impl Store {
+impl By<'_> {
     /// Encodes documents and adds them as a shard, which new requests see as soon as this returns. Nothing is left behind if it
     /// fails or is cancelled.
     pub fn add_shard(
@@ -80,32 +80,48 @@ impl Store {
         cancel: &AtomicBool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, StoreError> {
-        let source = self.source(new.source)?;
+        let store = self.store;
+        let source = store.source(new.source)?;
         if new.documents.is_empty() {
             return Err(StoreError::Empty);
         }
-        let staging = Staging::create(&self.root)?;
-        let builder = ShardBuilder { model, tokenizer: self.tokenizer(), recipe: self.recipe(), cancel, progress };
+        let staging = Staging::create(&store.root)?;
+        let builder = ShardBuilder { model, tokenizer: store.tokenizer(), recipe: store.recipe(), cancel, progress };
         let manifest = builder.build(&staging.path, &source.id, new.documents)?;
-        self.check_compatible(&manifest)?;
-        self.at(Boundary::ShardBuilt);
-        let mut published = self.publish(staging)?;
-        self.at(Boundary::ShardRenamed);
+        store.check_compatible(&manifest)?;
+        store.at(Boundary::ShardBuilt);
+        let mut published = store.publish(staging)?;
+        store.at(Boundary::ShardRenamed);
         let documents = published.shard.all_documents()?;
-        let id = self.catalog.prepare_shard(&published.files(&manifest), &documents)?;
-        self.at(Boundary::ShardPrepared);
-        let _change = self.change();
-        let epoch = self.catalog.enter_shard(id)?;
-        published.keep();
-        self.at(Boundary::ShardEntered);
-        // From here on nothing can fail: what the catalog holds is what is live.
-        let shard = LiveShard::new(published.shard.clone(), &Default::default());
-        let live = self.swap(|live| live.insert(id, shard, false, epoch));
+        let id = store.catalog.prepare_shard(&published.files(&manifest), &documents)?;
+        store.at(Boundary::ShardPrepared);
+        let _change = store.change();
+        let live = self.enter(id, &mut published)?;
         let copies = live.sources.get(&source.id).map_or(0, |s| s.n_copies(id));
         let n_duplicates = copies + new.documents.len() as u64 - manifest.n_documents;
         Ok(AddedShard { id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
     }
 
+    /// Makes a prepared shard live. The caller holds the lock of changes.
+    fn enter(&self, id: ShardId, published: &mut Published) -> Result<Arc<Live>, StoreError> {
+        let (store, files) = (self.store, &published.shard);
+        let epoch = store.catalog.next_epoch()?;
+        let shard = LiveShard::new(files.clone(), &Default::default());
+        let after = store.changed(epoch, |live| live.insert(id, shard, false, epoch));
+        let mut hashes: Vec<ContentHash> = files.numbers().map(|(_, hash)| hash).collect();
+        hashes.sort_unstable();
+        let documents = DocumentSet::of(files.manifest().source.clone(), &hashes);
+        let change = Change::AddShard { shard: id.0, documents, state: store.state_of(&after) };
+        store.catalog.enter_shard(id, self.actor, &change)?;
+        published.keep();
+        store.at(Boundary::ShardEntered);
+        // From here on nothing can fail: what the catalog holds is what is live.
+        store.show(after.clone());
+        Ok(after)
+    }
+}
+
+impl Store {
     /// Renames staged files to their place and opens them. They are deleted again unless they are kept.
     pub(crate) fn publish(&self, staging: Staging) -> Result<Published, StoreError> {
         let (_, sha256) = read_manifest(&staging.path)?;
@@ -122,6 +138,47 @@ impl Store {
         }
     }
 
+    /// Puts published files in the place of a shard's, which no longer hold what was withdrawn by `record`. What was withdrawn since stays
+    /// so. A rebuild makes an epoch, because it may change what is retrieved; files with the same entries do not.
+    pub(crate) fn switch(
+        &self,
+        record: &ShardRecord,
+        mut published: Published,
+        manifest: &Manifest,
+        rebuilt_by: Option<&str>,
+    ) -> Result<(Epoch, RootHash), StoreError> {
+        self.at(Boundary::FilesRenamed);
+        let live = {
+            let _change = self.change();
+            let gone = &record.withdrawn;
+            let now = self.shard(record.id)?;
+            if now.state == ShardState::Removed || now.directory != record.directory {
+                return Err(StoreError::Changed(record.id));
+            }
+            let left = now.withdrawn.without(gone);
+            let files = published.shard.clone();
+            let after = match rebuilt_by {
+                Some(_) => {
+                    let (epoch, suspended) = (self.catalog.next_epoch()?, now.state == ShardState::Suspended);
+                    self.changed(epoch, |live| live.insert(now.id, LiveShard::new(files, &left), suspended, epoch))
+                }
+                None => self.changed(self.live().snapshot.epoch, |live| live.replace(now.id, &files, gone)),
+            };
+            let change = Change::RebuildShard { shard: now.id.0, state: self.state_of(&after) };
+            let change = rebuilt_by.map(|actor| (actor, &change));
+            self.catalog.replace_files(&now, &published.files(manifest), (gone, &left), change)?;
+            published.keep();
+            self.at(Boundary::FilesSwitched);
+            // From here on nothing can fail.
+            self.show(after.clone());
+            after
+        };
+        unpoisoned(&self.retired).push(record.directory.clone());
+        Ok((live.snapshot.epoch, live.snapshot.root))
+    }
+}
+
+impl By<'_> {
     /// Encodes the stored documents of a shard again, with the store's model and recipe, and puts the result in its place: one rename, one
     /// transaction. Until then the shard stays what it was; it keeps its number, and its documents theirs. This is how a shard of
     /// another model or recipe, or one whose text is whole but not its other files, is retrieved from again. A removal of the shard
@@ -133,66 +190,37 @@ impl Store {
         cancel: &AtomicBool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, StoreError> {
-        let rewrite = Rewrite::enter(self, id)?;
+        let store = self.store;
+        let rewrite = Rewrite::enter(store, id)?;
         let progress = |done, total| {
             if cancel.load(Ordering::Relaxed) {
                 rewrite.stop.store(true, Ordering::Relaxed);
             }
             progress(done, total);
         };
-        let record = self.shard(id)?;
+        let record = store.shard(id)?;
         if record.state == ShardState::Removed {
             return Err(StoreError::ShardRemoved(id));
         }
-        let old_path = self.directory(&record.directory);
+        let old_path = store.directory(&record.directory);
         let old_manifest = read_added_manifest(&old_path, &record.manifest_sha256)?;
         let stored = Shard::read_documents(&old_path, &old_manifest)?;
         let kept: Vec<&StoredDocument> = stored.iter().filter(|d| !record.withdrawn.contains(d.number)).collect();
         // Rows last as long as model and recipe do.
-        let same = self.check_compatible(&old_manifest).is_ok();
-        let staging = Staging::create(&self.root)?;
+        let same = store.check_compatible(&old_manifest).is_ok();
+        let staging = Staging::create(&store.root)?;
         let (cancel, progress) = (&*rewrite.stop, &progress);
-        let builder = ShardBuilder { model, tokenizer: self.tokenizer(), recipe: self.recipe(), cancel, progress };
+        let builder = ShardBuilder { model, tokenizer: store.tokenizer(), recipe: store.recipe(), cancel, progress };
         let numbered: Vec<Numbered<'_>> = kept.iter().map(|d| d.numbered(same)).collect();
         let manifest = builder.build_numbered(&staging.path, &record.source, &numbered)?;
-        self.check_compatible(&manifest)?;
-        self.at(Boundary::FilesWritten);
-        let published = self.publish(staging)?;
-        let (epoch, root) = self.switch(&record, published, &manifest, Some("rebuild shard"))?;
-        self.delete_retired_if_idle();
-        let live = self.live();
+        store.check_compatible(&manifest)?;
+        store.at(Boundary::FilesWritten);
+        let published = store.publish(staging)?;
+        let (epoch, root) = store.switch(&record, published, &manifest, Some(self.actor))?;
+        store.delete_retired_if_idle();
+        let live = store.live();
         let n_duplicates = live.sources.get(&record.source).map_or(0, |s| s.n_copies(id));
         Ok(AddedShard { id, epoch, root, manifest, n_duplicates })
-    }
-
-    /// Puts published files in the place of a shard's, which no longer hold what was withdrawn by `record`. What was withdrawn since stays
-    /// so. A rebuild makes an epoch, because it may change what is retrieved; files with the same entries do not.
-    pub(crate) fn switch(
-        &self,
-        record: &ShardRecord,
-        mut published: Published,
-        manifest: &Manifest,
-        change: Option<&str>,
-    ) -> Result<(Epoch, RootHash), StoreError> {
-        self.at(Boundary::FilesRenamed);
-        let live = {
-            let _change = self.change();
-            let gone = &record.withdrawn;
-            let switched = self.catalog.replace_files(record, &published.files(manifest), gone, change)?;
-            let switched = switched.ok_or(StoreError::Changed(record.id))?;
-            published.keep();
-            self.at(Boundary::FilesSwitched);
-            // From here on nothing can fail.
-            self.swap(|live| match switched.epoch {
-                Some(epoch) => {
-                    let shard = LiveShard::new(published.shard.clone(), &switched.withdrawn);
-                    live.insert(record.id, shard, switched.suspended, epoch);
-                }
-                None => live.replace(record.id, &published.shard, gone),
-            })
-        };
-        unpoisoned(&self.retired).push(record.directory.clone());
-        Ok((live.snapshot.epoch, live.snapshot.root))
     }
 }
 

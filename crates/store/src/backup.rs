@@ -167,9 +167,9 @@ impl Store {
         if self.catalog.forget_backup(name)? { Ok(()) } else { Err(StoreError::UnknownBackup(name.to_owned())) }
     }
 
-    /// The backups that may hold something of a withdrawal: those that were made before it, or before its bytes were gone from all files.
-    pub fn backups_with(&self, removal: &crate::Removal) -> Result<Vec<String>, StoreError> {
-        let holds = |b: &BackupRecord| b.clean_epoch <= removal.epoch();
+    /// The backups that may hold something of a withdrawal, by its epoch: those that were made before it, or before its bytes were gone from all files.
+    pub fn backups_with(&self, removal: Epoch) -> Result<Vec<String>, StoreError> {
+        let holds = |b: &BackupRecord| b.clean_epoch <= removal;
         Ok(self.catalog.backups()?.into_iter().filter(holds).map(|b| b.name).collect())
     }
 }
@@ -215,7 +215,7 @@ pub(crate) fn root_of(catalog: &Catalog) -> Result<RootHash, StoreError> {
             Some((id, merkle::DocumentTree::default().with(&hashes).0.root()?))
         })
         .collect();
-    Ok(merkle::store_root(roots.iter().map(|(id, root)| (id, *root))))
+    Ok(merkle::SourceTree::new(roots.iter().map(|(id, root)| (id, *root))).root())
 }
 
 /// A directory that is deleted unless it gets its name.

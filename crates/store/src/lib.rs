@@ -24,6 +24,7 @@ mod backup;
 mod boundary;
 mod build;
 mod catalog;
+mod contents;
 mod detail;
 mod encode;
 mod error;
@@ -47,7 +48,10 @@ pub use add::{AddedShard, NewShard};
 pub use backup::BackupManifest;
 pub use boundary::{AtBoundary, Boundary};
 pub use build::ShardBuilder;
-pub use catalog::{BackupRecord, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState, now_unix_ms};
+pub use catalog::{
+    BackupRecord, Moments, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState, now_unix_ms,
+};
+pub use contents::Contents;
 pub use detail::ShardDetail;
 pub use encode::{Encoded, encode};
 pub use error::StoreError;
@@ -59,6 +63,6 @@ pub use restore::{Later, RemovalLog, Restored, restore};
 pub use shard::{Shard, StoredDocument};
 pub use silo_lexical::Bm25;
 pub use silo_vector::Probe;
-pub use store::{Store, StoreOptions, StoreStatus};
+pub use store::{By, Store, StoreOptions, StoreStatus};
 pub use verify::{Fault, Repair, Verified, verify};
 pub use withdraw::Removal;

@@ -257,7 +257,6 @@ impl Live {
             self.merge_lists_of(id);
         }
         Arc::make_mut(&mut self.snapshot).last_shard = self.snapshot.last_shard.max(id);
-        self.renew_snapshot(epoch);
     }
 
     /// Puts other files with the same live documents in the place of a shard's, without those that are gone from them. The shard stays live
@@ -312,11 +311,10 @@ impl Live {
     }
 
     /// Takes a damaged shard out of what is retrieved.
-    pub(crate) fn quarantine(&mut self, id: ShardId, reason: String, epoch: Epoch) {
+    pub(crate) fn quarantine(&mut self, id: ShardId, reason: String) {
         self.hide(id);
         self.suspended.remove(&id);
         self.unavailable.insert(id, reason);
-        self.renew_snapshot(epoch);
     }
 
     /// Whether a shard, live or suspended, still has these files.
@@ -365,6 +363,22 @@ impl Live {
         }
     }
 
+    /// The sources with the roots of their documents.
+    pub(crate) fn source_tree(&self) -> merkle::SourceTree {
+        merkle::SourceTree::new(self.sources.iter().filter_map(|(id, state)| Some((id, state.tree.root()?))))
+    }
+
+    /// Whether a live shard of a source holds a document.
+    pub(crate) fn holds(&self, source: &SourceId, document: &ContentHash) -> bool {
+        self.sources.get(source).is_some_and(|state| state.tree.contains(document))
+    }
+
+    /// Shows that documents are not in the store: where the source stands, and if it is there, where they would.
+    pub(crate) fn prove(&self, source: &SourceId, documents: &[ContentHash]) -> [Vec<merkle::ProofStep>; 2] {
+        let of_source = self.sources.get(source).map(|state| state.tree.prove(documents));
+        [self.source_tree().prove(source), of_source.unwrap_or_default()]
+    }
+
     /// Brings the snapshot up to what is live now.
     pub(crate) fn renew_snapshot(&mut self, epoch: Epoch) {
         let declared = &self.snapshot.sources;
@@ -375,7 +389,7 @@ impl Live {
         };
         let mut shards: Vec<ShardView> = self.shards.iter().filter_map(view).collect();
         shards.sort_by_key(|v| v.id);
-        let root = merkle::store_root(self.sources.iter().filter_map(|(id, state)| Some((id, state.tree.root()?))));
+        let root = self.source_tree().root();
         let (sources, last_shard) = (declared.clone(), self.snapshot.last_shard);
         self.snapshot = Arc::new(Snapshot { epoch, root, sources, shards, last_shard });
     }

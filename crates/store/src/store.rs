@@ -9,12 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use rayon::prelude::*;
 use silo_core::{
-    ContentHash, ModelCard, ShardId, ShardMask, ShardView, Snapshot, SnapshotProvider, Source, SourceId, Tokenizer,
+    Change, ContentHash, Epoch, ModelCard, ShardId, ShardMask, ShardView, Snapshot, SnapshotProvider, Source, SourceId,
+    StoreState, Tokenizer, merkle,
 };
 
 use crate::backup::{CATALOG, SHARDS};
 use crate::boundary::{AtBoundary, Boundary};
-use crate::catalog::{BackupRecord, Catalog, RemovalRecord};
+use crate::catalog::{BackupRecord, Catalog, RemovalRecord, SILO};
 use crate::files::read_added_manifest;
 use crate::live::{Live, LiveShard};
 use crate::lock::Lock;
@@ -42,6 +43,13 @@ pub struct Store {
     threads: rayon::ThreadPool,
     at_boundary: Option<Arc<AtBoundary>>,
     _lock: Lock,
+}
+
+/// A store in the hands of somebody: every change has the name of who made it in the log of changes.
+#[derive(Clone, Copy)]
+pub struct By<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) actor: &'a str,
 }
 
 /// How a store is opened.
@@ -103,7 +111,7 @@ impl Store {
             .build()
             .map_err(|e| StoreError::Io { path: root.to_owned(), source: std::io::Error::other(e) })?;
         let live = threads.install(|| open_all(root, &catalog, &records, card, &recipe))?;
-        Ok(Self {
+        let store = Self {
             root: root.to_owned(),
             card: card.clone(),
             recipe,
@@ -118,22 +126,54 @@ impl Store {
             threads,
             at_boundary: options.at_boundary,
             _lock: lock,
-        })
+        };
+        store.catalog.note_in_force_anew()?;
+        store.note_open()?;
+        Ok(store)
+    }
+
+    /// Makes an epoch if what can be retrieved is not what the log says.
+    fn note_open(&self) -> Result<(), StoreError> {
+        let (live, last) = (self.live().clone(), self.catalog.last_state()?);
+        let own = (live.snapshot.epoch, live.snapshot.root);
+        let logged = last.and_then(|(_, entry)| entry.change.state().map(|state| (state.epoch, state.root)));
+        if own == logged.unwrap_or((Epoch(0), merkle::empty_root())) {
+            return Ok(());
+        }
+        let after = self.changed(self.catalog.next_epoch()?, |_| ());
+        self.catalog.note(SILO, &Change::Open { state: self.state_of(&after) })?;
+        self.show(after);
+        Ok(())
+    }
+
+    /// The store in the hands of somebody who changes it.
+    pub fn by<'a>(&'a self, actor: &'a str) -> By<'a> {
+        By { store: self, actor }
     }
 
     pub(crate) fn live(&self) -> arc_swap::Guard<Arc<Live>> {
         self.live.load()
     }
 
-    /// Changes what is live, and makes it seen. The caller holds the lock of changes, and what it does cannot fail.
-    pub(crate) fn swap(&self, change: impl FnOnce(&mut Live)) -> Arc<Live> {
+    /// What will be live after a change that makes an epoch. The caller holds the lock of changes.
+    pub(crate) fn changed(&self, epoch: Epoch, change: impl FnOnce(&mut Live)) -> Arc<Live> {
         let mut live = (**self.live.load()).clone();
         change(&mut live);
-        let live = Arc::new(live);
-        let before = self.live.swap(live.clone());
+        live.renew_snapshot(epoch);
+        Arc::new(live)
+    }
+
+    /// Makes it seen. The caller holds the lock of changes.
+    pub(crate) fn show(&self, live: Arc<Live>) {
+        let before = self.live.swap(live);
         // What only the old one held is thousands of small things after a large change. Nobody need wait for their end.
         self.threads.spawn(move || drop(before));
-        live
+    }
+
+    /// What the log of changes says of it.
+    pub(crate) fn state_of(&self, live: &Live) -> StoreState {
+        let (epoch, root) = (live.snapshot.epoch, live.snapshot.root);
+        StoreState { epoch, root, model: self.card.hash, recipe: self.recipe.hash() }
     }
 
     pub(crate) fn threads(&self) -> &rayon::ThreadPool {
@@ -163,20 +203,6 @@ impl Store {
         unpoisoned(&self.changes)
     }
 
-    /// Declares a source.
-    pub fn create_source(&self, source: &Source) -> Result<(), StoreError> {
-        let _change = self.change();
-        if !self.catalog.add_source(source)? {
-            return Err(StoreError::SourceExists(source.id.clone()));
-        }
-        self.swap(|live| {
-            let snapshot = Arc::make_mut(&mut live.snapshot);
-            snapshot.sources.push(Arc::new(source.clone()));
-            snapshot.sources.sort_by(|a, b| a.id.cmp(&b.id));
-        });
-        Ok(())
-    }
-
     /// Checks the keys of all shards, which opening does not, and takes damaged shards out of what is retrieved. Returns their
     /// reasons. Meant for a thread of its own while the store serves.
     pub fn scrub(&self) -> BTreeMap<ShardId, String> {
@@ -189,10 +215,12 @@ impl Store {
             if !self.live().has(id, shard) {
                 continue;
             }
-            // Where the catalog cannot say it, searches must not go on finding damaged entries.
-            let noted = self.shard(id).and_then(|record| self.catalog.quarantine(&record.directory));
-            let epoch = noted.unwrap_or(self.live().snapshot.epoch);
-            self.swap(|live| live.quarantine(id, error.to_string(), epoch));
+            let epoch = self.catalog.next_epoch().unwrap_or(self.live().snapshot.epoch);
+            let after = self.changed(epoch, |live| live.quarantine(id, error.to_string()));
+            let change = Change::Quarantine { shard: id.0, state: self.state_of(&after) };
+            // Where the catalog cannot say it, searches must not go on finding damaged entries all the same.
+            let _ = self.shard(id).and_then(|record| self.catalog.quarantine(&record.directory, &change));
+            self.show(after);
             damaged.insert(id, error.to_string());
         }
         damaged
@@ -260,6 +288,24 @@ impl Store {
 
     pub(crate) fn check_compatible(&self, manifest: &Manifest) -> Result<(), StoreError> {
         compatible(manifest, &self.card, &self.recipe)
+    }
+}
+
+impl By<'_> {
+    /// Declares a source.
+    pub fn create_source(&self, source: &Source) -> Result<(), StoreError> {
+        let store = self.store;
+        let _change = store.change();
+        if !store.catalog.add_source(source, self.actor)? {
+            return Err(StoreError::SourceExists(source.id.clone()));
+        }
+        let epoch = store.live().snapshot.epoch;
+        store.show(store.changed(epoch, |live| {
+            let snapshot = Arc::make_mut(&mut live.snapshot);
+            snapshot.sources.push(Arc::new(source.clone()));
+            snapshot.sources.sort_by(|a, b| a.id.cmp(&b.id));
+        }));
+        Ok(())
     }
 }
 

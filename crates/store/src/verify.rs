@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use silo_core::{LanguageModel, ShardId};
+use silo_core::{Change, LanguageModel, ShardId};
 
 use crate::add::Rewrite;
 use crate::backup::{CATALOG, SHARDS, copy_directory};
@@ -14,7 +14,7 @@ use crate::catalog::{Catalog, Head, chain_is_whole};
 use crate::live::LiveShard;
 use crate::lock::Lock;
 use crate::store::{check_withdrawn, unpoisoned};
-use crate::{Numbers, Shard, ShardRecord, ShardState, Store, StoreError, StoredDocument};
+use crate::{By, Numbers, Shard, ShardRecord, ShardState, StoreError, StoredDocument};
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,7 @@ pub fn verify(root: &Path) -> Result<Verified, StoreError> {
     {
         faults.push(Fault { shard: None, what });
     }
+    faults.extend(catalog.check_changes()?.into_iter().map(|what| Fault { shard: None, what }));
     let purging: BTreeSet<ShardId> = catalog.unpurged()?.into_values().flatten().collect();
     let shards: Vec<ShardRecord> = catalog.shards()?;
     let kept = || shards.iter().filter(|s| s.state != ShardState::Removed);
@@ -115,7 +116,7 @@ pub enum Repair {
     Failed(String),
 }
 
-impl Store {
+impl By<'_> {
     /// Mends the shards that cannot be retrieved from: with the same files from a backup, if one is given and has them, else by encoding their
     /// text again.
     pub fn repair(
@@ -125,7 +126,7 @@ impl Store {
         progress: &dyn Fn(ShardId),
     ) -> Result<Vec<(ShardId, Repair)>, StoreError> {
         let mut out = Vec::new();
-        for id in self.unavailable().into_keys() {
+        for id in self.store.unavailable().into_keys() {
             progress(id);
             let copied = backup.map(|b| self.copy_from(b, id));
             let repair = match copied {
@@ -145,27 +146,30 @@ impl Store {
 
     /// Puts a shard's own files from a backup in the place of damaged ones.
     fn copy_from(&self, backup: &Path, id: ShardId) -> Result<(), StoreError> {
-        let _maintenance = unpoisoned(&self.maintenance);
-        let _rewrite = Rewrite::enter(self, id)?;
-        let record = self.shard(id)?;
+        let store = self.store;
+        let _maintenance = unpoisoned(&store.maintenance);
+        let _rewrite = Rewrite::enter(store, id)?;
+        let record = store.shard(id)?;
         let from = backup.join(SHARDS).join(&record.directory);
         let manifest = Shard::verify_at(&from, &record.manifest_sha256)?.manifest().clone();
-        self.check_compatible(&manifest)?;
-        let staged = self.root.join("tmp").join(&record.directory);
+        store.check_compatible(&manifest)?;
+        let staged = store.root.join("tmp").join(&record.directory);
         copy_directory(&from, &staged)?;
-        let target = self.directory(&record.directory);
+        let target = store.directory(&record.directory);
         fs::remove_dir_all(&target).map_err(StoreError::io(&target))?;
         fs::rename(&staged, &target).map_err(StoreError::io(&target))?;
         let shard = Arc::new(Shard::open(&target)?);
-        let _change = self.change();
-        let record = self.shard(id)?;
+        let _change = store.change();
+        let record = store.shard(id)?;
         if record.state == ShardState::Removed {
             return Err(StoreError::ShardRemoved(id));
         }
         let suspended = record.state == ShardState::Suspended;
-        let epoch = self.catalog.note_epoch("repair")?;
-        self.catalog.end_quarantine(&record.directory)?;
-        self.swap(|live| live.insert(id, LiveShard::new(shard, &record.withdrawn), suspended, epoch));
+        let (epoch, shard) = (store.catalog.next_epoch()?, LiveShard::new(shard, &record.withdrawn));
+        let after = store.changed(epoch, |live| live.insert(id, shard, suspended, epoch));
+        store.catalog.note(self.actor, &Change::Repair { shard: id.0, state: store.state_of(&after) })?;
+        store.catalog.end_quarantine(&record.directory)?;
+        store.show(after);
         Ok(())
     }
 }

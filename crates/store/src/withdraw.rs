@@ -1,12 +1,14 @@
 //! Withdrawals, suspensions, resumptions: what takes effect at once.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use silo_core::{Epoch, RootHash, Selection, ShardId};
+use silo_core::{Change, ContentHash, DocumentSet, Epoch, RootHash, Selection, ShardId, SourceId};
 
 use crate::boundary::Boundary;
-use crate::catalog::{RemovalKind, RemovalPart, RemovalRecord};
-use crate::{ShardState, Store, StoreError};
+use crate::catalog::{NewRemoval, RemovalKind, RemovalPart, RemovalRecord, now_unix_ms};
+use crate::live::Live;
+use crate::{By, Numbers, ShardState, Store, StoreError};
 
 /// What a change of what is retrieved did. When it is returned it is on disk, and no search finds what it took away, in any snapshot.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,27 +53,6 @@ impl Store {
         if parts.is_empty() { Err(StoreError::NothingSelected) } else { Ok(parts) }
     }
 
-    /// Withdraws what is selected, for good. Its bytes go with the next [`Store::purge`].
-    pub fn withdraw(&self, selection: &Selection) -> Result<Removal, StoreError> {
-        let selector = match selection {
-            Selection::Shard(_) => "shard",
-            Selection::Source(_) => "source",
-            Selection::Documents { .. } => "documents",
-            Selection::UriPrefix { .. } => "uri-prefix",
-        };
-        self.apply(RemovalKind::Remove, selector, || self.plan(selection))
-    }
-
-    /// Takes a live shard out of what is retrieved, until it is resumed.
-    pub fn suspend_shard(&self, id: ShardId) -> Result<Removal, StoreError> {
-        self.apply(RemovalKind::Suspend, "shard", || self.in_state(id, ShardState::Live))
-    }
-
-    /// Puts a suspended shard back.
-    pub fn resume_shard(&self, id: ShardId) -> Result<Removal, StoreError> {
-        self.apply(RemovalKind::Resume, "shard", || self.in_state(id, ShardState::Suspended))
-    }
-
     fn in_state(&self, id: ShardId, expected: ShardState) -> Result<Vec<RemovalPart>, StoreError> {
         let found = self.shard(id)?.state;
         match found {
@@ -81,6 +62,71 @@ impl Store {
         }
     }
 
+    /// Number and hash of the documents that a part names and that were not withdrawn before.
+    fn documents_of(&self, live: &Live, part: &RemovalPart) -> Result<(SourceId, Vec<(u32, ContentHash)>), StoreError> {
+        let named = |number: u32| part.numbers.as_ref().is_none_or(|n| n.contains(number));
+        if let Some(shard) = live.shards.get(&part.shard).or_else(|| live.suspended.get(&part.shard)) {
+            let hash = |number| shard.shard.index_of(number).map(|i| (number, shard.shard.hash_of(i)));
+            let documents = match &part.numbers {
+                Some(numbers) => numbers.iter().filter(|n| !shard.hides(*n)).filter_map(hash).collect(),
+                None => shard.documents().collect(),
+            };
+            return Ok((shard.shard.manifest().source.clone(), documents));
+        }
+        // Its files are not open.
+        let record = self.shard(part.shard)?;
+        let mut documents = self.catalog.documents(&record)?;
+        documents.retain(|(number, _)| named(*number) && !record.withdrawn.contains(*number));
+        Ok((record.source, documents))
+    }
+
+    /// What leaves the store by a withdrawal, and documents of each shard that other shards of their source still hold.
+    fn leaving(&self, parts: &[RemovalPart], before: &Live, after: &Live) -> Result<Leaving, StoreError> {
+        let (mut left, mut kept) = (BTreeMap::<SourceId, Vec<ContentHash>>::new(), BTreeMap::new());
+        for part in parts {
+            let (source, documents) = self.documents_of(before, part)?;
+            let (stay, go): (Vec<_>, Vec<_>) = documents.into_iter().partition(|(_, hash)| after.holds(&source, hash));
+            if !stay.is_empty() {
+                kept.insert(part.shard, stay.iter().map(|d| d.0).collect());
+            }
+            left.entry(source).or_default().extend(go.into_iter().map(|d| d.1));
+        }
+        let set = |(source, mut hashes): (SourceId, Vec<ContentHash>)| {
+            hashes.sort_unstable();
+            hashes.dedup();
+            DocumentSet::of(source, &hashes)
+        };
+        Ok(Leaving { left: left.into_iter().map(set).filter(|set| set.n_documents > 0).collect(), kept })
+    }
+}
+
+struct Leaving {
+    left: Vec<DocumentSet>,
+    kept: BTreeMap<ShardId, Numbers>,
+}
+
+impl By<'_> {
+    /// Withdraws what is selected, for good. Its bytes go with the next [`Store::purge`].
+    pub fn withdraw(&self, selection: &Selection) -> Result<Removal, StoreError> {
+        let selector = match selection {
+            Selection::Shard(_) => "shard",
+            Selection::Source(_) => "source",
+            Selection::Documents { .. } => "documents",
+            Selection::UriPrefix { .. } => "uri-prefix",
+        };
+        self.apply(RemovalKind::Remove, selector, || self.store.plan(selection))
+    }
+
+    /// Takes a live shard out of what is retrieved, until it is resumed.
+    pub fn suspend_shard(&self, id: ShardId) -> Result<Removal, StoreError> {
+        self.apply(RemovalKind::Suspend, "shard", || self.store.in_state(id, ShardState::Live))
+    }
+
+    /// Puts a suspended shard back.
+    pub fn resume_shard(&self, id: ShardId) -> Result<Removal, StoreError> {
+        self.apply(RemovalKind::Resume, "shard", || self.store.in_state(id, ShardState::Suspended))
+    }
+
     /// Resolves a change and does it: first on disk, then for all searches.
     fn apply(
         &self,
@@ -88,31 +134,51 @@ impl Store {
         selector: &str,
         resolve: impl FnOnce() -> Result<Vec<RemovalPart>, StoreError>,
     ) -> Result<Removal, StoreError> {
-        let start = Instant::now();
+        let (start, store) = (Instant::now(), self.store);
         let passed_ms = || start.elapsed().as_secs_f64() * 1000.0;
-        let _change = self.change();
+        let _change = store.change();
         let parts = resolve()?;
-        self.at(Boundary::ChangeResolved);
-        let record = self.catalog.log(kind, selector, &parts)?;
-        let durable_ms = passed_ms();
-        self.at(Boundary::ChangeCommitted);
-        // From here on nothing can fail: what the catalog holds is what is live.
-        let root_before = self.live().snapshot.root;
-        let live = self.swap(|live| {
-            for part in &record.parts {
-                match (kind, &part.numbers) {
-                    (RemovalKind::Remove, None) => live.remove(part.shard),
-                    (RemovalKind::Remove, Some(numbers)) => live.withdraw(part.shard, numbers, record.epoch),
-                    (RemovalKind::Suspend, _) => live.suspend(part.shard),
-                    (RemovalKind::Resume, _) => live.resume(part.shard, record.epoch),
-                }
+        let epoch = store.catalog.next_epoch()?;
+        let before = store.live().clone();
+        let after = store.changed(epoch, |live| take_or_give(live, kind, &parts, epoch));
+        let root_before = before.snapshot.root;
+        let Leaving { left: documents, kept } = match kind {
+            RemovalKind::Remove => store.leaving(&parts, &before, &after)?,
+            _ => Leaving { left: Vec::new(), kept: BTreeMap::new() },
+        };
+        let (state, shard) = (store.state_of(&after), parts.first().map_or(0, |part| part.shard.0));
+        let change = match kind {
+            RemovalKind::Remove => {
+                let (removal, selector) = (store.catalog.next_removal()?, selector.to_owned());
+                Change::Remove { removal, selector, documents, root_before, state }
             }
-            live.renew_snapshot(record.epoch);
-        });
+            RemovalKind::Suspend => Change::SuspendShard { shard, state },
+            RemovalKind::Resume => Change::ResumeShard { shard, state },
+        };
+        store.at(Boundary::ChangeResolved);
+        let (actor, change, kept) = (self.actor, &change, &kept);
+        let record = store.catalog.log(NewRemoval { actor, change, epoch, kind, selector, parts, kept })?;
+        let (durable_ms, durable_at) = (passed_ms(), now_unix_ms());
+        store.at(Boundary::ChangeCommitted);
+        // From here on nothing can fail: what the catalog holds is what is live.
+        let root_after = after.snapshot.root;
+        store.show(after);
         let effective_ms = passed_ms();
         if kind == RemovalKind::Remove {
-            record.parts.iter().filter(|p| p.numbers.is_none()).for_each(|p| self.stop_rewrite(p.shard));
+            store.catalog.note_in_force(record.id, durable_at, now_unix_ms().max(durable_at));
+            record.parts.iter().filter(|p| p.numbers.is_none()).for_each(|p| store.stop_rewrite(p.shard));
         }
-        Ok(Removal { record, root_before, root_after: live.snapshot.root, durable_ms, effective_ms })
+        Ok(Removal { record, root_before, root_after, durable_ms, effective_ms })
+    }
+}
+
+fn take_or_give(live: &mut Live, kind: RemovalKind, parts: &[RemovalPart], epoch: Epoch) {
+    for part in parts {
+        match (kind, &part.numbers) {
+            (RemovalKind::Remove, None) => live.remove(part.shard),
+            (RemovalKind::Remove, Some(numbers)) => live.withdraw(part.shard, numbers, epoch),
+            (RemovalKind::Suspend, _) => live.suspend(part.shard),
+            (RemovalKind::Resume, _) => live.resume(part.shard, epoch),
+        }
     }
 }

@@ -33,6 +33,7 @@ impl ScriptedModel {
             context_tokens,
             n_parameters: 0,
             training_tiers: Some(vec![Tier::PublicDomain]),
+            training_sources: Some(vec!["speeches".parse().expect("a plain name")]),
         };
         Self { card }
     }

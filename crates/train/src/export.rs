@@ -1,11 +1,11 @@
 //! The finished model: a Hugging Face directory with its training record, its curve and its card.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use silo_core::Tier;
+use silo_core::{SourceId, Tier};
 use silo_model::{LayerPart, LlamaShape, NamedTensor, PROVENANCE_FILE, Part, Provenance, parts, save_huggingface};
 
 use crate::params::Layout;
@@ -32,7 +32,11 @@ pub(crate) fn write(
         let path = partial.path().join(name);
         fs::write(&path, text).map_err(TrainError::io(&path))
     };
-    let provenance = Provenance { name: facts.config.name.clone(), training_tiers: tiers(facts) };
+    let provenance = Provenance {
+        name: facts.config.name.clone(),
+        training_tiers: tiers(facts),
+        training_sources: Some(sources(facts)),
+    };
     put(PROVENANCE_FILE, format!("{:#}\n", json!(provenance)))?;
     put("training.json", format!("{:#}\n", record(facts, layout)))?;
     put("training_log.jsonl", kept_lines(facts).map(log::line).collect())?;
@@ -62,6 +66,10 @@ fn refuse_other_things(output: &Path) -> Result<(), TrainError> {
 /// Tiers that training documents come from.
 pub(crate) fn tiers(facts: &RunFacts<'_>) -> Vec<Tier> {
     Tier::ALL.into_iter().filter(|t| facts.text.training.iter().any(|d| d.tier == *t)).collect()
+}
+
+fn sources(facts: &RunFacts<'_>) -> Vec<SourceId> {
+    facts.text.training.iter().map(|d| &d.source).collect::<BTreeSet<_>>().into_iter().cloned().collect()
 }
 
 fn kept_lines<'a>(facts: &'a RunFacts<'_>) -> impl Iterator<Item = &'a log::LogLine> {

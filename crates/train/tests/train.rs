@@ -193,7 +193,9 @@ fn the_model_that_is_written_is_the_one_that_was_trained() {
     run(&config, None).unwrap();
     let loaded = LoadedModel::open(&config.paths.output).unwrap();
     assert_eq!(loaded.name, "tiny");
-    assert_eq!(loaded.training_tiers, Some(vec![Tier::PublicDomain]));
+    let provenance = loaded.provenance.as_ref().unwrap();
+    assert_eq!(provenance.training_tiers, [Tier::PublicDomain]);
+    assert_eq!(provenance.training_sources.as_ref().map(Vec::len), Some(1));
     let model = CpuLlama::new(&loaded, KeySite::default(), 1).unwrap();
     let mut text = vec![0];
     text.extend(loaded.tokenizer.encode(&document(0, Tier::PublicDomain, Split::Validation).text).unwrap());

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Hash, leaf_hash, node_hash_at};
+use super::{BITS, Hash, ProofStep, bit, first_difference, leaf_hash, node_hash_at, split};
 use crate::ContentHash;
 
 /// A multiset of document hashes with the root hash of the set. Values share their parts: a clone costs nothing.
@@ -24,19 +24,6 @@ enum Node {
 /// From so many documents on the two halves of a tree are changed by a thread each: a removal is waited for, and shares its processors with
 /// searches.
 const MANY: usize = 1000;
-
-/// Bits of a hash.
-const BITS: usize = 256;
-
-fn bit(hash: &ContentHash, at: usize) -> bool {
-    hash.0[at / 8] & (0x80 >> (at % 8)) != 0
-}
-
-/// The first bit in which two hashes differ; [`BITS`] if they are equal.
-fn first_difference(a: &ContentHash, b: &ContentHash) -> usize {
-    let differs = |(i, (x, y)): (usize, (&u8, &u8))| (x != y).then(|| i * 8 + (x ^ y).leading_zeros() as usize);
-    a.0.iter().zip(&b.0).enumerate().find_map(differs).unwrap_or(BITS)
-}
 
 fn leaf(document: ContentHash, copies: u32) -> Arc<Node> {
     Arc::new(Node::Leaf { document, copies, hash: leaf_hash(&document.0) })
@@ -71,11 +58,6 @@ impl Node {
             Self::Inner { bit, .. } => usize::from(*bit),
         }
     }
-}
-
-/// Cuts sorted hashes that agree before bit `at` into those without and with it.
-fn split(documents: &[ContentHash], at: usize) -> (&[ContentHash], &[ContentHash]) {
-    documents.split_at(documents.partition_point(|d| !bit(d, at)))
 }
 
 fn insert(node: Option<&Arc<Node>>, documents: &[ContentHash], again: &mut Vec<ContentHash>) -> Option<Arc<Node>> {
@@ -130,7 +112,28 @@ fn remove(node: &Arc<Node>, documents: &[ContentHash]) -> Option<Arc<Node>> {
     }
 }
 
+/// The parts that show where these keys lead to.
+fn prove(node: &Node, keys: &[ContentHash], out: &mut Vec<ProofStep>) {
+    match node {
+        _ if keys.is_empty() => out.push(ProofStep::Hidden(*node.hash())),
+        Node::Leaf { document, .. } => out.push(ProofStep::Document(*document)),
+        Node::Inner { bit: at, left, right, .. } => {
+            let (with, without): (Vec<_>, Vec<_>) = keys.iter().partition(|key| bit(key, usize::from(*at)));
+            prove(left, &without, out);
+            prove(right, &with, out);
+            out.push(ProofStep::Inner(*at));
+        }
+    }
+}
+
 impl DocumentTree {
+    /// Shows of documents whether they are in it ([`super::ProvenTrie`]); nothing, if it is empty.
+    pub fn prove(&self, documents: &[ContentHash]) -> Vec<ProofStep> {
+        let mut out = Vec::new();
+        self.root.iter().for_each(|root| prove(root, documents, &mut out));
+        out
+    }
+
     /// Root hash of the set; `None` of the empty one, which the map of the store does not hold.
     pub fn root(&self) -> Option<Hash> {
         self.root.as_ref().map(|node| *node.hash())

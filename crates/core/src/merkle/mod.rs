@@ -1,17 +1,19 @@
 //! The root hash: a Merkle map, source → its live documents' hashes, over logical content only.
 //!
 //! Neither files nor layout nor the order of operations enter it, so two stores with the same live documents have the same
-//! root. The documents of a source are a trie over their hashes ([`DocumentTree`]); the sources are the leaves of a tree as in
-//! RFC 9162 §2.1.1, sorted by name. Leaves are prefixed with 0x00, inner nodes with 0x01. Sorting and the trie's bits are what lets the
-//! absence of a source or document be proven.
+//! root. The documents of a source are a trie over their hashes ([`DocumentTree`]), the sources one over the hashes of their names. As in
+//! RFC 9162 §2.1.1, leaves are prefixed with 0x00 and inner nodes with 0x01. The bits that a trie parts at are what lets the absence of a
+//! source or document be proven ([`ProvenTrie`]).
 
 mod documents;
+mod proof;
 
 use sha2::{Digest, Sha256};
 
 pub use documents::DocumentTree;
+pub use proof::{ProofStep, Proven, ProvenTrie};
 
-use crate::{RootHash, SourceId};
+use crate::{ContentHash, RootHash, SourceId};
 
 /// A node's hash.
 pub type Hash = [u8; 32];
@@ -21,46 +23,87 @@ pub fn leaf_hash(data: &[u8]) -> Hash {
     Sha256::new().chain_update([0]).chain_update(data).finalize().into()
 }
 
-/// Hash of an inner node: SHA-256(0x01 ‖ left ‖ right).
-pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
-    Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
-}
-
 /// Hash of an inner node of a trie, which parts at a bit: SHA-256(0x01 ‖ bit ‖ left ‖ right).
 pub fn node_hash_at(bit: u8, left: &Hash, right: &Hash) -> Hash {
     Sha256::new().chain_update([1, bit]).chain_update(left).chain_update(right).finalize().into()
 }
 
-/// Root of the tree over `leaves` (RFC 9162 §2.1.1); SHA-256 of nothing when there are none.
-pub fn tree_root(leaves: &[Hash]) -> Hash {
-    match leaves {
-        [] => Sha256::digest([]).into(),
-        [leaf] => *leaf,
-        _ => {
-            // The largest power of two that is smaller than the number of leaves.
-            let split = leaves.len().next_power_of_two() / 2;
-            let (left, right) = leaves.split_at(split);
-            node_hash(&tree_root(left), &tree_root(right))
-        }
+/// Hash of a source's leaf: SHA-256(0x00 ‖ SHA-256 of its name ‖ root of its documents).
+fn source_leaf(name: &ContentHash, documents: &Hash) -> Hash {
+    leaf_hash([name.0, *documents].as_flattened())
+}
+
+/// Where a source stands in the trie: at the SHA-256 of its name.
+pub fn source_key(source: &SourceId) -> ContentHash {
+    ContentHash::of(source.as_str().as_bytes())
+}
+
+/// Bits of a hash.
+const BITS: usize = 256;
+
+fn bit(hash: &ContentHash, at: usize) -> bool {
+    hash.0[at / 8] & (0x80 >> (at % 8)) != 0
+}
+
+/// The first bit in which two hashes differ; [`BITS`] if they are equal.
+fn first_difference(a: &ContentHash, b: &ContentHash) -> usize {
+    let differs = |(i, (x, y)): (usize, (&u8, &u8))| (x != y).then(|| i * 8 + (x ^ y).leading_zeros() as usize);
+    a.0.iter().zip(&b.0).enumerate().find_map(differs).unwrap_or(BITS)
+}
+
+/// Cuts sorted hashes that agree before bit `at` into those without and with it.
+fn split(documents: &[ContentHash], at: usize) -> (&[ContentHash], &[ContentHash]) {
+    documents.split_at(documents.partition_point(|d| !bit(d, at)))
+}
+
+/// The sources of a store with the roots of their documents, as a trie. Those without live documents must be left out, because a source that
+/// was emptied is as if it had never been there.
+#[derive(Debug, Clone, Default)]
+pub struct SourceTree(Vec<(ContentHash, Hash)>);
+
+impl SourceTree {
+    /// The tree of these sources, in any order.
+    pub fn new<'a>(sources: impl IntoIterator<Item = (&'a SourceId, Hash)>) -> Self {
+        let mut leaves: Vec<_> = sources.into_iter().map(|(id, documents)| (source_key(id), documents)).collect();
+        leaves.sort_unstable();
+        Self(leaves)
+    }
+
+    /// Root of the store; SHA-256 of nothing, if it is empty.
+    pub fn root(&self) -> RootHash {
+        if self.0.is_empty() { empty_root() } else { RootHash(trie(&self.0, None).0) }
+    }
+
+    /// Shows of a source whether it is in the store ([`ProvenTrie`]); nothing, if the store is empty.
+    pub fn prove(&self, source: &SourceId) -> Vec<ProofStep> {
+        if self.0.is_empty() { Vec::new() } else { trie(&self.0, Some(&source_key(source))).1 }
     }
 }
 
-/// Root of the store. `sources` must be sorted by id; those without live documents must be left out, because a source that
-/// was emptied is as if it had never been there.
-pub fn store_root<'a>(sources: impl IntoIterator<Item = (&'a SourceId, Hash)>) -> RootHash {
-    let leaves: Vec<Hash> = sources
-        .into_iter()
-        .map(|(id, documents)| {
-            let name = id.as_str().as_bytes();
-            let mut data = Vec::with_capacity(1 + name.len() + documents.len());
-            // A source id has at most 63 bytes.
-            data.push(name.len() as u8);
-            data.extend_from_slice(name);
-            data.extend_from_slice(&documents);
-            leaf_hash(&data)
-        })
-        .collect();
-    RootHash(tree_root(&leaves))
+/// Root of a store in which nothing is.
+pub fn empty_root() -> RootHash {
+    RootHash(Sha256::digest([]).into())
+}
+
+/// Root of at least one sorted leaf, and the parts that show where a key leads to; nothing without a key.
+fn trie(leaves: &[(ContentHash, Hash)], key: Option<&ContentHash>) -> (Hash, Vec<ProofStep>) {
+    let (first, last) = (&leaves[0].0, &leaves[leaves.len() - 1].0);
+    let at = first_difference(first, last);
+    let (root, mut steps) = if at == BITS {
+        (source_leaf(first, &leaves[0].1), vec![ProofStep::Source(*first, leaves[0].1)])
+    } else {
+        let (left, right) = leaves.split_at(leaves.partition_point(|leaf| !bit(&leaf.0, at)));
+        let to_right = key.map(|key| bit(key, at));
+        let (left, right) =
+            (trie(left, key.filter(|_| to_right == Some(false))), trie(right, key.filter(|_| to_right == Some(true))));
+        // Two hashes that differ do so in one of 256 bits.
+        let (root, node) = (node_hash_at(at as u8, &left.0, &right.0), ProofStep::Inner(at as u8));
+        (root, left.1.into_iter().chain(right.1).chain([node]).collect())
+    };
+    if key.is_none() {
+        steps = vec![ProofStep::Hidden(root)];
+    }
+    (root, steps)
 }
 
 #[cfg(test)]
@@ -69,44 +112,79 @@ mod tests {
     use crate::ContentHash;
 
     #[test]
-    fn trees_are_those_of_rfc_9162() {
-        // Test vectors of the reference implementation (certificate-transparency, merkle_tree_test).
-        let inputs: [&[u8]; 8] = [
-            b"",
-            b"\x00",
-            b"\x10",
-            b"\x20\x21",
-            b"\x30\x31",
-            b"\x40\x41\x42\x43",
-            b"\x50\x51\x52\x53\x54\x55\x56\x57",
-            b"`abcdefghijklmno",
-        ];
-        let leaves: Vec<Hash> = inputs.iter().map(|i| leaf_hash(i)).collect();
-        let root = |n: usize| hex::encode(tree_root(&leaves[..n]));
-        assert_eq!(root(0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-        assert_eq!(root(1), "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d");
-        assert_eq!(root(2), "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125");
-        assert_eq!(root(3), "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77");
-        assert_eq!(root(5), "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4");
-    }
-
-    #[test]
     fn the_root_sees_names_and_documents() {
         let a: SourceId = "a".parse().unwrap();
         let b: SourceId = "b".parse().unwrap();
         let tree = |text: &[u8]| DocumentTree::default().with(&[ContentHash::of(text)]).0.root().unwrap();
         let (docs, other) = (tree(b"x"), tree(b"y"));
+        let root = |sources: &[(&SourceId, Hash)]| SourceTree::new(sources.iter().copied()).root();
         let roots = [
-            store_root([]),
-            store_root([(&a, docs)]),
-            store_root([(&b, docs)]),
-            store_root([(&a, other)]),
-            store_root([(&a, docs), (&b, docs)]),
+            root(&[]),
+            root(&[(&a, docs)]),
+            root(&[(&b, docs)]),
+            root(&[(&a, other)]),
+            root(&[(&a, docs), (&b, docs)]),
         ];
+        assert_eq!(root(&[(&b, docs), (&a, docs)]), roots[4], "the order does not matter");
         for (i, x) in roots.iter().enumerate() {
             for y in &roots[i + 1..] {
                 assert_ne!(x, y);
             }
         }
+    }
+
+    #[test]
+    fn proofs_say_what_is_there_and_hide_the_rest() {
+        let hashes = |range: std::ops::Range<u64>| {
+            let mut all: Vec<ContentHash> = range.map(|n| ContentHash::of(&n.to_le_bytes())).collect();
+            all.sort_unstable();
+            all
+        };
+        for n in [1, 2, 3, 50] {
+            let (there, absent) = (hashes(0..n), hashes(100..120));
+            let tree = DocumentTree::default().with(&there).0;
+            let asked: Vec<ContentHash> = absent.iter().take(3).chain([&there[0]]).copied().collect();
+            let proof = tree.prove(&asked);
+            let text = proof.iter().map(ProofStep::to_string);
+            assert_eq!(text.map(|t| t.parse().unwrap()).collect::<Vec<ProofStep>>(), proof);
+            let read = ProvenTrie::read(&proof).unwrap();
+            assert_eq!(Some(read.root()), tree.root());
+            assert_eq!(read.find(&there[0]), Some(Proven::Present(None)));
+            assert!(asked[..3].iter().all(|d| read.find(d) == Some(Proven::Absent)));
+            assert!(
+                there.iter().all(|d| read.find(d) != Some(Proven::Absent)),
+                "nothing that is there is shown as absent"
+            );
+            let names: Vec<SourceId> = (0..n).map(|i| format!("s{i}").parse().unwrap()).collect();
+            let sources = SourceTree::new(names.iter().map(|s| (s, tree.root().unwrap())));
+            for (name, expected) in [("s0", Proven::Present(tree.root())), ("other", Proven::Absent)] {
+                let name: SourceId = name.parse().unwrap();
+                let read = ProvenTrie::read(&sources.prove(&name)).unwrap();
+                assert_eq!(RootHash(read.root()), sources.root());
+                assert_eq!(read.find(&source_key(&name)), Some(expected));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_trie_is_no_proof() {
+        let there: Vec<ContentHash> = (0..9u64).map(|n| ContentHash::of(&n.to_le_bytes())).collect();
+        let mut sorted = there.clone();
+        sorted.sort_unstable();
+        let tree = DocumentTree::default().with(&sorted).0;
+        let proof = tree.prove(&there);
+        for i in 0..proof.len() {
+            let mut less = proof.clone();
+            less.remove(i);
+            let same = ProvenTrie::read(&less).is_ok_and(|read| Some(read.root()) == tree.root());
+            assert!(!same, "without step {i}");
+        }
+        assert!(ProvenTrie::read(&[]).is_err());
+        for text in ["leaf", "leaf 00", "node 256", "node -1", "hash", "stem 1", ""] {
+            assert!(text.parse::<ProofStep>().is_err(), "{text}");
+        }
+        let hash = ProofStep::Hidden([0; 32]);
+        let falling = [hash, hash, ProofStep::Inner(4), hash, ProofStep::Inner(4)];
+        assert!(ProvenTrie::read(&falling).unwrap_err().contains("rise"));
     }
 }

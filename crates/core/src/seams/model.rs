@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContentHash, Tier, TokenId};
+use crate::{ContentHash, SourceId, Tier, TokenId};
 
 /// Which hidden state is the key of kNN-LM (Khandelwal et al. 2020, table 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -73,6 +73,8 @@ pub struct ModelCard {
     pub n_parameters: u64,
     /// Tiers of the text that it was trained on; `None` when others trained it and it is unknown.
     pub training_tiers: Option<Vec<Tier>>,
+    /// Sources of that text; `None` when they are unknown.
+    pub training_sources: Option<Vec<SourceId>>,
 }
 
 /// At which of a step's positions an output is wanted.

@@ -81,7 +81,7 @@ impl CpuLlama {
             .build()
             .map_err(|e| LoadError::Io { path: "threads".into(), source: std::io::Error::other(e) })?;
         Ok(Self {
-            card: shape.card(model.name.clone(), model.hash, key_site, model.training_tiers.clone()),
+            card: shape.card(model.name.clone(), model.hash, key_site, model.provenance.clone()),
             embedding: matrix(Part::Embedding, shape.vocab_size, shape.dim)?,
             layers: (0..shape.n_layers).map(layer).collect::<Result<_, _>>()?,
             final_norm: model.vector(Part::FinalNorm, shape.dim)?,

@@ -1,6 +1,7 @@
 //! The numbers that define a Llama model.
 
-use silo_core::{ContentHash, KeySite, ModelCard, ModelError, SequenceStep, Tier, TokenId};
+use crate::Provenance;
+use silo_core::{ContentHash, KeySite, ModelCard, ModelError, SequenceStep, TokenId};
 
 use super::Rope;
 
@@ -89,8 +90,10 @@ impl LlamaShape {
         name: String,
         hash: ContentHash,
         key_site: KeySite,
-        tiers: Option<Vec<Tier>>,
+        provenance: Option<Provenance>,
     ) -> ModelCard {
+        let (training_tiers, training_sources) =
+            provenance.map_or((None, None), |p| (Some(p.training_tiers), p.training_sources));
         ModelCard {
             name,
             hash,
@@ -100,7 +103,8 @@ impl LlamaShape {
             key_site,
             context_tokens: self.context_tokens,
             n_parameters: self.n_parameters(),
-            training_tiers: tiers,
+            training_tiers,
+            training_sources,
         }
     }
 

@@ -124,7 +124,7 @@ impl TensorLlama {
         let head =
             if shape.tied_head { embedding.clone() } else { tensor(Part::Head, &[shape.vocab_size, shape.dim])? };
         Ok(Self {
-            card: shape.card(model.name.clone(), model.hash, key_site, model.training_tiers.clone()),
+            card: shape.card(model.name.clone(), model.hash, key_site, model.provenance.clone()),
             embedding,
             layers: (0..shape.n_layers).map(layer).collect::<Result<_, _>>()?,
             final_norm: tensor(Part::FinalNorm, &[shape.dim])?,

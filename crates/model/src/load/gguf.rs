@@ -34,7 +34,7 @@ pub(super) fn open(path: &Path) -> Result<LoadedModel, LoadError> {
     let name = metadata.text("general.name").unwrap_or("unnamed").to_owned();
     let hash = ContentHash::of(&map);
     let weights = Box::new(GgufWeights { path: path.to_owned(), map, content });
-    Ok(LoadedModel { name, hash, shape, training_tiers: None, tokenizer, weights })
+    Ok(LoadedModel { name, hash, shape, provenance: None, tokenizer, weights })
 }
 
 /// candle's errors carry a backtrace after the first line.

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use silo_core::{ContentHash, Tier};
+use silo_core::{ContentHash, SourceId, Tier};
 
 use super::{LoadError, LoadedModel, Part, WeightSource};
 use crate::kernels::Stored;
@@ -26,6 +26,9 @@ pub struct Provenance {
     pub name: String,
     /// Tiers of its training text.
     pub training_tiers: Vec<Tier>,
+    /// Sources of that text, sorted by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training_sources: Option<Vec<SourceId>>,
 }
 
 pub(super) fn open(directory: &Path) -> Result<LoadedModel, LoadError> {
@@ -60,7 +63,7 @@ pub(super) fn open(directory: &Path) -> Result<LoadedModel, LoadError> {
         name: name.unwrap_or_else(|| "unnamed".into()),
         hash: ContentHash(digest.finalize().into()),
         shape,
-        training_tiers: provenance.map(|p| p.training_tiers),
+        provenance,
         tokenizer,
         weights: Box::new(weights),
     })

@@ -8,7 +8,7 @@ mod names;
 
 use std::path::Path;
 
-use silo_core::{ContentHash, Tier, Tokenizer};
+use silo_core::{ContentHash, Tokenizer};
 
 pub use error::LoadError;
 pub use huggingface::{PROVENANCE_FILE, Provenance};
@@ -26,8 +26,8 @@ pub struct LoadedModel {
     pub hash: ContentHash,
     /// Its architecture.
     pub shape: LlamaShape,
-    /// Tiers of its training text; `None` if unknown.
-    pub training_tiers: Option<Vec<Tier>>,
+    /// What it was trained on; `None` if unknown.
+    pub provenance: Option<Provenance>,
     /// Its tokenizer.
     pub tokenizer: ByteLevelTokenizer,
     pub(crate) weights: Box<dyn WeightSource>,

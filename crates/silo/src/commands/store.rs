@@ -249,7 +249,7 @@ impl RepairArguments {
         // Damage of keys shows only here.
         store.scrub();
         let progress = |id| eprintln!("shard {id}");
-        let done = store.repair(self.backup.as_deref(), &*model, &progress)?;
+        let done = store.by("local").repair(self.backup.as_deref(), &*model, &progress)?;
         store.purge(&Default::default(), &|_, _| {})?;
         let text = |repair: &Repair| match repair {
             Repair::Copied => "copied from the backup".to_owned(),

@@ -1,5 +1,6 @@
 //! The catalog: what was declared, added and withdrawn. It alone says what is live.
 
+mod changes;
 mod head;
 mod removals;
 mod resolve;
@@ -15,10 +16,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::{FairMutex, FairMutexGuard, Mutex};
 use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
-use silo_core::{Epoch, Permissions, ShardId, Source};
+use silo_core::{Change, Epoch, Permissions, ShardId, Source};
 
+pub use changes::Moments;
+pub(crate) use changes::SILO;
 pub(crate) use head::{HEAD, Head};
-pub(crate) use removals::chain_is_whole;
+pub(crate) use removals::{NewRemoval, chain_is_whole};
 pub use removals::{RemovalKind, RemovalPart, RemovalRecord};
 pub(crate) use shards::Files;
 pub use shards::{ShardRecord, ShardState};
@@ -42,6 +45,8 @@ pub(crate) struct Catalog {
     bulk: Mutex<()>,
     /// Rows that are changed in one transaction of bulk work.
     batch: usize,
+    /// Since when withdrawals are in force: entered with the next change.
+    pending: Mutex<Vec<Change>>,
     /// Of a catalog that is in force.
     head: Mutex<Option<HeadFile>>,
     at_boundary: Option<Arc<AtBoundary>>,
@@ -94,7 +99,8 @@ impl Catalog {
 
     fn of(path: &Path, connection: Connection) -> Self {
         let (connection, bulk, head) = (FairMutex::new(connection), Mutex::default(), Mutex::default());
-        Self { path: path.to_owned(), connection, bulk, batch: DEFAULT_BATCH, head, at_boundary: None }
+        let (pending, batch) = (Mutex::default(), DEFAULT_BATCH);
+        Self { path: path.to_owned(), connection, bulk, batch, pending, head, at_boundary: None }
     }
 
     /// Opens a catalog for looking only, also that of a store in use.
@@ -137,6 +143,7 @@ impl Catalog {
             0 => self.transaction(|t| {
                 t.execute_batch(schema::SCHEMA)?;
                 new_store_id(t)?;
+                changes::new_log(t)?;
                 set_version(t)
             })?,
             1 => self.transaction(|t| {
@@ -144,11 +151,16 @@ impl Catalog {
                 t.execute_batch(schema::SCHEMA)?;
                 t.execute_batch(schema::FROM_1_COPY)?;
                 new_store_id(t)?;
+                changes::new_log(t)?;
                 removals::chain_anew(t)?;
                 set_version(t)
             })?,
-            2 => self.transaction(|t| {
-                t.execute_batch(schema::FROM_2)?;
+            version @ (2 | 3) => self.transaction(|t| {
+                if version == 2 {
+                    t.execute_batch(schema::FROM_2)?;
+                }
+                t.execute_batch(schema::FROM_3)?;
+                changes::new_log(t)?;
                 set_version(t)
             })?,
             found => self.check_version(found)?,
@@ -177,10 +189,28 @@ impl Catalog {
         in_transaction(&mut self.lock(), f).map_err(|e| Self::error(&self.path, e))
     }
 
-    /// A transaction that makes an epoch. Once its head is written, no catalog without it is opened any more.
-    fn change<T>(&self, f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    /// A transaction that is entered in the log of changes, and makes the epoch that the entry names. Once its head is written, no catalog
+    /// without it is opened any more.
+    fn change<T>(
+        &self,
+        actor: &str,
+        change: &Change,
+        f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
         let mut connection = self.lock();
-        let value = in_transaction(&mut connection, f).map_err(|e| Self::error(&self.path, e))?;
+        let mut pending = self.pending.lock();
+        let value = in_transaction(&mut connection, |t| {
+            pending.iter().try_for_each(|change| changes::append(t, SILO, change))?;
+            if let Some(state) = change.state() {
+                let sql = "INSERT INTO epochs (epoch, at_unix_ms, change) VALUES (?1, ?2, ?3)";
+                t.execute(sql, params![state.epoch.0 as i64, now_unix_ms(), changes::name(change)])?;
+            }
+            let value = f(t)?;
+            changes::append(t, actor, change)?;
+            Ok(value)
+        })
+        .map_err(|e| Self::error(&self.path, e))?;
+        pending.clear();
         self.at(Boundary::CatalogCommitted);
         if let Some(head) = &mut *self.head.lock() {
             // The change is done and must be answered as done. Without its head a loss of it would not be noticed until the next change is.
@@ -205,17 +235,10 @@ impl Catalog {
         })
     }
 
-    /// Makes an epoch for a change that the catalog does not hold: damage that was found, or mended.
-    pub(crate) fn note_epoch(&self, change: &str) -> Result<Epoch, StoreError> {
-        self.change(|t| new_epoch(t, change))
-    }
-
-    /// Notes that files are damaged, and makes the epoch.
-    pub(crate) fn quarantine(&self, directory: &str) -> Result<Epoch, StoreError> {
-        self.change(|t| {
-            t.execute("INSERT OR IGNORE INTO quarantined (directory) VALUES (?1)", [directory])?;
-            new_epoch(t, "quarantine")
-        })
+    /// Notes that files are damaged.
+    pub(crate) fn quarantine(&self, directory: &str, change: &Change) -> Result<(), StoreError> {
+        let sql = "INSERT OR IGNORE INTO quarantined (directory) VALUES (?1)";
+        self.change(SILO, change, |t| t.execute(sql, [directory]).map(drop))
     }
 
     /// Files that were found damaged.
@@ -229,18 +252,20 @@ impl Catalog {
     }
 
     /// Adds a source; false if its name is taken.
-    pub(crate) fn add_source(&self, source: &Source) -> Result<bool, StoreError> {
+    pub(crate) fn add_source(&self, source: &Source, actor: &str) -> Result<bool, StoreError> {
+        let taken = "SELECT EXISTS (SELECT 1 FROM sources WHERE name = ?1)";
+        if self.run(|c| c.query_row(taken, [source.id.as_str()], |r| r.get(0)))? {
+            return Ok(false);
+        }
         let sql = "INSERT INTO sources (name, owner, licence, licence_stated_at, tier, permissions)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (name) DO NOTHING";
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         let permissions = serde_json::json!(source.permissions).to_string();
-        let tier = source.tier.name();
-        self.run(|c| {
-            c.execute(
-                sql,
-                params![source.id.as_str(), source.owner, source.licence, source.licence_stated_at, tier, permissions],
-            )
-        })
-        .map(|n| n == 1)
+        let (name, tier) = (source.id.as_str(), source.tier.name());
+        let row = params![name, source.owner, source.licence, source.licence_stated_at, tier, permissions];
+        let (id, licence, tier) = (source.id.clone(), source.licence.clone(), source.tier);
+        let change = Change::CreateSource { source: id, licence, tier };
+        self.change(actor, &change, |t| t.execute(sql, row).map(drop))?;
+        Ok(true)
     }
 
     /// All sources, sorted by name.
@@ -317,7 +342,7 @@ fn tables(c: &Connection) -> rusqlite::Result<Vec<String>> {
 
 /// Whether the tables that say what is live are well formed and agree with their indexes. Those with a row per document are `verify`'s.
 fn small_tables_are_whole(c: &Connection) -> rusqlite::Result<bool> {
-    for table in ["store", "sources", "shards", "removals", "removal_parts", "quarantined"] {
+    for table in ["store", "log", "sources", "shards", "removals", "removal_parts", "quarantined"] {
         let answer: String = c.query_row(&format!("PRAGMA integrity_check({table})"), [], |r| r.get(0))?;
         if answer != "ok" {
             return Ok(false);
@@ -362,11 +387,6 @@ fn new_store_id(t: &Transaction<'_>) -> rusqlite::Result<()> {
 /// The time, in milliseconds since 1970.
 pub fn now_unix_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
-}
-
-fn new_epoch(t: &Transaction<'_>, change: &str) -> rusqlite::Result<Epoch> {
-    t.execute("INSERT INTO epochs (at_unix_ms, change) VALUES (?1, ?2)", params![now_unix_ms(), change])?;
-    Ok(Epoch(t.last_insert_rowid() as u64))
 }
 
 /// A value that cannot be what it says.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
-use silo_core::{ContentHash, Epoch, ShardId};
+use silo_core::{Change, ContentHash, Epoch, ShardId, SourceId};
 
 use super::shards::{numbers_column, read_numbers};
-use super::{Catalog, conversion, new_epoch, now_unix_ms, parsed};
+use super::{Catalog, changes, conversion, now_unix_ms, parsed};
 use crate::{Numbers, StoreError};
 
 /// What an entry of the log did.
@@ -67,6 +67,18 @@ pub struct RemovalRecord {
     pub purged_at_unix_ms: Option<i64>,
 }
 
+/// A change that is about to be entered.
+pub(crate) struct NewRemoval<'a> {
+    pub(crate) actor: &'a str,
+    pub(crate) change: &'a Change,
+    pub(crate) epoch: Epoch,
+    pub(crate) kind: RemovalKind,
+    pub(crate) selector: &'a str,
+    pub(crate) parts: Vec<RemovalPart>,
+    /// Documents among them that other shards of their source hold.
+    pub(crate) kept: &'a BTreeMap<ShardId, Numbers>,
+}
+
 impl RemovalRecord {
     /// Whether bytes of what it withdrew may be in a file.
     pub(crate) fn is_unpurged(&self) -> bool {
@@ -91,30 +103,70 @@ pub(crate) fn chain_is_whole(store_id: &str, log: &[RemovalRecord]) -> bool {
 }
 
 impl Catalog {
+    /// The number of the next entry. The caller holds the lock of changes.
+    pub(crate) fn next_removal(&self) -> Result<u64, StoreError> {
+        self.run(|c| Ok(head(c)?.0 + 1))
+    }
+
     /// Enters a change and does it, in one transaction. Nothing is checked: the caller has resolved it while no one else changes anything.
-    pub(crate) fn log(
-        &self,
-        kind: RemovalKind,
-        selector: &str,
-        parts: &[RemovalPart],
-    ) -> Result<RemovalRecord, StoreError> {
-        self.change(|t| {
-            let (epoch, at_unix_ms) = (new_epoch(t, kind.name())?, now_unix_ms());
+    pub(crate) fn log(&self, new: NewRemoval<'_>) -> Result<RemovalRecord, StoreError> {
+        let NewRemoval { actor, change, epoch, kind, selector, parts, kept } = new;
+        self.change(actor, change, |t| {
             let (last, previous) = head(t)?;
-            let (selector, parts) = (selector.to_owned(), parts.to_vec());
-            let (id, chain) = (last + 1, String::new());
+            let (id, chain, at_unix_ms) = (last + 1, String::new(), now_unix_ms());
+            let selector = selector.to_owned();
             let mut record =
                 RemovalRecord { id, epoch, at_unix_ms, kind, selector, parts, chain, purged_at_unix_ms: None };
             record.chain = record.chain_after(&previous);
             write(t, &record)?;
             apply(t, &record)?;
+            for (shard, numbers) in kept {
+                let sql = "INSERT INTO kept_parts (removal_id, shard_id, numbers) VALUES (?1, ?2, ?3)";
+                t.execute(sql, params![id as i64, shard.0 as i64, numbers.to_bytes()])?;
+            }
             Ok(record)
+        })
+    }
+
+    /// The documents that left the store by a withdrawal, source by source, sorted. They are kept for receipts after their bytes are gone.
+    pub(crate) fn left_by(&self, removal: u64) -> Result<BTreeMap<SourceId, Vec<ContentHash>>, StoreError> {
+        // All that it names, without what was withdrawn from the same shards before, and what other shards held.
+        let others = "SELECT numbers FROM removal_parts JOIN removals ON id = removal_id
+                      WHERE kind = 'remove' AND shard_id = ?1 AND removal_id < ?2 AND numbers IS NOT NULL
+                      UNION ALL SELECT numbers FROM kept_parts WHERE shard_id = ?1 AND removal_id = ?2";
+        let documents = "SELECT number, hash, name FROM documents JOIN shards ON shards.id = shard_id
+                         JOIN sources ON sources.id = source_id WHERE shard_id = ?1";
+        self.run(|c| {
+            let parts = removals_in(c, removal - 1, removal)?.pop().map(|r| r.parts);
+            let mut out: BTreeMap<SourceId, Vec<ContentHash>> = BTreeMap::new();
+            for part in parts.unwrap_or_default() {
+                let mut not = Numbers::default();
+                let mut statement = c.prepare_cached(others)?;
+                let mut rows = statement.query(params![part.shard.0 as i64, removal as i64])?;
+                while let Some(row) = rows.next()? {
+                    not.extend(&read_numbers(row, 0)?);
+                }
+                let mut statement = c.prepare_cached(documents)?;
+                let mut rows = statement.query([part.shard.0 as i64])?;
+                while let Some(row) = rows.next()? {
+                    let number: u32 = row.get(0)?;
+                    if !not.contains(number) && part.numbers.as_ref().is_none_or(|n| n.contains(number)) {
+                        let source = parsed(row, 2, |t| t.parse().map_err(|e: silo_core::InvalidId| e.to_string()))?;
+                        out.entry(source).or_default().push(ContentHash(row.get(1)?));
+                    }
+                }
+            }
+            for hashes in out.values_mut() {
+                hashes.sort_unstable();
+                hashes.dedup();
+            }
+            Ok(out)
         })
     }
 
     /// The log after entry `after`.
     pub(crate) fn removals(&self, after: u64) -> Result<Vec<RemovalRecord>, StoreError> {
-        self.run(|c| removals_in(c, after))
+        self.run(|c| removals_in(c, after, i64::MAX as u64))
     }
 
     /// What was withdrawn and may still have bytes in a file: each entry with its shards.
@@ -197,8 +249,20 @@ impl Catalog {
 
     /// The bytes of these entries are gone from all files.
     pub(crate) fn mark_purged(&self, ids: &[u64]) -> Result<(), StoreError> {
+        // Those of before the log of changes began are not in it.
+        let mut removals = Vec::new();
+        for id in ids {
+            removals.extend(self.moments(*id)?.map(|_| *id));
+        }
         let sql = "UPDATE removals SET purged_at_unix_ms = ?2 WHERE id = ?1";
-        self.transaction(|t| ids.iter().try_for_each(|id| t.execute(sql, params![*id as i64, now_unix_ms()]).map(drop)))
+        let mark = |t: &Transaction<'_>| {
+            ids.iter().try_for_each(|id| t.execute(sql, params![*id as i64, now_unix_ms()]).map(drop))
+        };
+        if removals.is_empty() {
+            self.transaction(mark)
+        } else {
+            self.change(changes::SILO, &Change::Purge { removals }, mark)
+        }
     }
 
     /// Enters and does what a log holds beyond this catalog's own, and takes care that no number is given out again that the log's
@@ -224,7 +288,10 @@ impl Catalog {
                 t.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
                 t.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", params![table, next as i64])?;
             }
-            new_epoch(t, "restore").map(drop)
+            let sql = "INSERT INTO epochs (at_unix_ms, change) VALUES (?1, 'restore')";
+            t.execute(sql, [now_unix_ms()])?;
+            // The entries of the backup go on in another way than those of the store that it was made of.
+            changes::new_log(t)
         })
     }
 }
@@ -287,13 +354,14 @@ fn withdraw(t: &Transaction<'_>, shard: ShardId, numbers: &Numbers) -> rusqlite:
     t.execute(sql, params![shard.0 as i64, numbers_column(&before.union(numbers))]).map(drop)
 }
 
-/// The log of an open catalog after entry `after`.
-fn removals_in(c: &Connection, after: u64) -> rusqlite::Result<Vec<RemovalRecord>> {
-    let sql = "SELECT removal_id, shard_id, numbers, n_documents FROM removal_parts WHERE removal_id > ?1
+/// The log of an open catalog after entry `after`, up to `last`.
+fn removals_in(c: &Connection, after: u64, last: u64) -> rusqlite::Result<Vec<RemovalRecord>> {
+    let sql =
+        "SELECT removal_id, shard_id, numbers, n_documents FROM removal_parts WHERE removal_id BETWEEN ?1 + 1 AND ?2
                ORDER BY removal_id, shard_id";
     let mut parts: BTreeMap<i64, Vec<RemovalPart>> = BTreeMap::new();
     let mut statement = c.prepare(sql)?;
-    let mut rows = statement.query([after as i64])?;
+    let mut rows = statement.query([after as i64, last as i64])?;
     while let Some(row) = rows.next()? {
         let bytes: Option<Vec<u8>> = row.get(2)?;
         let numbers = bytes.map(|b| Numbers::from_bytes(&b)).transpose().map_err(|e| conversion(2, e))?;
@@ -301,7 +369,7 @@ fn removals_in(c: &Connection, after: u64) -> rusqlite::Result<Vec<RemovalRecord
         let part = RemovalPart { shard, numbers, n_documents: row.get::<_, i64>(3)? as u64 };
         parts.entry(row.get(0)?).or_default().push(part);
     }
-    let sql = "SELECT id, epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms FROM removals WHERE id > ?1 ORDER BY id";
+    let sql = "SELECT id, epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms FROM removals WHERE id BETWEEN ?1 + 1 AND ?2 ORDER BY id";
     let read = |r: &Row<'_>| {
         let id: i64 = r.get(0)?;
         Ok(RemovalRecord {
@@ -315,13 +383,13 @@ fn removals_in(c: &Connection, after: u64) -> rusqlite::Result<Vec<RemovalRecord
             purged_at_unix_ms: r.get(6)?,
         })
     };
-    c.prepare(sql)?.query_map([after as i64], read)?.collect()
+    c.prepare(sql)?.query_map([after as i64, last as i64], read)?.collect()
 }
 
 /// Computes the chain of all entries, for a log that had none.
 pub(super) fn chain_anew(t: &Transaction<'_>) -> rusqlite::Result<()> {
     let mut previous = store_id(t)?;
-    for record in removals_in(t, 0)? {
+    for record in removals_in(t, 0, i64::MAX as u64)? {
         previous = record.chain_after(&previous);
         t.execute("UPDATE removals SET chain = ?2 WHERE id = ?1", params![record.id as i64, previous])?;
     }

@@ -1,14 +1,46 @@
 //! Tables of the catalog, and how older ones become them.
 
 /// Version of the schema; SQLite's `user_version`.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// The tables and indexes, as a list in SQL.
 pub(super) const NAMES: &str = "'sources', 'epochs', 'shards', 'shards_of_source', 'documents', 'documents_by_uri', 'documents_of_shard_by_uri',
-    'documents_by_hash', 'other_uris', 'other_uris_by_uri', 'removals', 'removal_parts', 'backups', 'duplicates', 'quarantined', 'store'";
+    'documents_by_hash', 'other_uris', 'other_uris_by_uri', 'removals', 'removal_parts', 'backups', 'duplicates', 'quarantined', 'store',
+    'changes', 'changes_by_epoch', 'moments', 'kept_parts', 'log'";
 
-/// What makes version 3 of nothing.
-pub(super) const SCHEMA: &str = "
+/// What the log of changes is kept in.
+macro_rules! changes {
+    () => {
+        "
+CREATE TABLE changes (                      -- what the Merkle log is made of; never changed
+    position INTEGER PRIMARY KEY,           -- from 0, without gaps
+    at_unix_ms INTEGER NOT NULL,
+    epoch INTEGER,                          -- that it made, if it changed what may be retrieved
+    entry TEXT NOT NULL                     -- JSON, the leaf to the byte
+) STRICT;
+CREATE INDEX changes_by_epoch ON changes (epoch);
+CREATE TABLE moments (                      -- where the log speaks of a withdrawal
+    removal_id INTEGER NOT NULL REFERENCES removals (id),
+    moment TEXT NOT NULL CHECK (moment IN ('logged', 'in-force', 'purged')),
+    position INTEGER NOT NULL REFERENCES changes (position),
+    PRIMARY KEY (removal_id, moment)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE kept_parts (                   -- documents of a withdrawal that other shards of their source held, so that they did not leave it
+    removal_id INTEGER NOT NULL REFERENCES removals (id),
+    shard_id INTEGER NOT NULL,
+    numbers BLOB NOT NULL,                  -- roaring bitmap
+    PRIMARY KEY (removal_id, shard_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE log (
+    id TEXT NOT NULL                        -- drawn when the store was made, and again by each restore
+) STRICT;
+"
+    };
+}
+
+/// What makes version 4 of nothing.
+pub(super) const SCHEMA: &str = concat!(
+    "
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
     name TEXT NOT NULL UNIQUE,
@@ -87,7 +119,12 @@ CREATE TABLE quarantined (directory TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;   -
 CREATE TABLE store (
     id TEXT NOT NULL                        -- drawn when the store was made; a restored store has that of the backup's
 ) STRICT;
-";
+",
+    changes!()
+);
+
+/// What makes version 4 of version 3: its log begins when it is opened.
+pub(super) const FROM_3: &str = changes!();
 
 /// What makes the version of today of version 1, in which shards were withdrawn as a whole and removals were no table. Its shards have files of an
 /// older format: they stay, are not retrieved from, and can be removed.

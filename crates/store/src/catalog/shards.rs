@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
-use silo_core::{ContentHash, Epoch, ShardId, SourceId};
+use silo_core::{Change, ContentHash, Epoch, ShardId, SourceId};
 
-use super::{Catalog, conversion, new_epoch, parsed};
+use super::{Catalog, conversion, parsed};
 use crate::boundary::Boundary;
 use crate::shard::StoredDocument;
 use crate::{Manifest, Numbers, StoreError};
@@ -61,14 +61,6 @@ pub(crate) struct Files<'a> {
     pub(crate) sha256: &'a str,
 }
 
-/// A shard whose files were replaced.
-pub(crate) struct Switched {
-    pub(crate) epoch: Option<Epoch>,
-    /// What is withdrawn and stands in the new files too.
-    pub(crate) withdrawn: Numbers,
-    pub(crate) suspended: bool,
-}
-
 pub(super) const COLUMNS: &str = "SELECT shards.id, name, state, directory, manifest_sha256, model_hash, recipe_hash,
                               n_documents, n_tokens, n_entries, added_epoch, removed_epoch, withdrawn, gone
                        FROM shards LEFT JOIN sources ON sources.id = source_id WHERE state != 'entering'";
@@ -110,13 +102,12 @@ impl Catalog {
         })
     }
 
-    /// Makes a prepared shard live, and its epoch.
-    pub(crate) fn enter_shard(&self, id: ShardId) -> Result<Epoch, StoreError> {
-        let entered = self.change(|t| {
-            let epoch = new_epoch(t, "add shard")?;
-            let sql = "UPDATE shards SET state = 'live', added_epoch = ?2 WHERE id = ?1 AND state = 'entering'";
-            t.execute(sql, params![id.0 as i64, epoch.0 as i64])?;
-            Ok(epoch)
+    /// Makes a prepared shard live, in the epoch that the change makes.
+    pub(crate) fn enter_shard(&self, id: ShardId, actor: &str, change: &Change) -> Result<(), StoreError> {
+        let entered = self.change(actor, change, |t| {
+            let sql = "UPDATE shards SET state = 'live', added_epoch = (SELECT max(epoch) FROM epochs)
+                       WHERE id = ?1 AND state = 'entering'";
+            t.execute(sql, [id.0 as i64]).map(drop)
         });
         if entered.is_err() {
             let _ = self.drop_prepared(Some(id)); // struck out at the next start otherwise
@@ -145,27 +136,21 @@ impl Catalog {
         Ok(())
     }
 
-    /// Puts other files in the place of a shard's, in one transaction: encoded again, or without the documents `gone`. `None` if the shard
-    /// has other files meanwhile, or is removed. A `change` of what is retrieved makes an epoch.
+    /// Puts other files in the place of a shard's, in one transaction: encoded again, or without the documents `gone`, which are all that was
+    /// withdrawn but `withdrawn`. `old` is what the catalog has now. A `change` of what is retrieved makes an epoch.
     pub(crate) fn replace_files(
         &self,
         old: &ShardRecord,
         files: &Files<'_>,
-        gone: &Numbers,
-        change: Option<&str>,
-    ) -> Result<Option<Switched>, StoreError> {
+        (gone, withdrawn): (&Numbers, &Numbers),
+        change: Option<(&str, &Change)>,
+    ) -> Result<(), StoreError> {
         let Files { directory, manifest, sha256 } = files;
-        self.change(|t| {
-            let sql = "SELECT withdrawn, gone, state = 'suspended' FROM shards
-                       WHERE id = ?1 AND directory = ?2 AND state IN ('live', 'suspended')";
-            let read = |r: &Row<'_>| Ok((read_numbers(r, 0)?, read_numbers(r, 1)?, r.get(2)?));
-            let found = t.query_row(sql, params![old.id.0 as i64, old.directory], read).optional()?;
-            let Some((before, gone_before, suspended)) = found else { return Ok(None) };
-            let withdrawn = before.without(gone);
+        let replace = |t: &Transaction<'_>| {
             let sql = "UPDATE shards SET directory = ?2, manifest_sha256 = ?3, model_hash = ?4, recipe_hash = ?5, n_documents = ?6,
                                          n_tokens = ?7, n_entries = ?8, withdrawn = ?9, gone = ?10
-                       WHERE id = ?1";
-            t.execute(
+                       WHERE id = ?1 AND directory = ?11 AND state IN ('live', 'suspended')";
+            let n = t.execute(
                 sql,
                 params![
                     old.id.0 as i64,
@@ -176,13 +161,17 @@ impl Catalog {
                     manifest.n_documents as i64,
                     manifest.n_tokens as i64,
                     manifest.n_entries as i64,
-                    numbers_column(&withdrawn),
-                    numbers_column(&gone_before.union(gone)),
+                    numbers_column(withdrawn),
+                    numbers_column(&old.gone.union(gone)),
+                    old.directory,
                 ],
             )?;
-            let epoch = change.map(|change| new_epoch(t, change)).transpose()?;
-            Ok(Some(Switched { epoch, withdrawn, suspended }))
-        })
+            if n == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(n)) }
+        };
+        match change {
+            Some((actor, change)) => self.change(actor, change, replace),
+            None => self.transaction(replace),
+        }
     }
 
     /// Strikes out the URIs of documents whose bytes are gone: those that a shard's record says, or all of a removed one. Their hashes stay,

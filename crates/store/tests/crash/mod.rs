@@ -111,7 +111,7 @@ pub fn child(plan: &Plan, recipe: &Recipe) {
     };
     let mut store = Some(opened);
     for name in SOURCES {
-        let _ = store.as_ref().unwrap().create_source(&source(name)); // it is there after the first run
+        let _ = store.as_ref().unwrap().by("test").create_source(&source(name)); // it is there after the first run
     }
     for n in 0..plan.n_operations {
         let Some(operation) = choose(store.as_ref().unwrap(), plan, &mut rng, n) else { continue };
@@ -225,14 +225,17 @@ fn perform(store: &Store, plan: &Plan, operation: &Operation) -> Result<Option<S
             };
             let documents: Vec<Document> = texts.iter().map(document).collect();
             store
+                .by("test")
                 .add_shard(&NewShard { source, documents: &documents }, &model(), &never, &|_, _| {})
                 .map(|a| Some(a.id))
         }
         Operation::Withdraw(selection) if plan.skip_removals => store.plan(selection).map(|_| None),
-        Operation::Withdraw(selection) => store.withdraw(selection).map(|_| None),
-        Operation::Suspend(id) => store.suspend_shard(*id).map(|_| None),
-        Operation::Resume(id) => store.resume_shard(*id).map(|_| None),
-        Operation::Rebuild(id) => store.rebuild_shard(*id, &model(), &Default::default(), &|_, _| {}).map(|_| None),
+        Operation::Withdraw(selection) => store.by("test").withdraw(selection).map(|_| None),
+        Operation::Suspend(id) => store.by("test").suspend_shard(*id).map(|_| None),
+        Operation::Resume(id) => store.by("test").resume_shard(*id).map(|_| None),
+        Operation::Rebuild(id) => {
+            store.by("test").rebuild_shard(*id, &model(), &Default::default(), &|_, _| {}).map(|_| None)
+        }
         Operation::Purge => store.purge(&Default::default(), &|_, _| {}).map(|_| None),
         Operation::Backup(name) => {
             store.backup(&plan.directory.join("backups"), name, &never, &|_, _| {}).map(|_| None)
@@ -248,6 +251,8 @@ pub struct Witness {
     backups: std::collections::BTreeMap<String, Reference>,
     /// Operations whose end was written down.
     pub n_acknowledged: u64,
+    /// Restores that were begun.
+    n_restores: usize,
     /// Kills in the midst of an operation, and how many of those were found done.
     pub n_cut: u64,
     pub n_cut_done: u64,
@@ -261,7 +266,10 @@ impl Witness {
         let mut begun = None;
         for line in text.lines().map(|l| serde_json::from_str(l).unwrap()) {
             match line {
-                Line::Begun(operation) => begun = Some(operation),
+                Line::Begun(operation) => {
+                    self.n_restores += usize::from(matches!(operation, Operation::Restore(_)));
+                    begun = Some(operation);
+                }
                 Line::Refused => begun = None,
                 Line::Done(added) => {
                     self.n_acknowledged += 1;
@@ -277,6 +285,9 @@ impl Witness {
         assert_eq!(verified.faults, [], "after the kill");
         let store = open(&root, recipe, None).unwrap();
         assert!(store.unavailable().is_empty(), "{:?}", store.unavailable());
+        let n = store.contents().unwrap().n_changes;
+        let n_opens = store.changes(0, n).unwrap().iter().filter(|entry| entry.contains(r#""kind":"open""#)).count();
+        assert!(n_opens <= self.n_restores, "a crash lost what the log of changes says, or what it says it of");
         let difference = difference(&store, &self.reference);
         match (difference, begun) {
             (None, begun) => {

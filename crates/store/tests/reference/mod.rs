@@ -146,6 +146,6 @@ impl Reference {
             sources.entry(source).or_default().push(hash);
         }
         let tree = |hashes: &Vec<ContentHash>| merkle::DocumentTree::default().with(hashes).0.root().unwrap();
-        merkle::store_root(sources.iter().map(|(source, hashes)| (source, tree(hashes))))
+        merkle::SourceTree::new(sources.iter().map(|(source, hashes)| (source, tree(hashes)))).root()
     }
 }

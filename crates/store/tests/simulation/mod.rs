@@ -14,8 +14,8 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    ContentHash, Document, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
-    Purpose, Selection, ShardId, Snapshot, SnapshotProvider, SourceId, Tier,
+    ContentHash, Document, Epoch, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, PassageQuery,
+    PassageSearch, Purpose, Selection, ShardId, Snapshot, SnapshotProvider, SourceId, Tier,
 };
 use silo_store::{Later, NewShard, Recipe, RemovalLog, Store, StoreError, StoreOptions, restore, verify};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -122,7 +122,7 @@ pub fn run(plan: Plan) -> BTreeMap<Operation, u64> {
     let mut chosen = subset(&mut rng);
     let mut world = World { rng, plan, directory, root, store, reference, backups, pinned, n_made: 0 };
     for name in SOURCES {
-        world.store().create_source(&source(name)).unwrap();
+        world.store().by("test").create_source(&source(name)).unwrap();
     }
     for i in 0..world.plan.n_operations {
         if i % 400 == 399 {
@@ -288,7 +288,7 @@ impl World {
         };
         let documents: Vec<Document> = texts.iter().map(document).collect();
         let new = NewShard { source: &source, documents: &documents };
-        let added = self.store().add_shard(&new, &model(), &AtomicBool::new(false), &|_, _| {}).unwrap();
+        let added = self.store().by("test").add_shard(&new, &model(), &AtomicBool::new(false), &|_, _| {}).unwrap();
         assert!(self.reference.seen.insert(added.id), "shard {} was given out before", added.id);
         let shard = RefShard { source, state: State::Live, docs: numbered(&texts) };
         assert_eq!(added.manifest.n_documents, shard.docs.len() as u64);
@@ -301,7 +301,7 @@ impl World {
             self.reference.apply(Change::Withdraw(expected));
             return;
         }
-        let removal = match self.store().withdraw(&selection) {
+        let removal = match self.store().by("test").withdraw(&selection) {
             Err(StoreError::NothingSelected) => return assert!(expected.is_empty(), "{selection:?}: {expected:?}"),
             other => other.unwrap(),
         };
@@ -310,22 +310,40 @@ impl World {
             (part.shard, numbers)
         });
         assert_eq!(got.collect::<Vec<_>>(), expected, "{selection:?}");
+        let live = |reference: &Reference| reference.visible(&|_, _| true).into_keys().collect::<BTreeSet<_>>();
+        let before = live(&self.reference);
         self.reference.apply(Change::Withdraw(expected));
         assert_eq!(removal.root_after, self.reference.root());
+        let after = live(&self.reference);
+        let left = self.store().left_by(removal.record.id).unwrap();
+        let left: BTreeSet<_> =
+            left.into_iter().flat_map(|(s, all)| all.into_iter().map(move |d| (s.clone(), d))).collect();
+        assert!(before.iter().filter(|d| !after.contains(d)).all(|d| left.contains(d)), "what left is in the receipt");
+        assert!(left.iter().all(|d| !after.contains(d)), "what stays is not in the receipt");
+        self.check_log();
     }
 
     /// Suspends a live shard or resumes a suspended one.
     fn set_state(&mut self, from: State) {
         let Some(id) = self.any_shard(from) else { return };
         if from == State::Live {
-            self.store().suspend_shard(id).unwrap();
-            assert!(matches!(self.store().suspend_shard(id), Err(StoreError::ShardState { .. })));
+            self.store().by("test").suspend_shard(id).unwrap();
+            assert!(matches!(self.store().by("test").suspend_shard(id), Err(StoreError::ShardState { .. })));
             self.reference.apply(Change::Suspend(id));
         } else {
-            self.store().resume_shard(id).unwrap();
+            self.store().by("test").resume_shard(id).unwrap();
             self.reference.apply(Change::Resume(id));
         }
         assert_eq!(self.store().snapshot().root, self.reference.root());
+        self.check_log();
+    }
+
+    /// The newest entry of the log of changes says what can be retrieved.
+    fn check_log(&self) {
+        let (snapshot, contents) = (self.store().snapshot(), self.store().contents().unwrap());
+        let logged = contents.state.map(|(_, entry)| *entry.change.state().unwrap());
+        let logged = logged.map_or((Epoch(0), silo_core::merkle::empty_root()), |state| (state.epoch, state.root));
+        assert_eq!(logged, (snapshot.epoch, snapshot.root));
     }
 
     fn purge(&mut self) {
@@ -342,7 +360,7 @@ impl World {
     fn rebuild(&mut self) {
         let state = if self.rng.random_bool(0.8) { State::Live } else { State::Suspended };
         if let Some(id) = self.any_shard(state) {
-            self.store().rebuild_shard(id, &model(), &Default::default(), &|_, _| {}).unwrap();
+            self.store().by("test").rebuild_shard(id, &model(), &Default::default(), &|_, _| {}).unwrap();
             assert_eq!(self.store().snapshot().root, self.reference.root());
         }
     }
@@ -415,6 +433,7 @@ impl World {
         let store = self.store();
         assert!(store.unavailable().is_empty(), "{:?}", store.unavailable());
         assert_eq!(store.snapshot().root, self.reference.root());
+        self.check_log();
         let live: Vec<ShardId> = store.snapshot().shards.iter().map(|s| s.id).collect();
         assert_eq!(live, self.reference.in_state(State::Live));
         for id in live {

@@ -45,10 +45,10 @@ fn filled() -> (TempDir, Store) {
         source: "one".parse().unwrap(),
         documents: vec![silo_core::ContentHash::of(text.as_bytes())],
     };
-    store.withdraw(&document(GONE[0])).unwrap();
+    store.by("test").withdraw(&document(GONE[0])).unwrap();
     purge(&store);
-    store.withdraw(&document(GONE[1])).unwrap();
-    store.withdraw(&Selection::Shard(whole)).unwrap();
+    store.by("test").withdraw(&document(GONE[1])).unwrap();
+    store.by("test").withdraw(&Selection::Shard(whole)).unwrap();
     (root, store)
 }
 
@@ -159,7 +159,7 @@ fn an_old_catalog_in_the_place_of_the_newest() {
     let log = old.path().join("removals.jsonl");
     let write_log = |to: &Path| RemovalLog::read(root.path()).unwrap().write(fs::File::create(to).unwrap()).unwrap();
     write_log(&log);
-    store.withdraw(&Selection::Shard(ShardId(2))).unwrap();
+    store.by("test").withdraw(&Selection::Shard(ShardId(2))).unwrap();
     let newest = old.path().join("newest.jsonl");
     write_log(&newest);
     drop(store);
@@ -259,7 +259,7 @@ fn a_forgotten_withdrawal_is_done_again() {
                 assert!(KEPT.iter().all(|text| finds(store, text)) && store.unavailable().is_empty(), "{sql}");
             };
             gone(&store);
-            store.rebuild_shard(ShardId(1), &super::model(), &Default::default(), &|_, _| {}).unwrap();
+            store.by("test").rebuild_shard(ShardId(1), &super::model(), &Default::default(), &|_, _| {}).unwrap();
             gone(&store);
             assert!(purge(&store).failures.is_empty());
             gone(&store);

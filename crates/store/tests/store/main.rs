@@ -56,15 +56,20 @@ fn document(source: &str, text: &str) -> Document {
 fn add(store: &Store, name: &str, texts: &[&str]) -> Result<AddedShard, StoreError> {
     let id: SourceId = name.parse().unwrap();
     if store.source(&id).is_err() {
-        store.create_source(&source(name))?;
+        store.by("test").create_source(&source(name))?;
     }
     let documents: Vec<Document> = texts.iter().map(|t| document(name, t)).collect();
-    store.add_shard(&NewShard { source: &id, documents: &documents }, &model(), &AtomicBool::new(false), &|_, _| {})
+    store.by("test").add_shard(
+        &NewShard { source: &id, documents: &documents },
+        &model(),
+        &AtomicBool::new(false),
+        &|_, _| {},
+    )
 }
 
 /// Withdraws a shard and gets its bytes out of all files.
 fn remove(store: &Store, id: ShardId) -> Removal {
-    let removal = store.withdraw(&Selection::Shard(id)).unwrap();
+    let removal = store.by("test").withdraw(&Selection::Shard(id)).unwrap();
     purge(store);
     removal
 }

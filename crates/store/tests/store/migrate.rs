@@ -43,8 +43,8 @@ fn a_catalog_of_version_1_is_brought_up_to_date() {
         (log.len(), log[0].kind, log[0].epoch.0, log[0].parts[0].shard),
         (1, RemovalKind::Remove, 3, ShardId(4))
     );
-    let removal = store.withdraw(&Selection::Shard(ShardId(5))).unwrap();
-    assert_eq!(removal.epoch().0, 4);
+    let removal = store.by("test").withdraw(&Selection::Shard(ShardId(5))).unwrap();
+    assert_eq!(removal.epoch().0, 5, "what cannot be retrieved any more made one");
     purge(&store);
     assert_eq!(add(&store, "one", &["new text"]).unwrap().id, ShardId(6), "numbers go on");
     assert_eq!(store.snapshot().shards.len(), 1);
@@ -64,11 +64,15 @@ fn a_catalog_of_version_2_is_brought_up_to_date() {
     let old = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
     let comment =
         "UPDATE sqlite_schema SET sql = replace(sql, '-- never reused', '-- another word') WHERE name = 'shards'";
-    let sql = format!("DROP TABLE quarantined; PRAGMA writable_schema = ON; {comment}; PRAGMA user_version = 2;");
+    let later = "DROP TABLE moments; DROP TABLE kept_parts; DROP TABLE changes; DROP TABLE log;";
+    let sql =
+        format!("DROP TABLE quarantined; {later} PRAGMA writable_schema = ON; {comment}; PRAGMA user_version = 2;");
     old.execute_batch(&sql).unwrap();
     drop(old);
     for _ in 0..2 {
-        assert_eq!(open(root.path()).snapshot(), before);
+        let now = open(root.path()).snapshot();
+        assert_eq!((now.root, &now.shards), (before.root, &before.shards));
+        assert_eq!(now.epoch.0, before.epoch.0 + 1, "the log begins");
     }
     // A newer one is left alone, also with a head beside it.
     let newer = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();

@@ -21,17 +21,20 @@ fn a_shard_of_another_recipe_comes_back_by_rebuilding_it() {
     remove(&store, gone.id);
     let no_progress: &dyn Fn(u64, u64) = &|_, _| {};
     let never = Arc::new(AtomicBool::new(false));
-    assert!(matches!(store.rebuild_shard(gone.id, &model(), &never, no_progress), Err(StoreError::ShardRemoved(_))));
+    assert!(matches!(
+        store.by("test").rebuild_shard(gone.id, &model(), &never, no_progress),
+        Err(StoreError::ShardRemoved(_))
+    ));
     drop(store);
 
     let store = open_with(root.path(), inverted()).unwrap();
     let refused = store.unavailable()[&first.id].clone();
     assert!(refused.contains("silo shard rebuild"), "{refused}");
-    let cancelled = store.rebuild_shard(first.id, &model(), &Arc::new(AtomicBool::new(true)), no_progress);
+    let cancelled = store.by("test").rebuild_shard(first.id, &model(), &Arc::new(AtomicBool::new(true)), no_progress);
     assert!(matches!(cancelled, Err(StoreError::Cancelled | StoreError::Model { .. })), "{cancelled:?}");
     assert!(store.snapshot().shards.is_empty(), "it stays what it was");
     let before = store.snapshot();
-    let rebuilt = store.rebuild_shard(first.id, &model(), &never, no_progress).unwrap();
+    let rebuilt = store.by("test").rebuild_shard(first.id, &model(), &never, no_progress).unwrap();
     assert_eq!((rebuilt.id, rebuilt.manifest.n_documents, rebuilt.n_duplicates), (first.id, 3, 0));
     assert!(rebuilt.epoch > before.epoch && store.unavailable().is_empty());
 
@@ -60,7 +63,7 @@ fn a_shard_whose_text_is_whole_comes_back_whatever_else_is_damaged() {
         fs::write(&path, b"no longer").unwrap();
         let store = open_with(root.path(), inverted()).unwrap();
         assert!(store.unavailable()[&added.id].contains("silo shard rebuild"));
-        store.rebuild_shard(added.id, &model(), &Default::default(), &|_, _| {}).unwrap();
+        store.by("test").rebuild_shard(added.id, &model(), &Default::default(), &|_, _| {}).unwrap();
         assert_eq!(store.snapshot().root, whole.root, "{file}");
         assert!(store.scrub().is_empty());
     }
@@ -74,7 +77,7 @@ fn a_shard_without_its_text_stays_what_it_was() {
     let directory = root.path().join("shards").join(store.shard(added.id).unwrap().directory);
     let text = fs::read(directory.join("text.bin")).unwrap();
     fs::write(directory.join("text.bin"), &text[1..]).unwrap();
-    let refused = store.rebuild_shard(added.id, &model(), &Default::default(), &|_, _| {});
+    let refused = store.by("test").rebuild_shard(added.id, &model(), &Default::default(), &|_, _| {});
     assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
     assert!(directory.exists());
     assert_eq!(fs::read_dir(root.path().join("tmp")).unwrap().count(), 0);
@@ -97,7 +100,7 @@ fn a_removal_stops_a_rebuild_and_leaves_no_file() {
                 }
             }
         };
-        let rebuilt = store.rebuild_shard(id, &model(), &AtomicBool::new(false), &progress);
+        let rebuilt = store.by("test").rebuild_shard(id, &model(), &AtomicBool::new(false), &progress);
         assert!(rebuilt.is_err(), "{rebuilt:?}");
         removal.into_inner().unwrap().unwrap().join().unwrap();
     });
@@ -115,7 +118,9 @@ fn a_scrub_beside_rebuilds_takes_nothing_out() {
     let id: ShardId = add(&store, "s", &TEXTS).unwrap().id;
     std::thread::scope(|scope| {
         let rebuilds = scope.spawn(|| {
-            (0..20).for_each(|_| drop(store.rebuild_shard(id, &model(), &Default::default(), &|_, _| {}).unwrap()));
+            (0..20).for_each(|_| {
+                drop(store.by("test").rebuild_shard(id, &model(), &Default::default(), &|_, _| {}).unwrap())
+            });
         });
         while !rebuilds.is_finished() {
             assert!(store.scrub().is_empty());

@@ -42,7 +42,7 @@ fn a_removal_is_immediate_durable_and_leaves_no_file() {
     assert_eq!(files_below(&root.path().join("shards")), 1);
     assert_eq!(files_below(&root.path().join("tmp")), 0);
 
-    let again = |id| store.withdraw(&Selection::Shard(id)).unwrap_err();
+    let again = |id| store.by("test").withdraw(&Selection::Shard(id)).unwrap_err();
     assert!(matches!(again(added.id), StoreError::ShardRemoved(_)));
     assert!(matches!(again(ShardId(99)), StoreError::UnknownShard(_)));
     drop(store);
@@ -134,7 +134,7 @@ fn many_documents_are_found_by_the_ends_of_their_range() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path());
     let texts: Vec<String> = (0..9000).map(|i| format!("{i:04}")).collect();
-    store.create_source(&super::source("s")).unwrap();
+    store.by("test").create_source(&super::source("s")).unwrap();
     let documents: Vec<_> = texts
         .iter()
         .map(|text| silo_core::Document { uri: format!("pkg:{}/{text}", &text[..1]), ..super::document("s", text) })
@@ -143,7 +143,7 @@ fn many_documents_are_found_by_the_ends_of_their_range() {
     let add = |documents: &[silo_core::Document]| {
         let source = "s".parse().unwrap();
         let new = silo_store::NewShard { source: &source, documents };
-        store.add_shard(&new, &super::model(), &never, &|_, _| {}).unwrap().id
+        store.by("test").add_shard(&new, &super::model(), &never, &|_, _| {}).unwrap().id
     };
     let (first, second) = (add(&documents[..6000]), add(&documents[6000..]));
     let prefix = |prefix: &str| Selection::UriPrefix { source: None, prefix: prefix.into() };
@@ -153,14 +153,14 @@ fn many_documents_are_found_by_the_ends_of_their_range() {
     };
     assert_eq!(plan("pkg:1"), [(first, 1000, Some((Some(1000), Some(1999))))]);
     assert_eq!(plan("pkg:"), [(first, 6000, None), (second, 3000, None)]);
-    store.withdraw(&prefix("pkg:1/10")).unwrap();
+    store.by("test").withdraw(&prefix("pkg:1/10")).unwrap();
     super::purge(&store);
-    store.withdraw(&prefix("pkg:2/20")).unwrap();
+    store.by("test").withdraw(&prefix("pkg:2/20")).unwrap();
     assert_eq!(plan("pkg:"), [(first, 5800, None), (second, 3000, None)]);
     assert_eq!(plan("pkg:1"), [(first, 900, Some((Some(1100), Some(1999))))]);
-    let removal = store.withdraw(&prefix("pkg")).unwrap();
+    let removal = store.by("test").withdraw(&prefix("pkg")).unwrap();
     assert_eq!(removal.root_after, silo_core::Snapshot::empty().root);
-    assert!(matches!(store.withdraw(&prefix("pkg")), Err(StoreError::NothingSelected)));
+    assert!(matches!(store.by("test").withdraw(&prefix("pkg")), Err(StoreError::NothingSelected)));
 }
 
 #[test]
@@ -170,10 +170,10 @@ fn what_a_snapshot_showed_before_a_suspension_is_not_live_after_it() {
     let id = add(&store, "one", &["some text"]).unwrap().id;
     let before = store.snapshot();
     let all = |snapshot: &silo_core::Snapshot| snapshot.mask(&Filter::default(), Purpose::Knn);
-    store.suspend_shard(id).unwrap();
+    store.by("test").suspend_shard(id).unwrap();
     let during = store.snapshot();
     assert!(!store.is_live(&before, &all(&before)));
-    store.resume_shard(id).unwrap();
+    store.by("test").resume_shard(id).unwrap();
     // A search in it may have found nothing of the shard meanwhile.
     assert!(!store.is_live(&before, &all(&before)));
     assert!(store.is_live(&during, &all(&during)) && store.is_live(&store.snapshot(), &all(&store.snapshot())));
@@ -182,11 +182,11 @@ fn what_a_snapshot_showed_before_a_suspension_is_not_live_after_it() {
 
 /// Documents by their URIs.
 fn add_uris(store: &Store, uris: &[&str]) {
-    store.create_source(&source("one")).unwrap();
+    store.by("test").create_source(&source("one")).unwrap();
     let document = |uri: &&str| Document { uri: (*uri).into(), ..super::document("one", &format!("text of {uri}")) };
     let documents: Vec<Document> = uris.iter().map(document).collect();
     let new = NewShard { source: &"one".parse().unwrap(), documents: &documents };
-    store.add_shard(&new, &model(), &AtomicBool::new(false), &|_, _| {}).unwrap();
+    store.by("test").add_shard(&new, &model(), &AtomicBool::new(false), &|_, _| {}).unwrap();
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_removal_between_the_batches_of_a_purge_takes_what_is_asked_for() {
         let at_boundary = move |boundary| {
             if boundary == Boundary::BatchCommitted && counted.fetch_add(1, Ordering::SeqCst) == nth {
                 let store = found.get().unwrap().upgrade().unwrap();
-                assert_eq!(store.withdraw(&prefix("a/")).unwrap().record.parts[0].n_documents, 1);
+                assert_eq!(store.by("test").withdraw(&prefix("a/")).unwrap().record.parts[0].n_documents, 1);
             }
         };
         let options = StoreOptions { n_threads: 1, batch: 2, at_boundary: Some(Arc::new(at_boundary)) };
@@ -208,7 +208,7 @@ fn a_removal_between_the_batches_of_a_purge_takes_what_is_asked_for() {
         let store = Arc::new(Store::open(root.path(), model().card(), recipe(), tokenizer, options).unwrap());
         place.set(Arc::downgrade(&store)).unwrap();
         add_uris(&store, &["a/11", "a/12", "a/13", "a/14", "a/15", "a/2", "b/1", "b/2"]);
-        store.withdraw(&prefix("a/1")).unwrap();
+        store.by("test").withdraw(&prefix("a/1")).unwrap();
         passed.store(0, Ordering::SeqCst);
         purge(&store);
         if passed.load(Ordering::SeqCst) <= nth {

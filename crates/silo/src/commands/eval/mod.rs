@@ -182,11 +182,11 @@ fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &D
         let declaration = declarations.iter().find(|d| d.name == domain.source);
         let declaration = declaration
             .with_context(|| format!("{} has no '{}'", config.eval.declarations.display(), domain.source))?;
-        store.create_source(&declaration.source(&LicencePolicy::default()))?;
+        store.by("eval").create_source(&declaration.source(&LicencePolicy::default()))?;
     }
     eprintln!("adding the shard of {}", domain.source);
     let new = NewShard { source: &domain.source, documents: &domain.stored };
-    store.add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
+    store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
     Ok(())
 }
 

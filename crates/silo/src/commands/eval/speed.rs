@@ -87,10 +87,10 @@ fn build_speed(ground: &Ground) -> Result<BuildSpeed> {
     let options = silo_store::StoreOptions { n_threads: threads, ..Default::default() };
     let store = Store::open(root.path(), ground.model.card(), recipe, ground.tokenizer.clone(), options)?;
     let domain = &ground.domains[0];
-    store.create_source(&*ground.store.source(&domain.source)?)?;
+    store.by("eval").create_source(&*ground.store.source(&domain.source)?)?;
     let (never, new) = (AtomicBool::new(false), NewShard { source: &domain.source, documents: &domain.stored });
     let start = Instant::now();
-    let manifest = store.add_shard(&new, &*ground.model, &never, &|_, _| {})?.manifest;
+    let manifest = store.by("eval").add_shard(&new, &*ground.model, &never, &|_, _| {})?.manifest;
     let build_seconds = start.elapsed().as_secs_f64();
     let tokens = domain.stored.iter().map(|d| ground.tokenizer.encode(&d.text)).collect::<Result<Vec<_>, _>>()?;
     let slices: Vec<&[TokenId]> = tokens.iter().map(Vec::as_slice).collect();

@@ -1,0 +1,134 @@
+//! `silo optout`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use silo_log::{Receipt, Verified, read_public, with_rotations};
+use silo_proto::v1;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::client::{Target, refused};
+use crate::output;
+
+/// Receipts of withdrawals.
+#[derive(Debug, Subcommand)]
+pub enum OptOut {
+    /// Get the receipt of a withdrawal.
+    Receipt(GetReceipt),
+    /// Verify a receipt. Needs the receipt and the public key of the one who issued it, and nothing else.
+    Verify(Verify),
+}
+
+/// Gets a receipt.
+#[derive(Debug, Args)]
+pub struct GetReceipt {
+    #[command(flatten)]
+    target: Target,
+    /// Number of the withdrawal: what `silo shard remove` calls its entry of the log.
+    removal: u64,
+    /// Write it to this file instead of the standard output.
+    #[arg(long, value_name = "PATH")]
+    output: Option<PathBuf>,
+}
+
+/// Verifies a receipt.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The receipt.
+    receipt: PathBuf,
+    /// The public keys of the one who issued it.
+    #[arg(long, value_name = "PATH")]
+    key: PathBuf,
+    /// Statements about keys that took the place of these.
+    #[arg(long, value_name = "PATH")]
+    rotations: Option<PathBuf>,
+}
+
+impl OptOut {
+    /// Does it.
+    pub async fn run(self, as_json: bool) -> Result<()> {
+        match self {
+            Self::Receipt(c) => c.run(as_json).await,
+            Self::Verify(c) => c.run(as_json),
+        }
+    }
+}
+
+impl GetReceipt {
+    async fn run(self, as_json: bool) -> Result<()> {
+        let connection = self.target.connect().await?;
+        let request = v1::GetReceiptRequest { removal: self.removal };
+        let receipt = connection.opt_out().get_receipt(request).await.map_err(refused)?.into_inner();
+        match self.output {
+            Some(path) => {
+                fs::write(&path, &receipt.text).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            None if as_json => {
+                output::json(&serde_json::json!({"removal": receipt.removal, "text": receipt.text}))?;
+            }
+            None => print!("{}", receipt.text),
+        }
+        connection.close().await
+    }
+}
+
+impl Verify {
+    fn run(self, as_json: bool) -> Result<()> {
+        let mut keys = read_public(&self.key)?;
+        if let Some(path) = &self.rotations {
+            keys = with_rotations(keys, path)?;
+        }
+        let text =
+            fs::read_to_string(&self.receipt).with_context(|| format!("cannot read {}", self.receipt.display()))?;
+        let verified = Receipt::verify(&text, &keys)?;
+        if as_json { output::json(&verified) } else { print(&verified) }
+    }
+}
+
+/// A time in UTC.
+fn time(unix_ms: i64) -> Result<String> {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000);
+    Ok(at.context("a time in the receipt is out of range")?.format(&Rfc3339)?)
+}
+
+fn print(v: &Verified) -> Result<()> {
+    println!("The receipt holds. It is signed by {}.", v.signed_by);
+    println!();
+    println!("Withdrawal {}, by {}, by {}:", v.removal, v.actor, v.selector);
+    for set in &v.documents {
+        println!("  {} documents of {}", set.n_documents, set.source);
+    }
+    if v.documents.is_empty() {
+        println!("  no document left the store: what was withdrawn was in it by other shards of its source too");
+    }
+    println!();
+    println!("  asked for               {}", time(v.asked_at_unix_ms)?);
+    println!("  on disk                 {}", time(v.durable_at_unix_ms)?);
+    println!("  in no answer since      {}", time(v.effective_at_unix_ms)?);
+    match v.purged_at_unix_ms {
+        Some(at) => println!("  in no file since        {}", time(at)?),
+        None => println!("  in no file since        not yet: files of the store may still hold it"),
+    }
+    println!("  proven to be absent at  {} (epoch {})", time(v.absent_as_of_unix_ms)?, v.absent_as_of_epoch);
+    println!();
+    println!("  root before  {} \n  root after   {} (epoch {})", v.root_before, v.after.root, v.after.epoch);
+    println!("  model {}\n  recipe {}", v.after.model, v.after.recipe);
+    println!("  log {} with {} entries", v.origin, v.log_size);
+    let backups = if v.backups.is_empty() { "none".to_owned() } else { v.backups.join(", ") };
+    println!("  backups that may hold it: {backups}");
+    for model in &v.models {
+        let trained = match &model.sources {
+            None => "it is not known what it was trained on".to_owned(),
+            Some(sources) if sources.is_empty() => "it was not trained on any source of this withdrawal".to_owned(),
+            Some(sources) => {
+                let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
+                format!("it was trained on {}, and a withdrawal does not reach weights", names.join(", "))
+            }
+        };
+        println!("  model {}: {trained}", model.model);
+    }
+    Ok(())
+}

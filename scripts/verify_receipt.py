@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Verifies receipts of withdrawals offline: verify_receipt.py PUBLIC_KEYS RECEIPT [RECEIPT ...]
+Made after docs/receipts.md and RFC 9162, without a line of the program that issues receipts. Needs the package `cryptography`.
+Prints a line for each receipt. Exit code: 0 if all hold, 1 if one does not.
+"""
+import base64
+import hashlib
+import json
+import re
+import sys
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+def ensure(holds, reason):
+    if not holds:
+        raise ValueError(reason)
+
+def sha(*parts):
+    return hashlib.sha256(b"".join(parts)).digest()
+
+def decode(text):
+    data = base64.b64decode(text, validate=True)
+    ensure(base64.b64encode(data).decode() == text, "base64 that is written in another way")
+    return data
+
+def unhex(text):
+    ensure(isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text), f"{text!r} is no hash")
+    return bytes.fromhex(text)
+
+def read_keys(path):
+    keys = {}
+    for line in filter(str.strip, open(path, encoding="utf-8")):  # name+id+base64(1 || key); the name has no '+'
+        name, key_id, data = line.strip().split("+", 2)
+        data = decode(data)
+        ensure(data[:1] == b"\1" and sha(name.encode(), b"\n", data)[:4].hex() == key_id, "a public key is damaged")
+        keys[name, bytes.fromhex(key_id)] = Ed25519PublicKey.from_public_bytes(data[1:])
+    return keys
+
+def open_note(note, keys):
+    """The text of a signed note (C2SP signed-note), and who signed it."""
+    text, separator, lines = note.rpartition("\n\n")
+    ensure(separator and lines.endswith("\n"), "it is not signed")
+    text, signers = text + "\n", []
+    for line in lines[:-1].split("\n"):
+        ensure(re.fullmatch("\u2014 [^ ]+ [^ ]+", line), "a line of signatures is none")
+        name, data = line.split(" ")[1], decode(line.split(" ")[2])
+        if (name, data[:4]) in keys:
+            keys[name, data[:4]].verify(data[4:], text.encode())
+            signers.append(name)
+    ensure(signers, "none of the public keys signed it")
+    return text, signers[0]
+
+def check_included(entry, position, size, proof, root):
+    """RFC 9162, section 2.1.3.2."""
+    ensure(type(position) is int and 0 <= position < size, "a position is beyond the log")
+    first, last, node = position, size - 1, sha(b"\0", entry.encode())
+    for sibling in map(unhex, proof):
+        ensure(last > 0, "a proof is too long")
+        if first & 1 or first == last:
+            node = sha(b"\1", sibling, node)
+            while first and not first & 1:
+                first, last = first >> 1, last >> 1
+        else:
+            node = sha(b"\1", node, sibling)
+        first, last = first >> 1, last >> 1
+    ensure(last == 0 and node == root, "an entry is not in the log")
+
+def read_trie(steps):
+    """Puts a proof together: (hash, part), where a part is None if it is hidden, (key, value) or (bit, left, right)."""
+    stack = []
+    for step in steps:
+        kind, *words = step.split(" ")
+        if (kind, len(words)) in (("leaf", 1), ("source", 2), ("hash", 1)):
+            words = [unhex(word) for word in words]
+            stack.append((words[0], None) if kind == "hash" else (sha(b"\0", *words), (words[0], words[-1])))
+        else:
+            ensure(re.fullmatch("node (0|[1-9][0-9]{0,2})", step), "a part of a proof is none")
+            bit, right, left = int(words[0]), stack.pop(), stack.pop()
+            below = [half[1][0] for half in (left, right) if half[1] and len(half[1]) == 3]
+            ensure(bit < 256 and all(b > bit for b in below), "the bits of a proof do not rise")
+            stack.append((sha(b"\1", bytes([bit]), left[0], right[0]), (bit, left, right)))
+    ensure(len(stack) == 1, "a proof is not one trie")
+    return stack[0]
+
+def find(part, key):
+    """The value of a key; None if it is absent. A part that is hidden refuses."""
+    while part and len(part) == 3:
+        part = part[2 if key[part[0] // 8] & (0x80 >> part[0] % 8) else 1][1]
+    ensure(part, "a proof hides whether something is there")
+    return part[1] if part[0] == key else None
+
+def check_absence(absence, expected, root):
+    documents = [unhex(document) for document in absence["documents"]]
+    own = {"source": absence["source"], "n_documents": len(documents), "digest": sha(*documents).hex()}
+    ensure(documents == sorted(set(documents)) and own == expected, "the documents are not those of the log")
+    if root == sha():
+        return ensure(not absence["in_store"] and not absence["in_source"], "a proof about an empty store")
+    store = read_trie(absence["in_store"])
+    ensure(store[0] == root, "a proof is of another store")
+    source = find(store[1], sha(absence["source"].encode()))
+    if source is None:
+        return ensure(not absence["in_source"], "a proof about a source that is not there")
+    trie = read_trie(absence["in_source"])
+    ensure(trie[0] == source, "a proof is of another source")
+    ensure(all(find(trie[1], document) is None for document in documents), "a document is in the store")
+
+def verify(text, keys):
+    title, _, body = open_note(text, keys)[0].partition("\n")
+    receipt = json.loads(body) if title == "silo receipt v1" else {}
+    note, signer = open_note(receipt["checkpoint"], keys)
+    words = re.fullmatch("(.+)\n([1-9][0-9]*)\n(.+)\nsilo epoch (0|[1-9][0-9]*) root ([0-9a-f]{64}) at ([0-9]+)\n", note)
+    ensure(words, "its checkpoint is none")
+    size, tree, epoch, root, at = int(words[2]), decode(words[3]), int(words[4]), unhex(words[5]), int(words[6])
+
+    def entry(logged):
+        check_included(logged["entry"], logged["position"], size, logged["proof"], tree)
+        return logged["position"], json.loads(logged["entry"])
+
+    (place, removal), (later, in_force), (last, newest) = (entry(receipt[k]) for k in ("removal", "in_force", "state"))
+    change, moments, state = removal["change"], in_force["change"], newest["change"]["state"]
+    kinds = change["kind"] == "remove" and moments["kind"] == "in-force" and moments["removal"] == change["removal"]
+    ensure(kinds and later > place, "its first two entries are not those of one withdrawal")
+    gone = "not purged yet"
+    if receipt["purged"] is not None:
+        later, purge = entry(receipt["purged"])
+        kinds = purge["change"]["kind"] == "purge" and change["removal"] in purge["change"]["removals"]
+        ensure(kinds and later > place, "its third entry is not its purge")
+        gone = f"in no file since {purge['at_unix_ms']}"
+    ensure((state["epoch"], unhex(state["root"])) == (epoch, root) and last >= place and epoch >= change["state"]["epoch"], "the checkpoint contradicts the log")
+    ordered = removal["at_unix_ms"] <= at <= receipt["issued_at_unix_ms"]
+    ensure(ordered and moments["durable_at_unix_ms"] <= moments["effective_at_unix_ms"], "its moments are not in order")
+    ensure(len(receipt["absence"]) == len(change["documents"]), "its sources are not those of the log")
+    for absence, expected in zip(receipt["absence"], change["documents"]):
+        check_absence(absence, expected, root)
+    what = ", ".join(f"{part['n_documents']} documents of {part['source']}" for part in change["documents"])
+    return f"holds: {what}; in force since {moments['effective_at_unix_ms']}, {gone}, absent at epoch {epoch} ({signer})"
+
+def main(keys, *paths):
+    keys, failed = read_keys(keys), 0
+    for path in paths:
+        try:
+            print(f"{path}: {verify(open(path, encoding='utf-8', newline='').read(), keys)}")
+        except (InvalidSignature, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            failed += 1
+            print(f"{path}: REFUSED: {str(error) or 'it was changed, or signed by another key'}")
+    sys.exit(failed > 0)
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,28 @@
+//! Receipts of a small store, and forgeries of them, for trying a verifier:
+//!
+//! `cargo run --release -p silo-tests --example forge -- FOLDER 1000`
+//!
+//! Writes `true-0.receipt` and so on, `forged-0.receipt` and so on, and `keys.pub`.
+
+use std::path::PathBuf;
+
+#[path = "../forgery/mod.rs"]
+mod forgery;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let folder = PathBuf::from(arguments.next().expect("a folder"));
+    let n: u64 = arguments.next().expect("how many forgeries").parse().expect("a number");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let write = |name: String, text: &str| std::fs::write(folder.join(name), text).expect("a file");
+    let (world, made) = forgery::receipts();
+    let key = world.signing();
+    write("keys.pub".into(), &world.keys.iter().map(|k| format!("{k}\n")).collect::<String>());
+    made.iter().enumerate().for_each(|(i, text)| write(format!("true-{i}.receipt"), text));
+    for seed in 0..n {
+        let (what, forged) = forgery::forge(&made[seed as usize % made.len()], &key, seed);
+        assert!(silo_log::Receipt::verify(&forged, &world.keys).is_err(), "seed {seed}, {what}");
+        write(format!("forged-{seed}.receipt"), &forged);
+    }
+    println!("{} receipts, {n} forgeries, which our own verifier refuses", made.len());
+}

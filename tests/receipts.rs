@@ -1,0 +1,148 @@
+//! Receipts: that true ones hold and forged ones do not, what they prove, and what becomes of the log when its files are damaged or it is restored.
+
+use std::fs;
+
+use silo_core::Selection;
+use silo_govern::{Caller, GovernError};
+use silo_log::{Checkpoint, KeyFile, Receipt, tree};
+use silo_store::{Later, restore};
+
+use crate::forgery::{World, forge, governor, receipts, texts, try_governor};
+
+#[test]
+fn true_receipts_hold_and_say_what_happened() {
+    let (world, made) = receipts();
+    let verified: Vec<_> = made.iter().map(|text| Receipt::verify(text, &world.keys).unwrap()).collect();
+    let [early, some, whole] = &verified[..] else { panic!("three receipts") };
+    assert_eq!((early.purged_at_unix_ms, early.removal), (None, some.removal));
+    assert_eq!((some.documents[0].source.as_str(), some.documents[0].n_documents), ("one", 3));
+    assert_eq!((whole.documents[0].source.as_str(), whole.documents[0].n_documents), ("two", 5));
+    for v in [some, whole] {
+        assert_eq!((&v.actor[..], v.origin.starts_with("example.org/silo/")), ("legal", true));
+        assert!(v.asked_at_unix_ms <= v.durable_at_unix_ms && v.durable_at_unix_ms <= v.effective_at_unix_ms);
+        assert!(v.purged_at_unix_ms.unwrap() >= v.effective_at_unix_ms);
+        assert!(v.absent_as_of_epoch > v.after.epoch, "the store has changed since");
+        assert_ne!(v.root_before, v.after.root);
+        assert_eq!(v.models[0].sources, None, "nobody says what the model was trained on");
+    }
+    let text = made.concat();
+    assert!(!text.contains("fish") && !text.contains("pkg:"), "neither text nor places of it");
+    assert!(matches!(world.governor.receipt(99), Err(GovernError::NoReceipt { .. })));
+}
+
+#[test]
+fn forged_receipts_do_not_hold() {
+    let (world, made) = receipts();
+    let key = world.signing();
+    for seed in 0..1000 {
+        let (what, forged) = forge(&made[seed as usize % made.len()], &key, seed);
+        assert!(Receipt::verify(&forged, &world.keys).is_err(), "seed {seed}, {what}");
+    }
+}
+
+/// What is withdrawn by its shard and held by another one of the source has not left the store, and no receipt says so.
+#[test]
+fn a_receipt_is_of_what_left_the_store() {
+    let world = World::new();
+    let first = world.add("one", &texts("birds", 4));
+    let second = world.add("one", &texts("birds", 6));
+    let n = |removal| Receipt::verify(&world.governor.receipt(removal).unwrap(), &world.keys).unwrap().documents;
+    let (before, after) = (world.withdraw(&Selection::Shard(first)), world.withdraw(&Selection::Shard(second)));
+    world.purge();
+    assert_eq!(n(before), []);
+    assert_eq!(n(after)[0].n_documents, 6);
+    let again = world.add("one", &texts("birds", 1));
+    let refused = world.governor.receipt(after).unwrap_err().to_string();
+    assert!(refused.contains("in the store again"), "{refused}");
+    world.withdraw(&Selection::Shard(again));
+    assert_eq!(n(after)[0].n_documents, 6);
+}
+
+#[test]
+fn the_log_goes_on_after_a_restart_and_shows_that_it_does() {
+    let (world, made) = receipts();
+    let before = world.governor.log_proof(0, 0..3).unwrap();
+    let World { governor: old, keys, folder } = world;
+    drop(old);
+    let governor = governor(folder.path());
+    let selection = Selection::Source("kept".parse().unwrap());
+    let removal = governor.withdraw(&Caller::local(), &selection).unwrap().record.id;
+    let open = |note: &str| Checkpoint::open(note, &keys).unwrap();
+    let (first, size) = (open(&before.checkpoint), open(&before.checkpoint).size);
+    let after = governor.log_proof(size, 0..size).unwrap();
+    let second = open(&after.checkpoint);
+    assert!(second.size > size && second.origin == first.origin);
+    assert!(tree::is_consistent(size, &first.tree, second.size, &second.tree, &after.consistency));
+    for entry in &after.entries {
+        let leaf = silo_core::merkle::leaf_hash(entry.entry.as_bytes());
+        assert!(tree::includes(&leaf, entry.position, second.size, &entry.proof, &second.tree));
+    }
+    assert_eq!(after.entries.len() as u64, size);
+    assert!(matches!(governor.log_proof(second.size + 9, 0..0), Err(GovernError::LogEnd { .. })));
+    assert!(Receipt::verify(&governor.receipt(removal).unwrap(), &keys).is_ok());
+    made.iter().for_each(|old| assert!(Receipt::verify(old, &keys).is_ok()));
+    drop(governor);
+    // Receipts of before a rotation hold with the old key, and those of after with the new one.
+    KeyFile::read(&folder.path().join("silo.key")).unwrap().rotate(7).unwrap();
+    let later = crate::forgery::governor(folder.path()).receipt(removal).unwrap();
+    assert!(Receipt::verify(&later, &keys).is_err());
+    let all = silo_log::with_rotations(keys, &folder.path().join("silo.key.rotations")).unwrap();
+    assert!(Receipt::verify(&later, &all).is_ok() && Receipt::verify(&made[0], &all).is_ok());
+}
+
+#[test]
+fn hashes_that_are_lost_are_made_anew_and_a_log_that_was_changed_is_not_signed() {
+    let (world, made) = receipts();
+    let World { governor: old, keys, folder } = world;
+    drop(old);
+    let log = folder.path().join("store/log");
+    let hashes = fs::read_dir(&log)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.extension().is_some_and(|e| e == "hashes"))
+        .unwrap();
+    let whole = fs::read(&hashes).unwrap();
+    let mut damaged = whole.clone();
+    damaged[40] ^= 1;
+    for bytes in [&[][..], &whole[..70], &damaged[..], &[&whole[..], &[7; 640]].concat()] {
+        fs::write(&hashes, bytes).unwrap();
+        let governor = governor(folder.path());
+        assert!(Receipt::verify(&governor.receipt(1).unwrap(), &keys).is_ok());
+        governor.log_proof(3, 0..9).unwrap(); // the damage shows where a proof needs the hash
+        drop(governor);
+        assert_eq!(fs::read(&hashes).unwrap(), whole);
+    }
+    // An entry that says something else, in the catalog itself.
+    let catalog = folder.path().join("store/catalog.sqlite");
+    let sql = "UPDATE changes SET entry = replace(entry, '\"actor\":\"legal\"', '\"actor\":\"lega1\"')";
+    rusqlite::Connection::open(&catalog).unwrap().execute(sql, []).unwrap();
+    let altered = governor(folder.path());
+    let refused = || altered.receipt(1).unwrap_err();
+    assert!(matches!(refused(), GovernError::LogAltered { .. }), "{}", refused());
+    assert!(matches!(altered.log_proof(0, 0..0), Err(GovernError::LogAltered { .. })), "nothing is signed any more");
+    drop(altered);
+    assert!(matches!(try_governor(folder.path()).err(), Some(GovernError::LogAltered { .. })));
+    assert!(Receipt::verify(&made[1], &keys).is_ok(), "what was issued holds");
+}
+
+/// A restored store goes on in a log of its own: nobody can take it for the one that was lost.
+#[test]
+fn a_restored_store_begins_another_log() {
+    let (world, made) = receipts();
+    let backup = world.governor.backup("first", &Default::default(), &|_, _| {}).unwrap();
+    let removal = world.withdraw(&Selection::Source("kept".parse().unwrap()));
+    let receipt = Receipt::verify(&world.governor.receipt(removal).unwrap(), &world.keys).unwrap();
+    assert_eq!(receipt.backups, ["first"]);
+    let World { governor: old, keys, folder } = world;
+    drop(old);
+    restore(&folder.path().join("backups").join(&backup.name), &folder.path().join("store"), Later::None, None)
+        .unwrap();
+    let governor = governor(folder.path());
+    let selection = Selection::Source("late".parse().unwrap());
+    let next = governor.withdraw(&Caller::local(), &selection).unwrap().record.id;
+    let restored = Receipt::verify(&governor.receipt(next).unwrap(), &keys).unwrap();
+    assert_ne!(restored.origin, receipt.origin);
+    assert!(Receipt::verify(&governor.receipt(1).unwrap(), &keys).is_ok(), "the entries of the backup are in it");
+    assert!(matches!(governor.receipt(removal), Err(GovernError::NoReceipt { .. })), "done again, and not by this log");
+    assert!(made.iter().all(|old| Receipt::verify(old, &keys).is_ok()));
+}
