@@ -26,7 +26,7 @@ silo corpus stats --corpus "$work/corpus"
 
 title "2. A model that never saw them, and a store that holds them"
 sed -n '/^A language model/p' models/silo-open-6m/README.md | fold -s -w 110
-silo key create example.org/demo --key work/demo/silo.key >/dev/null 2>&1
+[ -e "$work/silo.key" ] || quietly silo key create example.org/demo --key "$work/silo.key"
 silo serve --config configs/demo.toml >"$work/server.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
@@ -73,7 +73,7 @@ fi
 removal=$(sed -n 's/.* entry \([0-9]*\) of the log.*/\1/p' "$work/removal.txt")
 silo optout receipt "$removal" --output "$work/vim-doc.receipt"
 say "The rights holder gets a signed receipt ($work/vim-doc.receipt), and verifies it with the public key and nothing else:"
-silo optout verify "$work/vim-doc.receipt" --key work/demo/silo.key.pub
+silo optout verify "$work/vim-doc.receipt" --key "$work/silo.key.pub"
 say "The other source goes too:"
 silo shard remove --source anarchism | tail -1
 last_root=$(silo generate "x" --max-new-tokens 1 --temperature 0 --mode knn --json | field root)

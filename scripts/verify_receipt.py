@@ -1,14 +1,7 @@
 #!/usr/bin/env python3
 """Verifies receipts of withdrawals offline: verify_receipt.py PUBLIC_KEYS RECEIPT [RECEIPT ...]
-Made after docs/receipts.md and RFC 9162, without a line of the program that issues receipts. Needs the package `cryptography`.
-Prints a line for each receipt. Exit code: 0 if all hold, 1 if one does not.
-"""
-import base64
-import hashlib
-import json
-import re
-import sys
-
+Made after docs/receipts.md and RFC 9162 alone. Needs `cryptography`. Exit code: 0 if all hold, 1 if one does not."""
+import base64, hashlib, json, re, sys
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -43,7 +36,7 @@ def open_note(note, keys):
     ensure(separator and lines.endswith("\n"), "it is not signed")
     text, signers = text + "\n", []
     for line in lines[:-1].split("\n"):
-        ensure(re.fullmatch("\u2014 [^ ]+ [^ ]+", line), "a line of signatures is none")
+        ensure(re.fullmatch("\u2014 [^ ]+ [^ ]{12,}", line), "a line of signatures is none")
         name, data = line.split(" ")[1], decode(line.split(" ")[2])
         if (name, data[:4]) in keys:
             keys[name, data[:4]].verify(data[4:], text.encode())
@@ -51,9 +44,8 @@ def open_note(note, keys):
     ensure(signers, "none of the public keys signed it")
     return text, signers[0]
 
-def check_included(entry, position, size, proof, root):
-    """RFC 9162, section 2.1.3.2."""
-    ensure(type(position) is int and 0 <= position < size, "a position is beyond the log")
+def check_included(entry, position, size, proof, root):  # RFC 9162, section 2.1.3.2
+    ensure(type(position) is int and 0 <= position < size and type(proof) is list, "a position is beyond the log")
     first, last, node = position, size - 1, sha(b"\0", entry.encode())
     for sibling in map(unhex, proof):
         ensure(last > 0, "a proof is too long")
@@ -67,7 +59,7 @@ def check_included(entry, position, size, proof, root):
     ensure(last == 0 and node == root, "an entry is not in the log")
 
 def read_trie(steps):
-    """Puts a proof together: (hash, part), where a part is None if it is hidden, (key, value) or (bit, left, right)."""
+    """(hash, part), where a part is None if it is hidden, (key, value) or (bit, left, right)."""
     stack = []
     for step in steps:
         kind, *words = step.split(" ")
@@ -83,8 +75,7 @@ def read_trie(steps):
     ensure(len(stack) == 1, "a proof is not one trie")
     return stack[0]
 
-def find(part, key):
-    """The value of a key; None if it is absent. A part that is hidden refuses."""
+def find(part, key):  # its value; None if it is absent; hidden parts refuse
     while part and len(part) == 3:
         part = part[2 if key[part[0] // 8] & (0x80 >> part[0] % 8) else 1][1]
     ensure(part, "a proof hides whether something is there")
@@ -93,58 +84,67 @@ def find(part, key):
 def check_absence(absence, expected, root):
     documents = [unhex(document) for document in absence["documents"]]
     own = {"source": absence["source"], "n_documents": len(documents), "digest": sha(*documents).hex()}
-    ensure(documents == sorted(set(documents)) and own == expected, "the documents are not those of the log")
+    known = " ".join(absence) == "source documents in_store in_source"
+    ensure(known and documents == sorted(set(documents)) and own == expected, "the documents are not those of the log")
     if root == sha():
         return ensure(not absence["in_store"] and not absence["in_source"], "a proof about an empty store")
-    store = read_trie(absence["in_store"])
-    ensure(store[0] == root, "a proof is of another store")
-    source = find(store[1], sha(absence["source"].encode()))
+    found, store = read_trie(absence["in_store"])
+    source = find(store, sha(absence["source"].encode()))
+    ensure(found == root, "a proof is of another store")
     if source is None:
         return ensure(not absence["in_source"], "a proof about a source that is not there")
-    trie = read_trie(absence["in_source"])
-    ensure(trie[0] == source, "a proof is of another source")
-    ensure(all(find(trie[1], document) is None for document in documents), "a document is in the store")
+    found, trie = read_trie(absence["in_source"])
+    ensure(found == source, "a proof is of another source")
+    ensure(all(find(trie, document) is None for document in documents), "a document is in the store")
+
+RECEIPT = "store issued_at_unix_ms removal in_force purged absence backups models checkpoint"
+CHANGES = {"remove": "kind removal selector documents root_before state", "purge": "kind removals",
+           "in-force": "kind removal durable_at_unix_ms effective_at_unix_ms"}
 
 def verify(text, keys):
     title, _, body = open_note(text, keys)[0].partition("\n")
     receipt = json.loads(body) if title == "silo receipt v1" else {}
+    same = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n" == body
+    ensure(" ".join(receipt) == RECEIPT and same, "it is not written as receipts are")
     note, signer = open_note(receipt["checkpoint"], keys)
-    words = re.fullmatch("(.+)\n([1-9][0-9]*)\n(.+)\nsilo epoch (0|[1-9][0-9]*) root ([0-9a-f]{64}) at ([0-9]+)\n", note)
-    ensure(words, "its checkpoint is none")
-    size, tree, epoch, root, at = int(words[2]), decode(words[3]), int(words[4]), unhex(words[5]), int(words[6])
-
-    def entry(logged):
+    number = "(0|[1-9][0-9]*)"
+    words = re.fullmatch(f"[^\n\r]+\n{number}\n(.+)\nsilo epoch {number} root ([0-9a-f]{{64}}) at {number}\n", note)
+    size, tree, epoch, root, at = int(words[1]), decode(words[2]), int(words[3]), unhex(words[4]), int(words[5])
+    def entry(logged, kind):
+        found = json.loads(logged["entry"])
+        known = list(logged) == ["position", "entry", "proof"] and " ".join(found["change"]) == CHANGES[kind]
+        ensure(known and found["change"]["kind"] == kind, f"an entry is no '{kind}'")
         check_included(logged["entry"], logged["position"], size, logged["proof"], tree)
-        return logged["position"], json.loads(logged["entry"])
-
-    (place, removal), (later, in_force), (last, newest) = (entry(receipt[k]) for k in ("removal", "in_force", "state"))
-    change, moments, state = removal["change"], in_force["change"], newest["change"]["state"]
-    kinds = change["kind"] == "remove" and moments["kind"] == "in-force" and moments["removal"] == change["removal"]
-    ensure(kinds and later > place, "its first two entries are not those of one withdrawal")
-    gone = "not purged yet"
-    if receipt["purged"] is not None:
-        later, purge = entry(receipt["purged"])
-        kinds = purge["change"]["kind"] == "purge" and change["removal"] in purge["change"]["removals"]
-        ensure(kinds and later > place, "its third entry is not its purge")
-        gone = f"in no file since {purge['at_unix_ms']}"
-    ensure((state["epoch"], unhex(state["root"])) == (epoch, root) and last >= place and epoch >= change["state"]["epoch"], "the checkpoint contradicts the log")
-    ordered = removal["at_unix_ms"] <= at <= receipt["issued_at_unix_ms"]
+        return logged["position"], found["at_unix_ms"], found["change"]
+    place, asked, change = entry(receipt["removal"], "remove")
+    later, _, moments = entry(receipt["in_force"], "in-force")
+    ensure(moments["removal"] == change["removal"] and later > place, "its second entry is of another withdrawal")
+    later, purged, purge = entry(receipt["purged"], "purge") if receipt["purged"] else (later, "(not yet)", change)
+    of_it = purge is not change and change["removal"] in purge["removals"] and later > place
+    ensure(receipt["purged"] is None or of_it, "its third entry is not its purge")
+    after, issued = change["state"], receipt["issued_at_unix_ms"]
+    ensure((epoch, root) == (after["epoch"], unhex(after["root"])) or epoch > after["epoch"], "the checkpoint is too old")
+    ordered = type(issued) is int and asked <= at <= issued
     ensure(ordered and moments["durable_at_unix_ms"] <= moments["effective_at_unix_ms"], "its moments are not in order")
     ensure(len(receipt["absence"]) == len(change["documents"]), "its sources are not those of the log")
     for absence, expected in zip(receipt["absence"], change["documents"]):
         check_absence(absence, expected, root)
+    models, backups = receipt["models"], receipt["backups"]
+    said = [receipt["store"], *backups, *(text for m in models for text in (m["model"], *(m["sources"] or [])))]
+    lists = [models, backups, *(model["sources"] or [] for model in models)]  # what the signer says must be well formed
+    known = all(" ".join(model) == "model hash sources" and unhex(model["hash"]) for model in models)
+    ensure(known and {*map(type, said)} == {str} and {*map(type, lists)} == {list}, "a statement is none")
     what = ", ".join(f"{part['n_documents']} documents of {part['source']}" for part in change["documents"])
-    return f"holds: {what}; in force since {moments['effective_at_unix_ms']}, {gone}, absent at epoch {epoch} ({signer})"
+    what += f"; in force since {moments['effective_at_unix_ms']}, in no file since {purged}"
+    return f"holds: {what}, absent at epoch {epoch} ({signer})"
 
 def main(keys, *paths):
-    keys, failed = read_keys(keys), 0
+    keys, failed = read_keys(keys), False
     for path in paths:
         try:
             print(f"{path}: {verify(open(path, encoding='utf-8', newline='').read(), keys)}")
-        except (InvalidSignature, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            failed += 1
-            print(f"{path}: REFUSED: {str(error) or 'it was changed, or signed by another key'}")
-    sys.exit(failed > 0)
+        except (InvalidSignature, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            failed = not print(f"{path}: REFUSED: {str(error) or 'it was changed, or signed by another key'}")
+    sys.exit(failed)
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+main(*sys.argv[1:])

@@ -7,7 +7,7 @@ use silo_govern::{Caller, GovernError};
 use silo_log::{Checkpoint, KeyFile, Receipt, tree};
 use silo_store::{Later, restore};
 
-use crate::forgery::{World, forge, governor, receipts, texts, try_governor};
+use crate::forgery::{World, forge, governor, receipts, swaps, texts};
 
 #[test]
 fn true_receipts_hold_and_say_what_happened() {
@@ -34,9 +34,16 @@ fn true_receipts_hold_and_say_what_happened() {
 fn forged_receipts_do_not_hold() {
     let (world, made) = receipts();
     let key = world.signing();
+    let mut tried = std::collections::BTreeSet::new();
     for seed in 0..1000 {
         let (what, forged) = forge(&made[seed as usize % made.len()], &key, seed);
         assert!(Receipt::verify(&forged, &world.keys).is_err(), "seed {seed}, {what}");
+        tried.extend(what.strip_prefix('/').and_then(|path| path.split('/').next()).map(str::to_owned));
+    }
+    assert_eq!(tried.into_iter().collect::<Vec<_>>(), ["absence", "checkpoint", "in_force", "purged", "removal"]);
+    // The first receipt is of a shorter log.
+    for (what, forged) in made[1..].iter().flat_map(|text| swaps(&world, text)) {
+        assert!(Receipt::verify(&forged, &world.keys).is_err(), "{what}");
     }
 }
 
@@ -56,6 +63,22 @@ fn a_receipt_is_of_what_left_the_store() {
     assert!(refused.contains("in the store again"), "{refused}");
     world.withdraw(&Selection::Shard(again));
     assert_eq!(n(after)[0].n_documents, 6);
+}
+
+/// A copy in a shard that is suspended has not left the store: its files hold it, and it may come back.
+#[test]
+fn what_a_suspended_shard_holds_has_not_left() {
+    let world = World::new();
+    let first = world.add("one", &texts("birds", 4));
+    let second = world.add("one", &texts("birds", 6));
+    world.governor.suspend_shard(&Caller::local(), second).unwrap();
+    let removal = world.withdraw(&Selection::Shard(first));
+    world.purge();
+    let n = |removal| Receipt::verify(&world.governor.receipt(removal).unwrap(), &world.keys).unwrap().documents;
+    assert_eq!(n(removal), []);
+    world.governor.resume_shard(&Caller::local(), second).unwrap();
+    assert_eq!(n(removal), [], "and the receipt stays true");
+    assert_eq!(n(world.withdraw(&Selection::Shard(second)))[0].n_documents, 6);
 }
 
 #[test]
@@ -88,6 +111,13 @@ fn the_log_goes_on_after_a_restart_and_shows_that_it_does() {
     assert!(Receipt::verify(&later, &keys).is_err());
     let all = silo_log::with_rotations(keys, &folder.path().join("silo.key.rotations")).unwrap();
     assert!(Receipt::verify(&later, &all).is_ok() && Receipt::verify(&made[0], &all).is_ok());
+    // A key that is lost does not shut the store.
+    for name in ["silo.key", "silo.key.pub", "silo.key.rotations"] {
+        fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    let new = KeyFile::create(&folder.path().join("silo.key"), "example.org/new").unwrap().verifying;
+    let anew = crate::forgery::governor(folder.path()).receipt(removal).unwrap();
+    assert!(Receipt::verify(&anew, &new).is_ok() && Receipt::verify(&anew, &all).is_err());
 }
 
 #[test]
@@ -112,6 +142,13 @@ fn hashes_that_are_lost_are_made_anew_and_a_log_that_was_changed_is_not_signed()
         drop(governor);
         assert_eq!(fs::read(&hashes).unwrap(), whole);
     }
+    // Damage of what was never signed is not signed either.
+    let checkpoint = hashes.with_extension("checkpoint");
+    fs::remove_file(&checkpoint).unwrap();
+    fs::write(&hashes, &damaged).unwrap();
+    drop(governor(folder.path()));
+    assert_eq!(fs::read(&hashes).unwrap(), whole);
+    assert_eq!(silo_govern::verify_log(&folder.path().join("store")).unwrap(), None);
     // An entry that says something else, in the catalog itself.
     let catalog = folder.path().join("store/catalog.sqlite");
     let sql = "UPDATE changes SET entry = replace(entry, '\"actor\":\"legal\"', '\"actor\":\"lega1\"')";
@@ -121,7 +158,9 @@ fn hashes_that_are_lost_are_made_anew_and_a_log_that_was_changed_is_not_signed()
     assert!(matches!(refused(), GovernError::LogAltered { .. }), "{}", refused());
     assert!(matches!(altered.log_proof(0, 0..0), Err(GovernError::LogAltered { .. })), "nothing is signed any more");
     drop(altered);
-    assert!(matches!(try_governor(folder.path()).err(), Some(GovernError::LogAltered { .. })));
+    assert!(
+        silo_govern::verify_log(&folder.path().join("store")).unwrap().unwrap().contains("not the one that was signed")
+    );
     assert!(Receipt::verify(&made[1], &keys).is_ok(), "what was issued holds");
 }
 

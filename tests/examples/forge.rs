@@ -24,5 +24,11 @@ fn main() {
         assert!(silo_log::Receipt::verify(&forged, &world.keys).is_err(), "seed {seed}, {what}");
         write(format!("forged-{seed}.receipt"), &forged);
     }
+    let swapped: Vec<_> = made[1..].iter().flat_map(|text| forgery::swaps(&world, text)).collect();
+    for (i, (what, forged)) in swapped.iter().enumerate() {
+        assert!(silo_log::Receipt::verify(forged, &world.keys).is_err(), "{what}");
+        write(format!("forged-swap-{i}.receipt"), forged);
+    }
+    let n = n + swapped.len() as u64;
     println!("{} receipts, {n} forgeries, which our own verifier refuses", made.len());
 }

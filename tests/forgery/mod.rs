@@ -9,7 +9,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use silo_core::{ContentHash, Document, LanguageModel, Selection, Source};
-use silo_govern::{Caller, GovernConfig, GovernError, Governor};
+use silo_govern::{Caller, GovernConfig, Governor};
 use silo_log::{KeyFile, SigningKey, VerifyingKey, note};
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{Recipe, Store, StoreOptions};
@@ -24,11 +24,6 @@ pub struct World {
 
 /// Opens what governs the store in a folder.
 pub fn governor(folder: &Path) -> Governor {
-    try_governor(folder).expect("a key and a log")
-}
-
-/// The same, where it may be refused.
-pub fn try_governor(folder: &Path) -> Result<Governor, GovernError> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is a member of the workspace");
     let recipe = Recipe::read(&project.join("indexes/tiny.toml")).expect("a recipe");
     let loaded = LoadedModel::open(&project.join("crates/model/tests/golden/gqa")).expect("a model");
@@ -38,7 +33,7 @@ pub fn try_governor(folder: &Path) -> Result<Governor, GovernError> {
     let store = Store::open(&folder.join("store"), model.card(), recipe, tokenizer.clone(), options).expect("a store");
     let signing_key = Some(folder.join("silo.key"));
     let config = GovernConfig { signing_key, backups: Some(folder.join("backups")), ..GovernConfig::default() };
-    Governor::new(config, Arc::new(store), model, tokenizer)
+    Governor::new(config, Arc::new(store), model, tokenizer).expect("a key and a log")
 }
 
 impl World {
@@ -111,10 +106,11 @@ pub fn receipts() -> (World, Vec<String>) {
 /// What only the one who signs says: nothing in the log binds it.
 const STATEMENTS: [&str; 4] = ["store", "issued_at_unix_ms", "backups", "models"];
 
-/// A forgery of a receipt: in one character; by another key; or, by the true key, in one of the fields that the log binds.
+/// A forgery of a receipt: in one character; by another key; or, by the true key, in one of the fields that the log binds, or in the form
+/// of any.
 pub fn forge(receipt: &str, key: &SigningKey, seed: u64) -> (String, String) {
     let rng = &mut ChaCha8Rng::seed_from_u64(seed);
-    match seed % 4 {
+    match seed % 5 {
         0 => {
             let chars: Vec<char> = receipt.chars().collect();
             let at = rng.random_range(0..chars.len());
@@ -127,10 +123,17 @@ pub fn forge(receipt: &str, key: &SigningKey, seed: u64) -> (String, String) {
             let stranger = SigningKey::generate(key.verifying_key().name()).expect("a name of a key");
             ("another key of the same name".into(), note::sign(&text_of(receipt), &[&stranger]))
         }
+        2 => {
+            let (title, mut value) = parsed(receipt);
+            let what = deform(&mut value, rng);
+            let json = written(&value);
+            let twice = r#"{
+  "store": "another","#;
+            let json = if what == "twice" { json.replacen('{', twice, 1) } else { json };
+            (what, note::sign(&format!("{title}\n{json}\n"), &[key]))
+        }
         _ => {
-            let text = text_of(receipt);
-            let (title, json) = text.split_once('\n').expect("a title");
-            let mut value: Value = serde_json::from_str(json).expect("a receipt is JSON");
+            let (title, mut value) = parsed(receipt);
             let mut paths = Vec::new();
             collect(&value, String::new(), &mut paths);
             paths.retain(|p| !STATEMENTS.iter().any(|s| p.starts_with(&format!("/{s}"))));
@@ -141,10 +144,115 @@ pub fn forge(receipt: &str, key: &SigningKey, seed: u64) -> (String, String) {
             } else {
                 change(changed, rng);
             }
-            let json = serde_json::to_string_pretty(&value).expect("JSON");
+            let json = written(&value);
             (path, note::sign(&format!("{title}\n{json}\n"), &[key]))
         }
     }
+}
+
+/// Receipts in which, by the true key, another entry of the log stands in the place of one: with a proof that holds.
+pub fn swaps(world: &World, receipt: &str) -> Vec<(String, String)> {
+    let (title, value) = parsed(receipt);
+    let key = world.signing();
+    let size = world.governor.log_proof(0, 0..0).expect("a log").checkpoint;
+    let size = size.lines().nth(1).and_then(|line| line.parse().ok()).expect("a size");
+    let entries = world.governor.log_proof(0, 0..size).expect("a log").entries;
+    let mut out = Vec::new();
+    for field in ["removal", "in_force", "purged"].into_iter().filter(|field| !value[field].is_null()) {
+        for entry in &entries {
+            let mut swapped = value.clone();
+            swapped[field] = serde_json::to_value(entry).expect("JSON");
+            if swapped != value {
+                let json = written(&swapped);
+                let what = format!("entry {} as {field}", entry.position);
+                out.push((what, note::sign(&format!("{title}\n{json}\n"), &[&key])));
+            }
+        }
+    }
+    out
+}
+
+/// Title and JSON of a receipt.
+fn parsed(receipt: &str) -> (String, Value) {
+    let text = text_of(receipt);
+    let (title, json) = text.split_once('\n').expect("a title");
+    let value = serde_json::from_str(json).expect("a receipt is JSON");
+    // Otherwise a forgery would be refused for how it is written.
+    assert_eq!(format!("{}\n", written(&value)), json);
+    (title.to_owned(), value)
+}
+
+/// The fields of a receipt in the order in which they are written, and one that it does not have.
+const ORDER: [&str; 20] = [
+    "store",
+    "issued_at_unix_ms",
+    "removal",
+    "in_force",
+    "purged",
+    "absence",
+    "backups",
+    "models",
+    "checkpoint",
+    "position",
+    "entry",
+    "proof",
+    "source",
+    "documents",
+    "in_store",
+    "in_source",
+    "model",
+    "hash",
+    "sources",
+    "more",
+];
+
+/// JSON as receipts are written.
+fn written(value: &Value) -> String {
+    fn write(value: &Value, indent: usize, out: &mut String) {
+        let (open, close, items): (_, _, Vec<(Option<&String>, &Value)>) = match value {
+            Value::Object(map) => {
+                let mut items: Vec<_> = map.iter().map(|(key, value)| (Some(key), value)).collect();
+                items.sort_by_key(|(key, _)| ORDER.iter().position(|known| key.is_some_and(|key| key == known)));
+                ('{', '}', items)
+            }
+            Value::Array(list) => ('[', ']', list.iter().map(|value| (None, value)).collect()),
+            other => return out.push_str(&other.to_string()),
+        };
+        out.push(open);
+        for (i, (key, value)) in items.iter().enumerate() {
+            out.push_str(if i == 0 { "\n" } else { ",\n" });
+            out.push_str(&" ".repeat(indent + 2));
+            key.iter().for_each(|key| out.push_str(&format!("\"{key}\": ")));
+            write(value, indent + 2, out);
+        }
+        if !items.is_empty() {
+            out.push_str(&format!("\n{}", " ".repeat(indent)));
+        }
+        out.push(close);
+    }
+    let mut out = String::new();
+    write(value, 0, &mut out);
+    out
+}
+
+/// Makes of a receipt something that means the same, or less, and is written in another way.
+fn deform(value: &mut Value, rng: &mut impl Rng) -> String {
+    let mut objects = vec![String::new()];
+    objects.extend(["/removal", "/in_force", "/absence/0", "/models/0"].map(str::to_owned));
+    let path = objects.choose(rng).expect("there are some").clone();
+    let object = value.pointer_mut(&path).and_then(Value::as_object_mut).expect("an object");
+    let keys: Vec<String> = object.keys().cloned().collect();
+    let of = keys.choose(rng).expect("there are some").clone();
+    match rng.random_range(0..4) {
+        0 => drop(object.remove(&of)),
+        1 => drop(object.insert("more".into(), Value::from(1))),
+        2 => match object[&of].as_u64() {
+            Some(n) => drop(object.insert(of.clone(), Value::from(n as f64))),
+            None => drop(object.insert(of.clone(), Value::Bool(true))),
+        },
+        _ => return "twice".into(),
+    }
+    format!("the form of {path}/{of}")
 }
 
 /// The text of a note, without its signatures.
@@ -188,15 +296,18 @@ fn change(value: &mut Value, rng: &mut impl Rng) {
     }
 }
 
-/// A checkpoint, signed by the true key, that says something else of the log or the store.
+/// A checkpoint, signed by the true key, that cannot be: too short a log, another tree, an epoch of before the withdrawal, another root. (That size and
+/// epoch are those of this tree and root is a statement of the signer, which those who read the log check.)
 fn forged_checkpoint(note: &str, key: &SigningKey, rng: &mut impl Rng) -> String {
     let text = text_of(note);
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let number = |text: &str| text.parse::<u64>().expect("a number");
     match rng.random_range(0..4) {
-        0 => lines[1] = (number(&lines[1]) - 1).to_string(),
+        0 => lines[1] = "2".into(),
         1 => lines[2] = format!("{}A=", &lines[2][..42].chars().rev().collect::<String>()),
-        2 => lines[3] = lines[3].replacen("silo epoch ", "silo epoch 1", 1),
+        2 => {
+            let (_, root) = lines[3].split_once(" root ").expect("a root");
+            lines[3] = format!("silo epoch 1 root {root}");
+        }
         _ => {
             let (before, root) = lines[3].split_once(" root ").expect("a root");
             let first = if root.starts_with('0') { '1' } else { '0' };

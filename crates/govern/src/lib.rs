@@ -17,7 +17,7 @@ pub use declare::{Declaration, declare};
 pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};
 pub use look::{Found, FoundNeighbor, FoundPassage, Look};
-pub use notary::{LogProof, Notary, ProvenEntry};
+pub use notary::{LogProof, Notary, ProvenEntry, verify_log};
 pub use silo_store::{
     AddedShard, BackupManifest, BackupRecord, Purged, Removal, RemovalPart, ShardDetail, ShardState, StoreError,
     now_unix_ms,

@@ -5,15 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use silo_core::merkle::Hash;
-use silo_core::{Epoch, SourceId, merkle};
-use silo_log::{Absence, Checkpoint, HashFile, KeyFile, LogError, Logged, Receipt, TrainedOn, tree};
-use silo_store::{Contents, Moments, Store, now_unix_ms};
+use silo_core::merkle::{self, Hash};
+use silo_core::{Change, ChangeEntry, SourceId};
+use silo_log::{Absence, Checkpoint, HashFile, KeyFile, LogError, Logged, Receipt, TrainedOn, tree, write_whole};
+use silo_store::{ChangeLog, Contents, Moments, Store, now_unix_ms};
 
 use crate::{GovernError, Governor};
 
@@ -52,34 +51,76 @@ struct Sealed<'a> {
     note: String,
 }
 
+/// The files of a log: its hashes and its newest checkpoint.
+fn files(root: &Path, id: &str) -> (PathBuf, PathBuf) {
+    let folder = root.join("log");
+    (folder.join(format!("{id}.hashes")), folder.join(format!("{id}.checkpoint")))
+}
+
+/// A checkpoint that this program wrote. It is not asked who signed it: a key that was lost must not shut the store.
+fn newest(path: &Path) -> Result<Option<Checkpoint>, LogError> {
+    match fs::read_to_string(path) {
+        Ok(note) => Checkpoint::open_unsigned(&note).map(Some),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(LogError::io(path)(e)),
+    }
+}
+
 impl Notary {
     /// Reads the key and brings the tree up to the store's log, which must be the one that was signed before.
     pub(crate) fn open(store: &Store, key: &Path) -> Result<Self, GovernError> {
-        let keys = KeyFile::read(key)?;
-        let (folder, id) = (store.root().join("log"), store.log_id()?);
-        fs::create_dir_all(&folder).map_err(io(&folder))?;
-        let tree = Mutex::new(HashFile::open(&folder.join(format!("{id}.hashes")))?);
+        let (keys, id) = (KeyFile::read(key)?, store.log_id()?);
+        let (hashes, checkpoint) = files(store.root(), &id);
+        let folder = store.root().join("log");
+        fs::create_dir_all(&folder).map_err(LogError::io(&folder))?;
+        let signed = newest(&checkpoint)?.map(|signed| (signed.size, signed.tree));
+        let tree = Mutex::new(HashFile::open(&hashes, signed)?);
         let origin = format!("{}/{id}", keys.signing.verifying_key().name());
-        let notary = Self { keys, origin, checkpoint: folder.join(format!("{id}.checkpoint")), tree };
-        drop(notary.current(store)?);
+        let notary = Self { keys, origin, checkpoint, tree };
+        // What is signed now need not be read again at the next start.
+        notary.seal(store)?;
         Ok(notary)
     }
 
-    /// The tree of the store's log as it is now. Refused, if it does not go on from the newest checkpoint: nothing else is signed then.
-    fn current(&self, store: &Store) -> Result<(MutexGuard<'_, HashFile>, Contents), GovernError> {
+    /// Brings the tree up to the log as it is now, and signs it. Refused, if it does not go on from the newest checkpoint.
+    fn seal(&self, store: &Store) -> Result<Sealed<'_>, GovernError> {
+        // What a panic left of an append is what a crash leaves of it. The lock comes first: nobody may sign a longer log meanwhile.
+        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
         let contents = store.contents()?;
-        let n = contents.n_changes;
-        let mut tree = self.tree(store, n)?;
-        let Some(signed) = self.newest()? else { return Ok((tree, contents)) };
-        if signed.size <= n && tree::root(&*tree, signed.size)? != signed.tree {
+        let size = contents.n_changes;
+        if tree.n_leaves() > size {
+            return Err(GovernError::LogAltered { size: tree.n_leaves() });
+        }
+        append(&mut tree, size, |from, n| Ok(store.changes(from, n)?))?;
+        let signed = newest(&self.checkpoint)?;
+        if let Some(signed) = &signed {
+            self.check(&mut tree, store, signed, size)?;
+        }
+        let at_unix_ms = now_unix_ms().max(contents.last_change_at_unix_ms);
+        let (origin, epoch, root) = (self.origin.clone(), contents.epoch(), contents.root());
+        let checkpoint = Checkpoint { origin, size, tree: tree.root(), epoch, root, at_unix_ms };
+        let note = checkpoint.sign(&self.keys.signing);
+        if signed.is_none_or(|signed| signed.size < size) {
+            write_whole(&self.checkpoint, &note, false)?;
+        }
+        Ok(Sealed { tree, contents, checkpoint, note })
+    }
+
+    /// Whether the tree, which has `size` leaves, goes on from what was signed.
+    fn check(&self, tree: &mut HashFile, store: &Store, signed: &Checkpoint, size: u64) -> Result<(), GovernError> {
+        let holds = |tree: &HashFile| match tree::root(tree, signed.size) {
+            Err(LogError::Proof(_)) => Ok(false),
+            other => other.map(|root| root == signed.tree),
+        };
+        if signed.size <= size && !holds(tree)? {
             // The file of hashes may be what is damaged.
             tree.clear()?;
-            append(&mut tree, store, n)?;
+            append(tree, size, |from, n| Ok(store.changes(from, n)?))?;
         }
-        if signed.size > n || tree::root(&*tree, signed.size)? != signed.tree {
+        if signed.size > size || !holds(tree)? {
             return Err(GovernError::LogAltered { size: signed.size });
         }
-        Ok((tree, contents))
+        Ok(())
     }
 
     /// What was made with proofs that hold. If they do not, the file of hashes is made anew from the entries, once.
@@ -92,50 +133,16 @@ impl Notary {
             other => other,
         }
     }
-
-    fn newest(&self) -> Result<Option<Checkpoint>, GovernError> {
-        match fs::read_to_string(&self.checkpoint) {
-            Ok(note) => Ok(Some(Checkpoint::open(&note, &self.keys.verifying)?)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(io(&self.checkpoint)(e).into()),
-        }
-    }
-
-    /// The tree with the first `n` entries at least.
-    fn tree(&self, store: &Store, n: u64) -> Result<MutexGuard<'_, HashFile>, GovernError> {
-        // What a panic left of an append is what a crash leaves of it.
-        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
-        append(&mut tree, store, n)?;
-        Ok(tree)
-    }
-
-    /// Signs the log as it is.
-    fn seal(&self, store: &Store) -> Result<Sealed<'_>, GovernError> {
-        let (tree, contents) = self.current(store)?;
-        let size = contents.n_changes;
-        let state = contents.state.as_ref().and_then(|(_, entry)| entry.change.state());
-        let (epoch, root) = state.map_or_else(|| (Epoch(0), merkle::empty_root()), |state| (state.epoch, state.root));
-        let (origin, tree_root) = (self.origin.clone(), tree::root(&*tree, size)?);
-        let checkpoint = Checkpoint { origin, size, tree: tree_root, epoch, root, at_unix_ms: now_unix_ms() };
-        let note = checkpoint.sign(&self.keys.signing);
-        // The newest one stays: a call that took longer must not put an older one in its place.
-        if self.newest()?.is_none_or(|newest| newest.size < size) {
-            write(&self.checkpoint, &note)?;
-        }
-        Ok(Sealed { tree, contents, checkpoint, note })
-    }
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> LogError + '_ {
-    |source| LogError::Io { path: path.to_owned(), source }
-}
-
-fn append(tree: &mut HashFile, store: &Store, n: u64) -> Result<(), GovernError> {
-    if tree.n_leaves() > n && store.contents()?.n_changes < tree.n_leaves() {
-        tree.clear()?; // it is not the tree of this log
-    }
+/// Appends the entries that a tree lacks, up to `n` leaves.
+fn append(
+    tree: &mut HashFile,
+    n: u64,
+    read: impl Fn(u64, u64) -> Result<Vec<String>, GovernError>,
+) -> Result<(), GovernError> {
     while tree.n_leaves() < n {
-        let entries = store.changes(tree.n_leaves(), BATCH.min(n - tree.n_leaves()))?;
+        let entries = read(tree.n_leaves(), BATCH.min(n - tree.n_leaves()))?;
         if entries.is_empty() {
             return Err(GovernError::LogAltered { size: n });
         }
@@ -144,16 +151,22 @@ fn append(tree: &mut HashFile, store: &Store, n: u64) -> Result<(), GovernError>
     Ok(())
 }
 
-/// Writes a file whole or not at all.
-fn write(path: &Path, text: &str) -> Result<(), LogError> {
-    let new = path.with_extension("new");
-    let write = || {
-        let mut file = fs::File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().map_err(io(path))
+/// Whether all entries of a store that is not in use are those that its newest checkpoint was signed over; what is wrong, if they are not.
+pub fn verify_log(root: &Path) -> Result<Option<String>, GovernError> {
+    let log = ChangeLog::open(root)?;
+    let Some(signed) = newest(&files(root, &log.id()?).1)? else { return Ok(None) };
+    let mut tree = tree::Frontier::default();
+    while tree.n_leaves() < signed.size {
+        let entries = log.entries(tree.n_leaves(), BATCH.min(signed.size - tree.n_leaves()))?;
+        if entries.is_empty() {
+            let (has, size) = (tree.n_leaves(), signed.size);
+            return Ok(Some(format!("the log of changes has {has} entries, {size} were signed")));
+        }
+        entries.iter().for_each(|entry| drop(tree.append(entry.as_bytes())));
+    }
+    let altered =
+        format!("an entry of the log of changes is not the one that was signed, among the first {}", signed.size);
+    Ok((tree.root() != signed.tree).then_some(altered))
 }
 
 impl Sealed<'_> {
@@ -169,9 +182,15 @@ impl Governor {
         self.notary.as_ref().ok_or(GovernError::NoKey)
     }
 
-    /// The sources that lost something by a withdrawal.
+    /// The sources that lost something by a withdrawal, as the log says it; none, if it is no withdrawal.
     pub fn sources_of(&self, removal: u64) -> Result<BTreeSet<SourceId>, GovernError> {
-        Ok(self.store().left_by(removal)?.into_keys().collect())
+        let Some(moments) = self.store().moments(removal)? else { return Ok(BTreeSet::new()) };
+        let entry = self.store().changes(moments.logged, 1)?.pop();
+        let entry: Option<ChangeEntry> = entry.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(match entry.map(|entry| entry.change) {
+            Some(Change::Remove { documents, .. }) => documents.into_iter().map(|set| set.source).collect(),
+            _ => BTreeSet::new(),
+        })
     }
 
     /// The receipt of a withdrawal ([`Receipt`]), as of now. It is verified before it is given away.
@@ -186,9 +205,10 @@ impl Governor {
 
     fn make_receipt(&self, notary: &Notary, removal: u64) -> Result<String, GovernError> {
         let store = self.store();
-        let known = store.removals(removal.saturating_sub(1))?.into_iter().next().filter(|r| r.id == removal);
         let none = |reason| GovernError::NoReceipt { removal, reason };
-        let record = known.ok_or_else(|| none("nothing was withdrawn or suspended under this number"))?;
+        let record = store.removal(removal)?;
+        let record = record.ok_or_else(|| none("nothing was withdrawn or suspended under this number"))?;
+        let left = store.left_by(&record)?;
         let sealed = notary.seal(store)?;
         let moments = store.moments(removal)?;
         let other = "it is no withdrawal, or is not in this log, which began later";
@@ -196,7 +216,6 @@ impl Governor {
         // What came after the look at the log waits for the next receipt.
         let seen = |position: &u64| *position < sealed.checkpoint.size;
         let in_force = in_force.filter(seen).ok_or_else(|| none("it is not in force yet"))?;
-        let left = store.left_by(removal)?;
         if left.iter().any(|(source, documents)| documents.iter().any(|d| sealed.contents.holds(source, d))) {
             return Err(none("documents of it are in the store again, since they were added once more"));
         }
@@ -205,7 +224,6 @@ impl Governor {
             Absence { source, documents, in_store, in_source }
         });
         let absence: Vec<Absence> = absence.collect();
-        let state = sealed.contents.state.as_ref().ok_or_else(|| none(other))?.0;
         let receipt = Receipt {
             store: store.id()?,
             issued_at_unix_ms: now_unix_ms().max(sealed.checkpoint.at_unix_ms),
@@ -215,7 +233,6 @@ impl Governor {
             models: vec![self.trained_on(&absence)],
             absence,
             backups: store.backups_with(record.epoch)?,
-            state: sealed.logged(store, state)?,
             checkpoint: sealed.note.clone(),
         };
         Ok(receipt.sign(&notary.keys.signing)?)
@@ -251,8 +268,9 @@ impl Governor {
                 return Err(fails("an older log").into());
             }
         }
-        let entries: Vec<ProvenEntry> =
-            entries.map(|position| sealed.logged(store, position)).collect::<Result<_, _>>()?;
+        let entries: Result<Vec<ProvenEntry>, GovernError> =
+            entries.map(|position| sealed.logged(store, position)).collect();
+        let entries = entries?;
         let included =
             |e: &Logged| tree::includes(&merkle::leaf_hash(e.entry.as_bytes()), e.position, size, &e.proof, &root);
         if !entries.iter().all(included) {

@@ -41,7 +41,12 @@ impl Checkpoint {
         Self::read(note::open(note, keys)?.0)
     }
 
-    /// Reads its text, whoever signed it.
+    /// Reads a checkpoint of one's own, whoever signed it.
+    pub fn open_unsigned(note: &str) -> Result<Self, LogError> {
+        let text = note.rfind("\n\n").map(|end| &note[..=end]);
+        Self::read(text.ok_or_else(|| LogError::Checkpoint("it is no signed note".into()))?)
+    }
+
     fn read(text: &str) -> Result<Self, LogError> {
         let wrong = || LogError::Checkpoint(text.lines().next().unwrap_or_default().to_owned());
         let lines: Vec<&str> = text.lines().collect();

@@ -23,8 +23,8 @@ fn beside(path: &Path, end: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Writes a file whole or not at all, readable by its owner only if it is secret.
-fn write(path: &Path, text: &str, secret: bool) -> Result<(), LogError> {
+/// Writes a file whole or not at all, and brings it to disk; readable by its owner only if it is secret.
+pub fn write_whole(path: &Path, text: &str, secret: bool) -> Result<(), LogError> {
     let new = beside(path, ".new");
     let write = || {
         let _ = fs::remove_file(&new); // of an attempt that was cut off
@@ -33,7 +33,9 @@ fn write(path: &Path, text: &str, secret: bool) -> Result<(), LogError> {
         let mut file = options.open(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, path)
+        fs::rename(&new, path)?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(folder)?.sync_all()
     };
     write().map_err(LogError::io(path))
 }
@@ -90,7 +92,7 @@ impl KeyFile {
         let before =
             if path.exists() { fs::read_to_string(&path).map_err(LogError::io(&path))? } else { String::new() };
         // Before the secret: a statement that nobody needs does no harm.
-        write(&path, &format!("{before}{}{statement}", if before.is_empty() { "" } else { "\n" }), false)?;
+        write_whole(&path, &format!("{before}{}{statement}", if before.is_empty() { "" } else { "\n" }), false)?;
         let verifying = std::iter::once(signing.verifying_key().clone()).chain(self.verifying).collect();
         let made = Self { path: self.path, signing, verifying };
         made.write()?;
@@ -98,9 +100,9 @@ impl KeyFile {
     }
 
     fn write(&self) -> Result<(), LogError> {
-        write(&self.path, &format!("{}\n", self.signing.to_secret_text()), true)?;
+        write_whole(&self.path, &format!("{}\n", self.signing.to_secret_text()), true)?;
         let public: String = self.verifying.iter().map(|key| format!("{key}\n")).collect();
-        write(&Self::public_path(&self.path), &public, false)
+        write_whole(&Self::public_path(&self.path), &public, false)
     }
 }
 

@@ -17,6 +17,6 @@ pub mod tree;
 pub use checkpoint::Checkpoint;
 pub use error::LogError;
 pub use file::HashFile;
-pub use keys::{KeyFile, read_public, with_rotations};
+pub use keys::{KeyFile, read_public, with_rotations, write_whole};
 pub use note::{SigningKey, VerifyingKey};
 pub use receipt::{Absence, Logged, Receipt, TrainedOn, Verified};

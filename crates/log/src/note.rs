@@ -150,9 +150,9 @@ pub fn open<'a, 'k>(note: &'a str, keys: &'k [VerifyingKey]) -> Result<(&'a str,
         let parts = line.strip_prefix(DASH).and_then(|rest| rest.split_once(' '));
         let (name, data) = parts.ok_or_else(|| wrong("a line of signatures does not begin with a dash and a name"))?;
         let data = STANDARD.decode(data).map_err(|_| wrong("a signature is not base64"))?;
-        let Some((id, signature)) = data.split_first_chunk::<4>() else {
-            return Err(wrong("a signature is too short"));
-        };
+        let short = || wrong("a signature has no name or too few bytes");
+        let parts = data.split_first_chunk::<4>().filter(|(_, rest)| !name.is_empty() && rest.len() >= 3);
+        let (id, signature) = parts.ok_or_else(short)?;
         let Some(key) = keys.iter().find(|key| key.name == name && key.id() == *id) else { continue };
         let signature = signature.try_into().map_err(|_| wrong("a signature has not 64 bytes"))?;
         if !key.verifies(text, signature) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use silo_core::merkle::{Hash, ProofStep, Proven, ProvenTrie, empty_root, leaf_hash, source_key};
 use silo_core::{Change, ChangeEntry, ContentHash, DocumentSet, Epoch, RootHash, SourceId, StoreState};
@@ -31,8 +32,6 @@ pub struct Receipt {
     pub backups: Vec<String>,
     /// The models that the store serves, and whether they were trained on it.
     pub models: Vec<TrainedOn>,
-    /// The entry of the epoch at which the checkpoint was signed.
-    pub state: Logged,
     /// The log at a moment after all of these: a signed note of its own.
     pub checkpoint: String,
 }
@@ -123,6 +122,16 @@ fn ensure(holds: bool, reason: &str) -> Result<(), LogError> {
     if holds { Ok(()) } else { Err(wrong(reason)) }
 }
 
+/// Reads what was written in the one way in which it is written: no other order, no field twice, no number as a text.
+fn canonical<T: Serialize + DeserializeOwned>(
+    text: &str,
+    write: impl Fn(&T) -> serde_json::Result<String>,
+) -> Result<T, LogError> {
+    let value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    let same = write(&value).is_ok_and(|written| written == text);
+    ensure(same, "its JSON is not written as receipts are").map(|()| value)
+}
+
 impl Logged {
     /// The entry, if it is where the receipt says.
     fn open(&self, checkpoint: &Checkpoint) -> Result<ChangeEntry, LogError> {
@@ -130,7 +139,7 @@ impl Logged {
         if !tree::includes(&leaf, self.position, checkpoint.size, &self.proof, &checkpoint.tree) {
             return Err(LogError::Proof(format!("entry {} is not in the log of the checkpoint", self.position)));
         }
-        serde_json::from_str(&self.entry).map_err(|e| wrong(format!("entry {}: {e}", self.position)))
+        canonical(&self.entry, serde_json::to_string)
     }
 }
 
@@ -180,8 +189,8 @@ impl Receipt {
     pub fn open(text: &str, keys: &[VerifyingKey]) -> Result<(Self, String), LogError> {
         let (signed, by) = note::open(text, keys)?;
         let json = signed.strip_prefix(TITLE).ok_or_else(|| wrong("its title is not 'silo receipt v1'"))?;
-        let receipt = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
-        Ok((receipt, by[0].name().to_owned()))
+        let json = json.strip_suffix('\n').unwrap_or(json);
+        Ok((canonical(json, serde_json::to_string_pretty)?, by[0].name().to_owned()))
     }
 
     /// Checks a receipt against the keys of the one who issued it, and says what it proves.
@@ -211,7 +220,8 @@ impl Receipt {
             let is_purge = matches!(&entry.change, Change::Purge { removals } if of(removals));
             ensure(is_purge && position > self.removal.position, "its third entry is not the purge of it")?;
         }
-        self.check_state(&checkpoint, &state)?;
+        let (same, later) = (checkpoint.epoch == state.epoch, checkpoint.epoch > state.epoch);
+        ensure(later || same && checkpoint.root == state.root, "the checkpoint is of before the withdrawal")?;
         let ordered = removal.at_unix_ms <= checkpoint.at_unix_ms && checkpoint.at_unix_ms <= self.issued_at_unix_ms;
         ensure(ordered && durable_at_unix_ms <= effective_at_unix_ms, "its moments are not in their order")?;
         ensure(self.absence.len() == documents.len(), "its sources are not those of the log")?;
@@ -240,18 +250,6 @@ impl Receipt {
             absent_as_of_epoch: checkpoint.epoch,
             absent_as_of_unix_ms: checkpoint.at_unix_ms,
         })
-    }
-
-    /// What the checkpoint says of the store must be what the log says of it, at the withdrawal or later.
-    fn check_state(&self, checkpoint: &Checkpoint, after: &StoreState) -> Result<(), LogError> {
-        let entry = self.state.open(checkpoint)?;
-        let state = entry.change.state().ok_or_else(|| wrong("its last entry does not say what the store is"))?;
-        let same = (state.epoch, state.root) == (checkpoint.epoch, checkpoint.root);
-        ensure(same, "what the checkpoint says of the store is not what the log says")?;
-        ensure(
-            self.state.position >= self.removal.position && state.epoch >= after.epoch,
-            "the checkpoint is of before the withdrawal",
-        )
     }
 }
 

@@ -51,17 +51,43 @@ pub fn n_leaves(stored: u64) -> u64 {
     low
 }
 
-/// The hashes that appending a leaf to a tree of `n` leaves stores: its own, and those of the subtrees that it completes.
-pub fn appended<S: StoredHashes + ?Sized>(stored: &S, n: u64, leaf: &[u8]) -> Result<Vec<Hash>, S::Error> {
-    let mut out = vec![leaf_hash(leaf)];
-    let mut hash = out[0];
-    for level in 0..n.trailing_ones() {
-        // The left half was completed before.
-        let left = stored.get(place(level, (n >> level) - 1))?;
-        hash = node_hash(&left, &hash);
-        out.push(hash);
+/// The roots of the complete subtrees that a tree consists of, the largest first: all that is needed to append to it, and for its root.
+#[derive(Debug, Clone, Default)]
+pub struct Frontier {
+    n: u64,
+    roots: Vec<Hash>,
+}
+
+impl Frontier {
+    /// That of the first `n` leaves.
+    pub fn read<S: StoredHashes + ?Sized>(stored: &S, n: u64) -> Result<Self, S::Error> {
+        let levels = (0..u64::BITS).rev().filter(|level| n >> level & 1 == 1);
+        let roots = levels.map(|level| stored.get(place(level, (n >> level) - 1))).collect::<Result<_, _>>()?;
+        Ok(Self { n, roots })
     }
-    Ok(out)
+
+    /// How many leaves the tree has.
+    pub fn n_leaves(&self) -> u64 {
+        self.n
+    }
+
+    /// Appends a leaf; the hashes that are stored for it: its own, and those of the subtrees that it completes.
+    pub fn append(&mut self, leaf: &[u8]) -> Vec<Hash> {
+        let mut out = vec![leaf_hash(leaf)];
+        for _ in 0..self.n.trailing_ones() {
+            let left = self.roots.pop().unwrap_or_default(); // one for each bit of n
+            out.push(node_hash(&left, &out[out.len() - 1]));
+        }
+        self.roots.push(out[out.len() - 1]);
+        self.n += 1;
+        out
+    }
+
+    /// Root of the tree; SHA-256 of nothing, if it has no leaf.
+    pub fn root(&self) -> Hash {
+        let folded = self.roots.iter().rev().copied().reduce(|right, left| node_hash(&left, &right));
+        folded.unwrap_or_else(|| Sha256::digest([]).into())
+    }
 }
 
 /// The largest power of two that is smaller than `n`, which is at least 2.
@@ -198,10 +224,13 @@ mod tests {
 
     fn stored(leaves: &[Vec<u8>]) -> Vec<Hash> {
         let mut out: Vec<Hash> = Vec::new();
+        let mut frontier = Frontier::default();
         for (n, leaf) in leaves.iter().enumerate() {
             assert_eq!(out.len() as u64, n_stored(n as u64));
-            let Ok(mut more) = appended(&out[..], n as u64, leaf);
-            out.append(&mut more);
+            out.append(&mut frontier.append(leaf));
+            let Ok(read) = Frontier::read(&out[..], n as u64 + 1);
+            let Ok(root) = root(&out[..], n as u64 + 1);
+            assert_eq!((read.roots, frontier.root()), (frontier.roots.clone(), root));
         }
         out
     }

@@ -33,6 +33,8 @@ pub struct ServerConfig {
     pub default_search_passages: usize,
     /// Searches (the call, not those of generation) at the same time; one more is refused.
     pub max_concurrent_searches: usize,
+    /// Receipts and proofs of the log that may be made or wait at a time.
+    pub max_concurrent_receipts: usize,
     /// Running streams get this long to end when the server is told to stop.
     pub drain_seconds: u64,
     /// Uploads at the same time, and additions that wait for their turn; one more is refused.
@@ -73,6 +75,7 @@ impl Default for ServerConfig {
             default_search_neighbors: 8,
             default_search_passages: 3,
             max_concurrent_searches: 4,
+            max_concurrent_receipts: 8,
             drain_seconds: 30,
             max_queued_additions: 16,
             max_finished_operations: 1000,

@@ -6,6 +6,7 @@ use silo_core::ContentHash;
 use silo_govern::{Caller, Governor};
 use silo_proto::v1;
 use silo_proto::v1::opt_out_service_server::OptOutService;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::access::caller;
@@ -16,6 +17,9 @@ const MAX_ENTRIES: u32 = 1000;
 
 pub(crate) struct OptOuts {
     pub(crate) governor: Arc<Governor>,
+    /// Receipts and proofs wait for each other: those that wait must not take the threads of other calls.
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) limit: usize,
 }
 
 impl OptOuts {
@@ -24,7 +28,12 @@ impl OptOuts {
         work: impl FnOnce(&Governor) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
         let governor = self.governor.clone();
-        tokio::task::spawn_blocking(move || work(&governor)).await.map_err(status::internal)?.map(Response::new)
+        let place = self.places.clone().try_acquire_owned().map_err(|_| status::overloaded("receipts", self.limit))?;
+        let work = move || {
+            let _place = place;
+            work(&governor)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(status::internal)?.map(Response::new)
     }
 }
 

@@ -184,7 +184,12 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         }
         E::LogEnd { .. } => Shape { field: Some("old_size"), ..Shape::new(Code::OutOfRange, "END_OF_LOG") },
         E::LogAltered { .. } => Shape::new(Code::DataLoss, "LOG_ALTERED"),
-        E::Log(_) => Shape::new(Code::Internal, "LOG_FAILED"),
+        E::Log(reason) => {
+            // Where its files lie is not for whoever calls.
+            tracing::error!("the log of changes cannot be proven: {reason}");
+            return Shape::new(Code::Internal, "LOG_FAILED")
+                .status("the log of changes cannot be read or proven".into());
+        }
         E::Store(e) => return Shape::status(store(e), e.to_string()),
         E::UnknownName(e) => {
             Shape { resource: Some((e.kind, e.name.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_NAME") }

@@ -66,8 +66,17 @@ enum Command {
     Optout(commands::optout::OptOut),
 }
 
+/// `silo … | head` ends quietly when the reader has gone, as other programs do.
+fn end_with_the_reader() {
+    // SAFETY: no other thread runs yet, and the default action is a valid one. Sockets do not send this signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if !matches!(arguments.command, Command::Serve(_)) {
+        end_with_the_reader();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

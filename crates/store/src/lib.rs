@@ -51,7 +51,7 @@ pub use build::ShardBuilder;
 pub use catalog::{
     BackupRecord, Moments, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState, now_unix_ms,
 };
-pub use contents::Contents;
+pub use contents::{ChangeLog, Contents};
 pub use detail::ShardDetail;
 pub use encode::{Encoded, encode};
 pub use error::StoreError;

@@ -373,10 +373,9 @@ impl Live {
         self.sources.get(source).is_some_and(|state| state.tree.contains(document))
     }
 
-    /// Shows that documents are not in the store: where the source stands, and if it is there, where they would.
-    pub(crate) fn prove(&self, source: &SourceId, documents: &[ContentHash]) -> [Vec<merkle::ProofStep>; 2] {
-        let of_source = self.sources.get(source).map(|state| state.tree.prove(documents));
-        [self.source_tree().prove(source), of_source.unwrap_or_default()]
+    /// Shows of documents whether they are among those of a source; nothing, if it has none.
+    pub(crate) fn prove(&self, source: &SourceId, documents: &[ContentHash]) -> Vec<merkle::ProofStep> {
+        self.sources.get(source).map(|state| state.tree.prove(documents)).unwrap_or_default()
     }
 
     /// Brings the snapshot up to what is live now.

@@ -134,9 +134,9 @@ impl Store {
 
     /// Makes an epoch if what can be retrieved is not what the log says.
     fn note_open(&self) -> Result<(), StoreError> {
-        let (live, last) = (self.live().clone(), self.catalog.last_state()?);
+        let live = self.live().clone();
         let own = (live.snapshot.epoch, live.snapshot.root);
-        let logged = last.and_then(|(_, entry)| entry.change.state().map(|state| (state.epoch, state.root)));
+        let logged = self.catalog.last_state()?.map(|state| (state.epoch, state.root));
         if own == logged.unwrap_or((Epoch(0), merkle::empty_root())) {
             return Ok(());
         }
@@ -288,6 +288,12 @@ impl Store {
 
     pub(crate) fn check_compatible(&self, manifest: &Manifest) -> Result<(), StoreError> {
         compatible(manifest, &self.card, &self.recipe)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = self.catalog.settle(); // the next start says when it was at the latest
     }
 }
 

@@ -1,6 +1,6 @@
 //! Withdrawals, suspensions, resumptions: what takes effect at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use silo_core::{Change, ContentHash, DocumentSet, Epoch, RootHash, Selection, ShardId, SourceId};
@@ -8,7 +8,7 @@ use silo_core::{Change, ContentHash, DocumentSet, Epoch, RootHash, Selection, Sh
 use crate::boundary::Boundary;
 use crate::catalog::{NewRemoval, RemovalKind, RemovalPart, RemovalRecord, now_unix_ms};
 use crate::live::Live;
-use crate::{By, Numbers, ShardState, Store, StoreError};
+use crate::{By, Numbers, ShardRecord, ShardState, Store, StoreError};
 
 /// What a change of what is retrieved did. When it is returned it is on disk, and no search finds what it took away, in any snapshot.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +64,6 @@ impl Store {
 
     /// Number and hash of the documents that a part names and that were not withdrawn before.
     fn documents_of(&self, live: &Live, part: &RemovalPart) -> Result<(SourceId, Vec<(u32, ContentHash)>), StoreError> {
-        let named = |number: u32| part.numbers.as_ref().is_none_or(|n| n.contains(number));
         if let Some(shard) = live.shards.get(&part.shard).or_else(|| live.suspended.get(&part.shard)) {
             let hash = |number| shard.shard.index_of(number).map(|i| (number, shard.shard.hash_of(i)));
             let documents = match &part.numbers {
@@ -73,19 +72,43 @@ impl Store {
             };
             return Ok((shard.shard.manifest().source.clone(), documents));
         }
-        // Its files are not open.
         let record = self.shard(part.shard)?;
-        let mut documents = self.catalog.documents(&record)?;
-        documents.retain(|(number, _)| named(*number) && !record.withdrawn.contains(*number));
+        let mut documents = self.kept_by(&record)?;
+        documents.retain(|(number, _)| part.numbers.as_ref().is_none_or(|n| n.contains(*number)));
         Ok((record.source, documents))
     }
 
-    /// What leaves the store by a withdrawal, and documents of each shard that other shards of their source still hold.
+    /// Number and hash of the documents of a shard of which the files are not open.
+    fn kept_by(&self, record: &ShardRecord) -> Result<Vec<(u32, ContentHash)>, StoreError> {
+        let mut documents = self.catalog.documents(record)?;
+        documents.retain(|(number, _)| !record.withdrawn.contains(*number));
+        Ok(documents)
+    }
+
+    /// Documents of a source that are in the store, and not retrieved: in shards that are suspended, or cannot be read.
+    fn hidden_documents(&self, source: &SourceId, after: &Live) -> Result<HashSet<ContentHash>, StoreError> {
+        let suspended = after.suspended.values().filter(|s| s.shard.manifest().source == *source);
+        let mut out: HashSet<ContentHash> = suspended.flat_map(|s| s.documents().map(|d| d.1)).collect();
+        for id in after.unavailable.keys() {
+            let record = self.shard(*id)?;
+            if record.source == *source {
+                out.extend(self.kept_by(&record)?.into_iter().map(|d| d.1));
+            }
+        }
+        Ok(out)
+    }
+
+    /// What leaves its source by a withdrawal, and documents of each shard that other shards of their source still hold.
     fn leaving(&self, parts: &[RemovalPart], before: &Live, after: &Live) -> Result<Leaving, StoreError> {
         let (mut left, mut kept) = (BTreeMap::<SourceId, Vec<ContentHash>>::new(), BTreeMap::new());
+        let mut hidden = BTreeMap::<SourceId, HashSet<ContentHash>>::new();
         for part in parts {
             let (source, documents) = self.documents_of(before, part)?;
-            let (stay, go): (Vec<_>, Vec<_>) = documents.into_iter().partition(|(_, hash)| after.holds(&source, hash));
+            if !hidden.contains_key(&source) {
+                hidden.insert(source.clone(), self.hidden_documents(&source, after)?);
+            }
+            let stays = |hash: &ContentHash| after.holds(&source, hash) || hidden[&source].contains(hash);
+            let (stay, go): (Vec<_>, Vec<_>) = documents.into_iter().partition(|(_, hash)| stays(hash));
             if !stay.is_empty() {
                 kept.insert(part.shard, stay.iter().map(|d| d.0).collect());
             }

@@ -99,10 +99,11 @@ fn print(v: &Verified) -> Result<()> {
     println!();
     println!("Withdrawal {}, by {}, by {}:", v.removal, v.actor, v.selector);
     for set in &v.documents {
-        println!("  {} documents of {}", set.n_documents, set.source);
+        let what = if set.n_documents == 1 { "document" } else { "documents" };
+        println!("  {} {what} of {}", set.n_documents, set.source);
     }
     if v.documents.is_empty() {
-        println!("  no document left the store: what was withdrawn was in it by other shards of its source too");
+        println!("  no document left its source: other shards of it hold what was withdrawn");
     }
     println!();
     println!("  asked for               {}", time(v.asked_at_unix_ms)?);
@@ -114,7 +115,7 @@ fn print(v: &Verified) -> Result<()> {
     }
     println!("  proven to be absent at  {} (epoch {})", time(v.absent_as_of_unix_ms)?, v.absent_as_of_epoch);
     println!();
-    println!("  root before  {} \n  root after   {} (epoch {})", v.root_before, v.after.root, v.after.epoch);
+    println!("  root before  {}\n  root after   {} (epoch {})", v.root_before, v.after.root, v.after.epoch);
     println!("  model {}\n  recipe {}", v.after.model, v.after.recipe);
     println!("  log {} with {} entries", v.origin, v.log_size);
     let backups = if v.backups.is_empty() { "none".to_owned() } else { v.backups.join(", ") };

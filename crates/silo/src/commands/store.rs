@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use silo_govern::verify_log;
 use silo_proto::v1;
 use silo_store::{Fault, Later, RemovalLog, Repair};
 
@@ -223,7 +224,8 @@ impl Restore {
 impl Config {
     fn verify(self, as_json: bool) -> Result<()> {
         let root = ServeConfig::read(&self.config)?.store.root;
-        let verified = silo_store::verify(&root)?;
+        let mut verified = silo_store::verify(&root)?;
+        verified.faults.extend(verify_log(&root)?.map(|what| Fault { shard: None, what }));
         if as_json {
             let fault = |f: &Fault| json!({"shard": f.shard, "what": f.what});
             let faults: Value = verified.faults.iter().map(fault).collect();

@@ -1,9 +1,9 @@
 //! The log of changes: what the Merkle log is made of.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
-use silo_core::{Change, ChangeEntry, Epoch};
+use silo_core::{Change, ChangeEntry, Epoch, StoreState};
 
-use super::{Catalog, conversion, now_unix_ms};
+use super::{Catalog, now_unix_ms};
 use crate::StoreError;
 
 /// Who does what nobody asked for.
@@ -76,13 +76,15 @@ impl Catalog {
         self.pending.lock().push(Change::InForce { removal, durable_at_unix_ms, effective_at_unix_ms });
     }
 
-    /// Withdrawals of which a crash took the note are in force since now at the latest.
+    /// A withdrawal of which a crash took the note is in force since now at the latest. It is the newest one: every change enters the notes of
+    /// those before it.
     pub(crate) fn note_in_force_anew(&self) -> Result<(), StoreError> {
-        let sql = "SELECT removal_id FROM moments WHERE moment = 'logged'
-                   EXCEPT SELECT removal_id FROM moments WHERE moment = 'in-force'";
-        let ids: Vec<i64> = self.run(|c| c.prepare(sql)?.query_map([], |r| r.get(0))?.collect())?;
-        let now = now_unix_ms();
-        ids.into_iter().for_each(|id| self.note_in_force(id as u64, now, now));
+        let sql = "SELECT removal_id FROM moments ORDER BY removal_id DESC LIMIT 1";
+        let newest = self.run(|c| c.query_row(sql, [], number).optional())?;
+        let Some(newest) = newest else { return Ok(()) };
+        if self.moments(newest)?.is_some_and(|moments| moments.in_force.is_none()) {
+            self.note_in_force(newest, now_unix_ms(), now_unix_ms());
+        }
         Ok(())
     }
 
@@ -115,16 +117,18 @@ impl Catalog {
         self.run(|c| c.prepare_cached(sql)?.query_map(range, |r| r.get(0))?.collect())
     }
 
-    /// The newest entry that says what the store is, and its place.
-    pub(crate) fn last_state(&self) -> Result<Option<(u64, ChangeEntry)>, StoreError> {
-        let sql = "SELECT position, entry FROM changes WHERE epoch IS NOT NULL ORDER BY epoch DESC LIMIT 1";
-        self.run(|c| {
-            let read = |r: &Row<'_>| {
-                let entry: String = r.get(1)?;
-                Ok((number(r)?, serde_json::from_str(&entry).map_err(|e| conversion(1, e))?))
-            };
-            c.query_row(sql, [], read).optional()
-        })
+    /// What the newest entry about it says that the store is; `None` if there is no such entry, or none that can be read.
+    pub(crate) fn last_state(&self) -> Result<Option<StoreState>, StoreError> {
+        let sql = "SELECT entry FROM changes WHERE epoch IS NOT NULL ORDER BY epoch DESC LIMIT 1";
+        let entry = self.run(|c| c.query_row(sql, [], |r| r.get::<_, String>(0)).optional())?;
+        let entry = entry.and_then(|text| serde_json::from_str::<ChangeEntry>(&text).ok());
+        Ok(entry.and_then(|entry| entry.change.state().copied()))
+    }
+
+    /// The time of the newest entry; 0 if there is none.
+    pub(crate) fn last_change_at(&self) -> Result<i64, StoreError> {
+        let sql = "SELECT at_unix_ms FROM changes ORDER BY position DESC LIMIT 1";
+        Ok(self.run(|c| c.query_row(sql, [], |r| r.get(0)).optional())?.unwrap_or_default())
     }
 
     /// Where the log speaks of a withdrawal; `None` if it began later.

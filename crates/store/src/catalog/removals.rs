@@ -128,38 +128,25 @@ impl Catalog {
         })
     }
 
-    /// The documents that left the store by a withdrawal, source by source, sorted. They are kept for receipts after their bytes are gone.
-    pub(crate) fn left_by(&self, removal: u64) -> Result<BTreeMap<SourceId, Vec<ContentHash>>, StoreError> {
-        // All that it names, without what was withdrawn from the same shards before, and what other shards held.
-        let others = "SELECT numbers FROM removal_parts JOIN removals ON id = removal_id
-                      WHERE kind = 'remove' AND shard_id = ?1 AND removal_id < ?2 AND numbers IS NOT NULL
-                      UNION ALL SELECT numbers FROM kept_parts WHERE shard_id = ?1 AND removal_id = ?2";
-        let documents = "SELECT number, hash, name FROM documents JOIN shards ON shards.id = shard_id
-                         JOIN sources ON sources.id = source_id WHERE shard_id = ?1";
-        self.run(|c| {
-            let parts = removals_in(c, removal - 1, removal)?.pop().map(|r| r.parts);
+    /// One entry of the log.
+    pub(crate) fn removal(&self, id: u64) -> Result<Option<RemovalRecord>, StoreError> {
+        if id == 0 { Ok(None) } else { self.run(|c| Ok(removals_in(c, id - 1, id)?.pop())) }
+    }
+
+    /// The documents that left their sources by a withdrawal, source by source, sorted. They are known after their bytes are gone. Reads by a
+    /// connection of its own: no change waits for it.
+    pub(crate) fn left_by(&self, removal: &RemovalRecord) -> Result<BTreeMap<SourceId, Vec<ContentHash>>, StoreError> {
+        Self::open_read_only(&self.path)?.run(|c| {
             let mut out: BTreeMap<SourceId, Vec<ContentHash>> = BTreeMap::new();
-            for part in parts.unwrap_or_default() {
-                let mut not = Numbers::default();
-                let mut statement = c.prepare_cached(others)?;
-                let mut rows = statement.query(params![part.shard.0 as i64, removal as i64])?;
-                while let Some(row) = rows.next()? {
-                    not.extend(&read_numbers(row, 0)?);
-                }
-                let mut statement = c.prepare_cached(documents)?;
-                let mut rows = statement.query([part.shard.0 as i64])?;
-                while let Some(row) = rows.next()? {
-                    let number: u32 = row.get(0)?;
-                    if !not.contains(number) && part.numbers.as_ref().is_none_or(|n| n.contains(number)) {
-                        let source = parsed(row, 2, |t| t.parse().map_err(|e: silo_core::InvalidId| e.to_string()))?;
-                        out.entry(source).or_default().push(ContentHash(row.get(1)?));
-                    }
-                }
+            for part in &removal.parts {
+                let (source, hashes) = left_of(c, removal.id, part)?;
+                out.entry(source).or_default().extend(hashes);
             }
             for hashes in out.values_mut() {
                 hashes.sort_unstable();
                 hashes.dedup();
             }
+            out.retain(|_, hashes| !hashes.is_empty());
             Ok(out)
         })
     }
@@ -249,6 +236,10 @@ impl Catalog {
 
     /// The bytes of these entries are gone from all files.
     pub(crate) fn mark_purged(&self, ids: &[u64]) -> Result<(), StoreError> {
+        ids.chunks(self.batch).try_for_each(|batch| self.mark_some_purged(batch))
+    }
+
+    fn mark_some_purged(&self, ids: &[u64]) -> Result<(), StoreError> {
         // Those of before the log of changes began are not in it.
         let mut removals = Vec::new();
         for id in ids {
@@ -384,6 +375,37 @@ fn removals_in(c: &Connection, after: u64, last: u64) -> rusqlite::Result<Vec<Re
         })
     };
     c.prepare(sql)?.query_map([after as i64, last as i64], read)?.collect()
+}
+
+/// The source of a part, and the documents of it that left the source: all that it names, without what was withdrawn from the same shard before,
+/// and what other shards hold.
+fn left_of(c: &Connection, removal: u64, part: &RemovalPart) -> rusqlite::Result<(SourceId, Vec<ContentHash>)> {
+    let others = "SELECT numbers FROM removal_parts JOIN removals ON id = removal_id
+                  WHERE kind = 'remove' AND shard_id = ?1 AND removal_id < ?2 AND numbers IS NOT NULL
+                  UNION ALL SELECT numbers FROM kept_parts WHERE shard_id = ?1 AND removal_id = ?2";
+    let shard = part.shard.0 as i64;
+    let mut not = Numbers::default();
+    let mut statement = c.prepare(others)?;
+    let mut rows = statement.query(params![shard, removal as i64])?;
+    while let Some(row) = rows.next()? {
+        not.extend(&read_numbers(row, 0)?);
+    }
+    let source = "SELECT name FROM sources WHERE id = (SELECT source_id FROM shards WHERE id = ?1)";
+    let read = |r: &Row<'_>| parsed(r, 0, |t| t.parse().map_err(|e: silo_core::InvalidId| e.to_string()));
+    let source = c.query_row(source, [shard], read)?;
+    let hash = |r: &Row<'_>| Ok((r.get::<_, u32>(0)?, ContentHash(r.get(1)?)));
+    let mut documents: Vec<(u32, ContentHash)> = match &part.numbers {
+        None => {
+            let all = "SELECT number, hash FROM documents WHERE shard_id = ?1";
+            c.prepare(all)?.query_map([shard], hash)?.collect::<rusqlite::Result<_>>()?
+        }
+        Some(numbers) => {
+            let mut one = c.prepare("SELECT number, hash FROM documents WHERE shard_id = ?1 AND number = ?2")?;
+            numbers.iter().map(|n| one.query_row(params![shard, n], hash)).collect::<rusqlite::Result<_>>()?
+        }
+    };
+    documents.retain(|(number, _)| !not.contains(*number));
+    Ok((source, documents.into_iter().map(|d| d.1).collect()))
 }
 
 /// Computes the chain of all entries, for a log that had none.
