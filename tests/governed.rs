@@ -59,7 +59,8 @@ async fn documents_are_withdrawn_while_streams_run() {
     assert_eq!((&removal.root_after, &s.root().await), (&root, &root));
     assert_eq!(scores(&mut s).await, expected);
     let purged: v1::PurgeResponse = s.finish(removal.purge_operation.clone()).await.unwrap();
-    assert!(purged.removals.contains(&removal.id) && purged.failures.is_empty(), "{purged:?}");
+    // The purge of the withdrawal before it may have taken it along.
+    assert!(purged.failures.is_empty() && s.n_unpurged().await == 0, "{purged:?}");
     let left = shard(&mut s, added.id).await;
     assert_eq!((left.n_documents, left.files.unwrap().n_documents), (2, 2), "logical and physical state agree again");
     assert!(left.n_bytes < added.n_bytes);

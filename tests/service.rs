@@ -170,6 +170,11 @@ impl Service {
         out
     }
 
+    /// Withdrawals of which bytes may be in a file.
+    pub(crate) async fn n_unpurged(&mut self) -> u64 {
+        self.datastore.get_store(v1::GetStoreRequest {}).await.unwrap().into_inner().n_unpurged
+    }
+
     pub(crate) async fn root(&mut self) -> String {
         self.datastore.get_store(v1::GetStoreRequest {}).await.unwrap().into_inner().root
     }

@@ -16,13 +16,17 @@ use crate::status;
 const MAX_ENTRIES: u32 = 1000;
 
 pub(crate) struct OptOuts {
-    pub(crate) governor: Arc<Governor>,
+    governor: Arc<Governor>,
     /// Receipts and proofs wait for each other: those that wait must not take the threads of other calls.
-    pub(crate) places: Arc<Semaphore>,
-    pub(crate) limit: usize,
+    places: Arc<Semaphore>,
+    limit: usize,
 }
 
 impl OptOuts {
+    pub(crate) fn new(governor: Arc<Governor>, limit: usize) -> Self {
+        Self { governor, places: Arc::new(Semaphore::new(limit)), limit }
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Governor) -> Result<T, Status> + Send + 'static,

@@ -138,9 +138,7 @@ impl Server {
         let card = engine.model().card().clone();
         let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
         let places = |n: usize| Arc::new(Semaphore::new(n));
-        let limit_of_receipts = config.max_concurrent_receipts;
-        let (governed, receipts) = (governor.clone(), places(limit_of_receipts));
-        let optouts = OptOuts { governor: governed, places: receipts, limit: limit_of_receipts };
+        let optouts = OptOuts::new(governor.clone(), config.max_concurrent_receipts);
         let datastore = Datastore {
             governor,
             registry: registry.clone(),

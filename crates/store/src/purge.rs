@@ -36,8 +36,8 @@ impl Store {
 
     /// The same for a caller who holds the lock of maintenance.
     pub(crate) fn purge_alone(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Purged, StoreError> {
-        self.catalog.settle()?;
         let unpurged = self.catalog.unpurged()?;
+        self.catalog.settle()?;
         let concerned = |r: &ShardRecord| unpurged.values().any(|shards| shards.contains(&r.id));
         let records: Vec<ShardRecord> = self.catalog.shards()?.into_iter().filter(concerned).collect();
         let total = records.iter().map(|r| r.n_entries).sum();

@@ -1,5 +1,6 @@
 //! Random operations against a store and against what it should be, in memory.
 
+mod log;
 mod oracle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +15,8 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    ChangeEntry, ContentHash, Document, Epoch, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch,
-    PassageQuery, PassageSearch, Purpose, Selection, ShardId, Snapshot, SnapshotProvider, SourceId, Tier,
+    ContentHash, Document, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
+    Purpose, Selection, ShardId, Snapshot, SnapshotProvider, SourceId, Tier,
 };
 use silo_store::{Later, NewShard, Recipe, RemovalLog, Store, StoreError, StoreOptions, restore, verify};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -310,22 +311,10 @@ impl World {
             (part.shard, numbers)
         });
         assert_eq!(got.collect::<Vec<_>>(), expected, "{selection:?}");
-        let held = |reference: &Reference| {
-            let shards = reference.shards.values().filter(|s| s.state != State::Removed);
-            let documents = |s: &RefShard| {
-                let source = s.source.clone();
-                let kept = s.docs.iter().filter(|d| !d.withdrawn);
-                kept.map(|d| (source.clone(), ContentHash::of(d.text.as_bytes()))).collect::<Vec<_>>()
-            };
-            shards.flat_map(documents).collect::<BTreeSet<_>>()
-        };
-        let before = held(&self.reference);
+        let before = log::held(&self.reference);
         self.reference.apply(Change::Withdraw(expected));
         assert_eq!(removal.root_after, self.reference.root());
-        let after = held(&self.reference);
-        let left = self.store().left_by(&removal.record).unwrap();
-        let left = left.into_iter().flat_map(|(s, all)| all.into_iter().map(move |d| (s.clone(), d)));
-        assert_eq!(left.collect::<BTreeSet<_>>(), &before - &after, "what a receipt says");
+        self.check_receipt(&removal.record, &before);
         self.check_log();
     }
 
@@ -342,20 +331,6 @@ impl World {
         }
         assert_eq!(self.store().snapshot().root, self.reference.root());
         self.check_log();
-    }
-
-    /// The newest entry of the log of changes that says so says what can be retrieved.
-    fn check_log(&self) {
-        let (snapshot, contents) = (self.store().snapshot(), self.store().contents().unwrap());
-        assert_eq!((contents.epoch(), contents.root()), (snapshot.epoch, snapshot.root));
-        let entry = |position| serde_json::from_str(&self.store().changes(position, 1).unwrap()[0]).unwrap();
-        let state = |position| {
-            let e: ChangeEntry = entry(position);
-            e.change.state().copied()
-        };
-        let logged = (0..contents.n_changes).rev().find_map(state);
-        let logged = logged.map_or((Epoch(0), silo_core::merkle::empty_root()), |state| (state.epoch, state.root));
-        assert_eq!(logged, (snapshot.epoch, snapshot.root));
     }
 
     fn purge(&mut self) {
