@@ -27,6 +27,7 @@ silo corpus stats --corpus "$work/corpus"
 title "2. A model that never saw them, and a store that holds them"
 sed -n '/^A language model/p' models/silo-open-6m/README.md | fold -s -w 110
 [ -e "$work/silo.key" ] || quietly silo key create example.org/demo --key "$work/silo.key"
+: >"$work/server.log"
 silo serve --config configs/demo.toml >"$work/server.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
