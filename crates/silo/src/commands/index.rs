@@ -53,7 +53,7 @@ pub struct Train {
     #[arg(long, default_value_t = 1024)]
     lists: usize,
     /// Values of a projected key: bytes of a code. At most 256.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 128)]
     projected: usize,
     /// Draws the first centroids.
     #[arg(long, default_value_t = 1)]
