@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use silo_core::{ContentHash, SourceId};
+use silo_log::write_whole;
 use silo_store::now_unix_ms;
 
 /// What a caller is there for. What each may call is decided by the server.
@@ -209,23 +209,18 @@ impl TokenFile {
 
     /// Writes the file anew, and puts it in the place of the old one.
     fn change(&self, change: impl FnOnce(&mut Vec<TokenRecord>) -> Result<(), AccessError>) -> Result<(), AccessError> {
-        let beside = |end: &str| PathBuf::from(format!("{}{end}", self.path.display()));
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(self.io())?;
-        let private = || OpenOptions::new().write(true).mode(0o600).clone();
-        let one_at_a_time = private().create(true).open(beside(".lock")).map_err(self.io())?;
+        let lock = format!("{}.lock", self.path.display());
+        let one_at_a_time = OpenOptions::new().write(true).mode(0o600).create(true).truncate(false).open(lock);
+        let one_at_a_time = one_at_a_time.map_err(self.io())?;
         one_at_a_time.lock().map_err(self.io())?;
         let mut records = self.list()?;
         change(&mut records)?;
         records.sort_by(|a, b| a.name.cmp(&b.name));
         let text = serde_json::to_string_pretty(&records).map_err(|e| (self.io())(e.into()))? + "\n";
-        let written = beside(".new");
-        let _ = fs::remove_file(&written); // of one that was cut off
-        let mut file = private().create_new(true).open(&written).map_err(self.io())?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(self.io())?;
-        fs::rename(&written, &self.path).map_err(self.io())?;
         // What was revoked stays so when the power fails.
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(self.io())
+        write_whole(&self.path, &text, true).map_err(self.io())
     }
 
     /// What differs as soon as the file does.

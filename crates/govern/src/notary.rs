@@ -91,7 +91,7 @@ impl Notary {
         if tree.n_leaves() > size {
             return Err(GovernError::LogAltered { size: tree.n_leaves() });
         }
-        append(&mut tree, size, |from, n| Ok(store.changes(from, n)?))?;
+        append(&mut tree, store, size)?;
         let signed = newest(&self.checkpoint)?;
         if let Some(signed) = &signed {
             self.check(&mut tree, store, signed, size)?;
@@ -101,7 +101,7 @@ impl Notary {
         let checkpoint = Checkpoint { origin, size, tree: tree.root(), epoch, root, at_unix_ms };
         let note = checkpoint.sign(&self.keys.signing);
         if signed.is_none_or(|signed| signed.size < size) {
-            write_whole(&self.checkpoint, &note, false)?;
+            write_whole(&self.checkpoint, &note, false).map_err(LogError::io(&self.checkpoint))?;
         }
         Ok(Sealed { tree, contents, checkpoint, note })
     }
@@ -115,7 +115,7 @@ impl Notary {
         if signed.size <= size && !holds(tree)? {
             // The file of hashes may be what is damaged.
             tree.clear()?;
-            append(tree, size, |from, n| Ok(store.changes(from, n)?))?;
+            append(tree, store, size)?;
         }
         if signed.size > size || !holds(tree)? {
             return Err(GovernError::LogAltered { size: signed.size });
@@ -136,13 +136,9 @@ impl Notary {
 }
 
 /// Appends the entries that a tree lacks, up to `n` leaves.
-fn append(
-    tree: &mut HashFile,
-    n: u64,
-    read: impl Fn(u64, u64) -> Result<Vec<String>, GovernError>,
-) -> Result<(), GovernError> {
+fn append(tree: &mut HashFile, store: &Store, n: u64) -> Result<(), GovernError> {
     while tree.n_leaves() < n {
-        let entries = read(tree.n_leaves(), BATCH.min(n - tree.n_leaves()))?;
+        let entries = store.changes(tree.n_leaves(), BATCH.min(n - tree.n_leaves()))?;
         if entries.is_empty() {
             return Err(GovernError::LogAltered { size: n });
         }

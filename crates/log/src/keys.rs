@@ -24,20 +24,17 @@ fn beside(path: &Path, end: &str) -> PathBuf {
 }
 
 /// Writes a file whole or not at all, and brings it to disk; readable by its owner only if it is secret.
-pub fn write_whole(path: &Path, text: &str, secret: bool) -> Result<(), LogError> {
+pub fn write_whole(path: &Path, text: &str, secret: bool) -> std::io::Result<()> {
     let new = beside(path, ".new");
-    let write = || {
-        let _ = fs::remove_file(&new); // of an attempt that was cut off
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(if secret { 0o600 } else { 0o644 });
-        let mut file = options.open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::File::open(folder)?.sync_all()
-    };
-    write().map_err(LogError::io(path))
+    let _ = fs::remove_file(&new); // of an attempt that was cut off
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(if secret { 0o600 } else { 0o644 });
+    let mut file = options.open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(folder)?.sync_all()
 }
 
 impl KeyFile {
@@ -92,7 +89,8 @@ impl KeyFile {
         let before =
             if path.exists() { fs::read_to_string(&path).map_err(LogError::io(&path))? } else { String::new() };
         // Before the secret: a statement that nobody needs does no harm.
-        write_whole(&path, &format!("{before}{}{statement}", if before.is_empty() { "" } else { "\n" }), false)?;
+        write_whole(&path, &format!("{before}{}{statement}", if before.is_empty() { "" } else { "\n" }), false)
+            .map_err(LogError::io(&path))?;
         let verifying = std::iter::once(signing.verifying_key().clone()).chain(self.verifying).collect();
         let made = Self { path: self.path, signing, verifying };
         made.write()?;
@@ -100,9 +98,11 @@ impl KeyFile {
     }
 
     fn write(&self) -> Result<(), LogError> {
-        write_whole(&self.path, &format!("{}\n", self.signing.to_secret_text()), true)?;
+        let secret = format!("{}\n", self.signing.to_secret_text());
+        write_whole(&self.path, &secret, true).map_err(LogError::io(&self.path))?;
         let public: String = self.verifying.iter().map(|key| format!("{key}\n")).collect();
-        write_whole(&Self::public_path(&self.path), &public, false)
+        let path = Self::public_path(&self.path);
+        write_whole(&path, &public, false).map_err(LogError::io(&path))
     }
 }
 

@@ -37,14 +37,20 @@ fn govern(error: impl Into<GovernError>) -> Status {
     status::govern(&error.into())
 }
 
+/// Runs store work off the threads that move messages.
+pub(crate) async fn blocking<T: Send + 'static>(
+    governor: Arc<Governor>,
+    work: impl FnOnce(&Governor) -> Result<T, Status> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    tokio::task::spawn_blocking(move || work(&governor)).await.map_err(status::internal)?.map(Response::new)
+}
+
 impl Datastore {
-    /// Runs store work off the threads that move messages.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Governor) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let governor = self.governor.clone();
-        tokio::task::spawn_blocking(move || work(&governor)).await.map_err(status::internal)?.map(Response::new)
+        blocking(self.governor.clone(), work).await
     }
 
     /// Withdraws, or says what would be withdrawn.

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::access::caller;
+use crate::datastore::blocking;
 use crate::status;
 
 /// Entries of the log that one answer holds.
@@ -31,13 +32,12 @@ impl OptOuts {
         &self,
         work: impl FnOnce(&Governor) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let governor = self.governor.clone();
         let place = self.places.clone().try_acquire_owned().map_err(|_| status::overloaded("receipts", self.limit))?;
-        let work = move || {
+        let work = move |governor: &Governor| {
             let _place = place;
-            work(&governor)
+            work(governor)
         };
-        tokio::task::spawn_blocking(work).await.map_err(status::internal)?.map(Response::new)
+        blocking(self.governor.clone(), work).await
     }
 }
 
