@@ -110,7 +110,7 @@ impl Guarded {
 }
 
 /// All methods of all services that the server has, by what it says of itself.
-fn methods() -> Vec<String> {
+pub(crate) fn methods() -> Vec<String> {
     let set = prost_types::FileDescriptorSet::decode(silo_proto::DESCRIPTORS).unwrap();
     let mut out: Vec<String> = Vec::new();
     for file in set.file {
@@ -128,7 +128,7 @@ fn reason(status: &Status) -> String {
 }
 
 /// Who may do what matters most, in so many words.
-const MAY: [(&str, &[Role]); 9] = [
+const MAY: [(&str, &[Role]); 13] = [
     ("/Generate", &[Role::Generator, Role::Admin]),
     ("/GenerateStream", &[Role::Generator, Role::Admin]),
     ("/Score", &[Role::Generator, Role::Admin]),
@@ -136,6 +136,10 @@ const MAY: [(&str, &[Role]); 9] = [
     ("/RemoveShard", &[Role::Legal, Role::Admin]),
     ("/RemoveDocuments", &[Role::Legal, Role::Admin]),
     ("/ResumeShard", &[Role::Legal, Role::Admin]),
+    ("/SubmitOptOut", &[Role::Owner, Role::Legal, Role::Admin]),
+    ("/DecideOptOut", &[Role::Legal, Role::Admin]),
+    ("/HoldOptOut", &[Role::Legal, Role::Admin]),
+    ("/RestoreOptOut", &[Role::Legal, Role::Admin]),
     ("/BackupStore", &[Role::Admin]),
     ("/ListOperations", &[Role::Curator, Role::Legal, Role::Auditor, Role::Admin]),
 ];
@@ -143,8 +147,11 @@ const MAY: [(&str, &[Role]); 9] = [
 /// Whether the name says that something is changed.
 fn changes(method: &str) -> bool {
     let name = method.split('/').next_back().unwrap();
-    let verbs =
-        ["Create", "Update", "Add", "Rebuild", "Suspend", "Resume", "Remove", "Backup", "Forget", "Cancel", "Delete"];
+    // Owners make requests and object: they change own requests only.
+    let verbs = [
+        "Create", "Update", "Add", "Rebuild", "Suspend", "Resume", "Remove", "Backup", "Forget", "Cancel", "Delete",
+        "Decide", "Hold", "Restore",
+    ];
     verbs.iter().any(|verb| name.starts_with(verb))
 }
 

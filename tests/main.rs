@@ -10,8 +10,12 @@ mod equality;
 mod forgery;
 /// Withdrawals inside shards, suspension, backup and restore, over gRPC.
 mod governed;
+/// After an opt-out no call of any service says anything of it.
+mod leaks;
 /// Licences of all dependencies.
 mod licences;
+/// Opt-outs: what requests do, what they keep out, what outlives restores.
+mod optouts;
 /// Receipts, their proofs, and the log.
 mod receipts;
 /// The service over gRPC: generation, shards that come and go, wrong input.

@@ -12,6 +12,7 @@ use silo_model::{CpuLlama, LoadedModel};
 use silo_proto::longrunning::operations_client::OperationsClient;
 use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
 use silo_proto::v1::generation_service_client::GenerationServiceClient;
+use silo_proto::v1::opt_out_service_client::OptOutServiceClient;
 use silo_proto::{longrunning as lro, v1};
 use silo_server::{Server, ServerConfig};
 use silo_store::{Recipe, Store, StoreOptions};
@@ -25,6 +26,7 @@ pub(crate) struct Service {
     pub(crate) generation: GenerationServiceClient<Channel>,
     pub(crate) datastore: DatastoreServiceClient<Channel>,
     operations: OperationsClient<Channel>,
+    pub(crate) channel: Channel,
     /// The engine behind the server, for what the transport would hide.
     pub(crate) engine: Arc<Engine>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
@@ -62,12 +64,16 @@ pub(crate) async fn start_with(limits: Limits) -> Service {
 
 /// What a server stands on, over the store at `root`.
 pub(crate) fn parts(root: &Path, recipe: Recipe, limits: Limits) -> (Arc<Engine>, Arc<Governor>) {
+    parts_with(root, recipe, limits, None)
+}
+
+fn parts_with(root: &Path, recipe: Recipe, limits: Limits, key: Option<PathBuf>) -> (Arc<Engine>, Arc<Governor>) {
     let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
     let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 2).unwrap());
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
     let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
     let store = Arc::new(Store::open(root, model.card(), recipe, tokenizer.clone(), options).unwrap());
-    let govern = GovernConfig { backups: Some(root.join("backups")), ..GovernConfig::default() };
+    let govern = GovernConfig { backups: Some(root.join("backups")), signing_key: key, ..GovernConfig::default() };
     let governor = Governor::new(govern, store.clone(), model.clone(), tokenizer.clone()).unwrap();
     let Limits { max_active, max_queued, stream_buffer_tokens } = limits;
     let engine = EngineConfig { max_active, max_queued, stream_buffer_tokens, ..EngineConfig::default() };
@@ -77,7 +83,21 @@ pub(crate) fn parts(root: &Path, recipe: Recipe, limits: Limits) -> (Arc<Engine>
 
 /// Starts a service over the store at `root`.
 pub(crate) async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> Service {
-    let (engine, governor) = parts(root.path(), recipe, limits);
+    let made = parts(root.path(), recipe, limits);
+    serve(root, made).await
+}
+
+/// Starts a service with a key, which `create` makes.
+pub(crate) async fn start_signed(create: impl FnOnce(&Path)) -> Service {
+    let root = tempfile::tempdir().unwrap();
+    let key = root.path().join("silo.key");
+    create(&key);
+    let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
+    let made = parts_with(root.path(), recipe, Limits::default(), Some(key));
+    serve(root, made).await
+}
+
+async fn serve(root: TempDir, (engine, governor): (Arc<Engine>, Arc<Governor>)) -> Service {
     let config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), drain_seconds: 1, ..ServerConfig::default() };
     let server = Server::bind(config, engine.clone(), governor).await.unwrap();
     let address = format!("http://{}", server.address().unwrap());
@@ -87,7 +107,8 @@ pub(crate) async fn start_at(root: TempDir, recipe: Recipe, limits: Limits) -> S
     Service {
         generation: GenerationServiceClient::new(channel.clone()),
         datastore: DatastoreServiceClient::new(channel.clone()),
-        operations: OperationsClient::new(channel),
+        operations: OperationsClient::new(channel.clone()),
+        channel,
         engine,
         stop: Some(stop),
         served: Some(served),
@@ -122,6 +143,22 @@ impl Service {
         self.finish(operation.name).await.unwrap()
     }
 
+    /// Adds documents that say more than their texts.
+    pub(crate) async fn add_documents(&mut self, name: &str, documents: Vec<v1::Document>) -> v1::Shard {
+        use v1::add_shard_request::Message;
+        let _ = self.datastore.create_source(source(name, "LicenseRef-test")).await; // it may be there already
+        let header = Message::Header(v1::AddShardHeader { source: name.into() });
+        let messages = [header, Message::Documents(v1::DocumentChunk { documents })];
+        let stream = tokio_stream::iter(messages.map(|m| v1::AddShardRequest { message: Some(m) }));
+        let operation = self.datastore.add_shard(stream).await.unwrap().into_inner();
+        self.finish(operation.name).await.unwrap()
+    }
+
+    /// Client of OptOutService.
+    pub(crate) fn optouts(&self) -> OptOutServiceClient<Channel> {
+        OptOutServiceClient::new(self.channel.clone())
+    }
+
     /// What an operation ends with: its response, or the message of its error.
     pub(crate) async fn finish<T: prost::Message + Default>(&mut self, name: String) -> Result<T, String> {
         let wait = lro::WaitOperationRequest { name, timeout: None };
@@ -134,8 +171,8 @@ impl Service {
 
     /// Stops the service, and gives its store's place.
     pub(crate) async fn stop(self) -> TempDir {
-        let Self { generation, datastore, operations, engine, stop, served, root } = self;
-        drop((generation, datastore, operations));
+        let Self { generation, datastore, operations, channel, engine, stop, served, root } = self;
+        drop((generation, datastore, operations, channel));
         stop.unwrap().send(()).unwrap();
         served.unwrap().await.unwrap().unwrap();
         drop(engine);

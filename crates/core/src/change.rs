@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContentHash, Epoch, RootHash, SourceId, Tier};
+use crate::{ContentHash, Epoch, OptOutAction, OptOutState, ReasonCode, RootHash, SourceId, Tier};
 
 /// An entry of the log of changes. Its JSON text, as it was written first, is a leaf of the Merkle log: it is never written anew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,33 @@ pub enum Change {
         shard: u64,
         /// The store after it.
         state: StoreState,
+    },
+    /// Documents were withheld: they stay in the store, and are not retrieved until they are released.
+    Hold {
+        /// Number of the hold, among the withdrawals.
+        hold: u64,
+        /// What was withheld, source by source.
+        documents: Vec<DocumentSet>,
+        /// The store after it.
+        state: StoreState,
+    },
+    /// What was withheld was put back, but for what other holds withhold.
+    Release {
+        /// Number of the hold.
+        hold: u64,
+        /// The store after it.
+        state: StoreState,
+    },
+    /// A step of an opt-out request.
+    OptOut {
+        /// Number of the request.
+        request: u64,
+        /// What was done.
+        action: OptOutAction,
+        /// What the request is since.
+        becomes: OptOutState,
+        /// Why.
+        reason: ReasonCode,
     },
     /// A shard's files were found damaged.
     Quarantine {
@@ -152,10 +179,12 @@ impl Change {
             | Self::Remove { state, .. }
             | Self::SuspendShard { state, .. }
             | Self::ResumeShard { state, .. }
+            | Self::Hold { state, .. }
+            | Self::Release { state, .. }
             | Self::Quarantine { state, .. }
             | Self::Repair { state, .. }
             | Self::Open { state } => Some(state),
-            Self::CreateSource { .. } | Self::InForce { .. } | Self::Purge { .. } => None,
+            Self::CreateSource { .. } | Self::InForce { .. } | Self::Purge { .. } | Self::OptOut { .. } => None,
         }
     }
 }

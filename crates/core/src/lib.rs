@@ -27,11 +27,13 @@ mod id;
 mod licence;
 pub mod merkle;
 pub mod mixture;
+mod optout;
 pub mod sampling;
 mod seams;
 mod selection;
 mod snapshot;
 mod source;
+pub mod units;
 
 pub use calibration::{Calibration, KnnParameters};
 pub use change::{Change, ChangeEntry, DocumentSet, StoreState};
@@ -39,6 +41,9 @@ pub use detokenize::Detokenizer;
 pub use document::Document;
 pub use id::{ContentHash, Epoch, InvalidId, RootHash, ShardId, ShardIndex, SourceId, TokenId};
 pub use licence::{LicencePolicy, Tier, UnknownLicence};
+pub use optout::{
+    OptOut, OptOutAction, OptOutEvent, OptOutRequest, OptOutSelection, OptOutState, PassageMatch, ReasonCode,
+};
 pub use seams::*;
 pub use selection::Selection;
 pub use snapshot::{Filter, ShardMask, ShardView, Snapshot, UnknownName};

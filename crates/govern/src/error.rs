@@ -1,8 +1,12 @@
 //! Why something was refused.
 
-use silo_core::{InvalidId, ModelError, SearchError, Tier, TokenizerError, UnknownLicence, UnknownName};
+use silo_core::{
+    ContentHash, InvalidId, ModelError, SearchError, SourceId, Tier, TokenizerError, UnknownLicence, UnknownName,
+};
 use silo_log::LogError;
 use silo_store::StoreError;
+
+use crate::optout::{KeptOut, Refusal};
 
 /// Why something was refused.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +25,22 @@ pub enum GovernError {
     Missing { field: &'static str, rule: &'static str },
     #[error("document {uri}: {reason}")]
     Document { uri: String, reason: String },
+    #[error("these documents are kept out by opt-outs, leave them out: {}", crate::optout::some(.0))]
+    KeptOut(Vec<KeptOut>),
+    #[error("the source '{source_id}' takes no documents: all of it is the subject of opt-out {optout}")]
+    Closed { source_id: SourceId, optout: u64 },
+    #[error("opt-out {id}: {refusal}")]
+    OptOutStep { id: u64, refusal: Refusal },
+    #[error("opt-out {id} concerns sources that are not within the caller's limits: somebody else decides it")]
+    BeyondScope { id: u64 },
+    #[error("document {document} of the source '{source_id}' is not part of opt-out {id}")]
+    NotOfOptOut { id: u64, source_id: SourceId, document: ContentHash },
+    #[error("documents can be spared only by a decision that grants the request")]
+    SpareWithoutUphold,
+    #[error(
+        "the passage has {got} words, the least is {least} (optout.min_passage_words): fewer stand in too many texts"
+    )]
+    ShortPassage { got: usize, least: usize },
     #[error("{what} is {got}, the limit is {limit} ({setting})")]
     Limit { what: &'static str, got: usize, limit: usize, setting: &'static str },
     #[error("the store changed {tries} times while it was looked into; try again")]

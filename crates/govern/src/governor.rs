@@ -1,17 +1,17 @@
 //! Declarations, additions, removals.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use silo_core::{Document, LanguageModel, LicencePolicy, Selection, ShardId, Source, SourceId, Tokenizer};
-use silo_store::{AddedShard, BackupManifest, NewShard, Purged, Removal, RemovalPart, Store};
+use silo_store::{AddedShard, BackupManifest, Removal, RemovalPart, Store};
 
-use crate::{Caller, Declaration, GovernError, Notary, declare};
+use crate::{Caller, Declaration, GovernError, Notary, OptOutConfig, declare};
 
 /// Limits and policies.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GovernConfig {
     /// How licences become tiers.
@@ -20,6 +20,8 @@ pub struct GovernConfig {
     pub signing_key: Option<PathBuf>,
     /// Folder below which backups are made; none are, if there is none.
     pub backups: Option<PathBuf>,
+    /// Timers and limits of opt-outs.
+    pub optout: OptOutConfig,
     /// Longest document, in bytes.
     pub max_document_bytes: usize,
     /// Most documents of one shard.
@@ -34,6 +36,7 @@ impl Default for GovernConfig {
             licences: LicencePolicy::default(),
             signing_key: None,
             backups: None,
+            optout: OptOutConfig::default(),
             max_document_bytes: 16 << 20,
             max_shard_documents: 1_000_000,
             max_shard_bytes: 1 << 30,
@@ -48,6 +51,8 @@ pub struct Governor {
     pub(crate) model: Arc<dyn LanguageModel>,
     pub(crate) tokenizer: Arc<dyn Tokenizer>,
     pub(crate) notary: Option<Notary>,
+    /// Steps of opt-outs are taken one after the other.
+    pub(crate) optout_lock: Mutex<()>,
 }
 
 impl Governor {
@@ -60,7 +65,10 @@ impl Governor {
         tokenizer: Arc<dyn Tokenizer>,
     ) -> Result<Self, GovernError> {
         let notary = config.signing_key.as_deref().map(|key| Notary::open(&store, key)).transpose()?;
-        Ok(Self { config, store, model, tokenizer, notary })
+        let governor = Self { config, store, model, tokenizer, notary, optout_lock: Mutex::new(()) };
+        // A crash may have come between a purge and its note.
+        governor.note_purged()?;
+        Ok(governor)
     }
 
     /// The store, for reading its state.
@@ -130,19 +138,6 @@ impl Governor {
         Ok(source)
     }
 
-    /// Encodes checked documents and adds them as a shard.
-    pub fn add_shard(
-        &self,
-        caller: &Caller,
-        source: &SourceId,
-        documents: &[Document],
-        cancel: &AtomicBool,
-        progress: &dyn Fn(u64, u64),
-    ) -> Result<AddedShard, GovernError> {
-        let new = NewShard { source, documents };
-        Ok(self.store.by(&caller.name).add_shard(&new, &*self.model, cancel, progress)?)
-    }
-
     /// Encodes the stored documents of a shard again, with the served model and recipe.
     pub fn rebuild_shard(
         &self,
@@ -193,10 +188,5 @@ impl Governor {
     /// Strikes a backup out of the list of those that may hold what is withdrawn.
     pub fn forget_backup(&self, name: &str) -> Result<(), GovernError> {
         Ok(self.store.forget_backup(name)?)
-    }
-
-    /// Gets the bytes of what was withdrawn out of all files.
-    pub fn purge(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Purged, GovernError> {
-        Ok(self.store.purge(cancel, progress)?)
     }
 }

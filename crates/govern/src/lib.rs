@@ -11,6 +11,7 @@ mod error;
 mod governor;
 mod look;
 mod notary;
+mod optout;
 
 pub use access::{Access, AccessError, Caller, Denied, NewToken, Role, TokenFile, TokenRecord};
 pub use declare::{Declaration, declare};
@@ -18,7 +19,11 @@ pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};
 pub use look::{Found, FoundNeighbor, FoundPassage, Look};
 pub use notary::{LogProof, Notary, ProvenEntry, verify_log};
+pub use optout::{
+    Decision, Hit, KeptOut, NewOptOut, OptOutConfig, OptOutPlan, Quote, Refusal, Sketch, Suppressed, Verdict, Why,
+    after, becomes,
+};
 pub use silo_store::{
-    AddedShard, BackupManifest, BackupRecord, Purged, Removal, RemovalPart, ShardDetail, ShardState, StoreError,
-    now_unix_ms,
+    AddedShard, BackupManifest, BackupRecord, PartDocument, Purged, Removal, RemovalPart, ShardDetail, ShardState,
+    StoreError, Suppression, TextMatch, now_unix_ms,
 };

@@ -192,11 +192,15 @@ impl Governor {
     /// The receipt of a withdrawal ([`Receipt`]), as of now. It is verified before it is given away.
     pub fn receipt(&self, removal: u64) -> Result<String, GovernError> {
         let notary = self.notary()?;
-        notary.checked(|| {
+        let (text, purged) = notary.checked(|| {
             let text = self.make_receipt(notary, removal)?;
-            Receipt::verify(&text, &notary.keys.verifying)?;
-            Ok(text)
-        })
+            let purged = Receipt::verify(&text, &notary.keys.verifying)?.purged_at_unix_ms.is_some();
+            Ok((text, purged))
+        })?;
+        if purged {
+            self.note_proven(removal)?;
+        }
+        Ok(text)
     }
 
     fn make_receipt(&self, notary: &Notary, removal: u64) -> Result<String, GovernError> {
@@ -226,7 +230,7 @@ impl Governor {
             removal: sealed.logged(store, logged)?,
             in_force: sealed.logged(store, in_force)?,
             purged: purged.filter(seen).map(|position| sealed.logged(store, position)).transpose()?,
-            models: vec![self.trained_on(&absence)],
+            models: vec![self.model_trained_on(&absence.iter().map(|a| a.source.clone()).collect())],
             absence,
             backups: store.backups_with(record.epoch)?,
             checkpoint: sealed.note.clone(),
@@ -234,12 +238,10 @@ impl Governor {
         Ok(receipt.sign(&notary.keys.signing)?)
     }
 
-    /// Whether the served model was trained on sources of a receipt.
-    fn trained_on(&self, absence: &[Absence]) -> TrainedOn {
+    /// Whether the served model was trained on some sources.
+    pub(crate) fn model_trained_on(&self, of: &BTreeSet<SourceId>) -> TrainedOn {
         let card = self.model.card();
-        let named = |sources: &Vec<SourceId>| {
-            absence.iter().map(|a| &a.source).filter(|source| sources.contains(source)).cloned().collect()
-        };
+        let named = |sources: &Vec<SourceId>| of.iter().filter(|source| sources.contains(source)).cloned().collect();
         TrainedOn { model: card.name.clone(), hash: card.hash, sources: card.training_sources.as_ref().map(named) }
     }
 

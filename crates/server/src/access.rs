@@ -12,7 +12,7 @@ use tower::{Layer, Service};
 
 use crate::status;
 
-use Role::{Admin, Auditor, Curator, Generator, Legal, Reader};
+use Role::{Admin, Auditor, Curator, Generator, Legal, Owner, Reader};
 
 /// Who may call it; calls that are not in a table are denied.
 type Rule = (&'static str, &'static [Role]);
@@ -42,7 +42,17 @@ const RULES: &[Rule] = &[
     ("silo.v1.DatastoreService/ForgetBackup", &[Admin]),
     ("silo.v1.DatastoreService/GetStore", &[Reader, Generator, Curator, Legal, Auditor, Admin]),
     ("silo.v1.DatastoreService/Search", &[Reader, Curator, Legal, Auditor, Admin]),
-    ("silo.v1.OptOutService/GetReceipt", &[Role::Owner, Legal, Auditor, Admin]),
+    ("silo.v1.OptOutService/SubmitOptOut", &[Owner, Legal, Admin]),
+    ("silo.v1.OptOutService/GetOptOut", &[Owner, Curator, Legal, Auditor, Admin]),
+    ("silo.v1.OptOutService/ListOptOuts", &[Owner, Curator, Legal, Auditor, Admin]),
+    ("silo.v1.OptOutService/DecideOptOut", &[Legal, Admin]),
+    ("silo.v1.OptOutService/HoldOptOut", &[Legal, Admin]),
+    // Who put the text there, or whose it is: the side that did not make the request.
+    ("silo.v1.OptOutService/CounterNotice", &[Owner, Curator, Legal, Admin]),
+    ("silo.v1.OptOutService/AppealOptOut", &[Owner, Curator, Legal, Admin]),
+    ("silo.v1.OptOutService/RestoreOptOut", &[Legal, Admin]),
+    ("silo.v1.OptOutService/ListSuppressions", &[Legal, Auditor, Admin]),
+    ("silo.v1.OptOutService/GetReceipt", &[Owner, Legal, Auditor, Admin]),
     ("silo.v1.OptOutService/GetLogProof", &[Legal, Auditor, Admin]),
     ("google.longrunning.Operations/ListOperations", &[Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/GetOperation", &[Curator, Legal, Auditor, Admin]),

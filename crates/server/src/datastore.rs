@@ -87,7 +87,7 @@ fn check_sees(governor: &Governor, caller: &Caller, id: ShardId) -> Result<(), S
     if caller.sees(&record.source) { Ok(()) } else { Err(govern(StoreError::UnknownShard(id))) }
 }
 
-fn check_scope(caller: &Caller, source: &SourceId) -> Result<(), Status> {
+pub(crate) fn check_scope(caller: &Caller, source: &SourceId) -> Result<(), Status> {
     if caller.sees(source) { Ok(()) } else { Err(status::out_of_scope(caller, &format!("'{source}' is none of them"))) }
 }
 
@@ -104,7 +104,7 @@ fn check_selection(caller: &Caller, selection: &Selection) -> Result<(), Status>
 }
 
 /// Notes who changed what.
-fn note(caller: &Caller, what: impl std::fmt::Display) {
+pub(crate) fn note(caller: &Caller, what: impl std::fmt::Display) {
     tracing::info!(actor = caller.name, role = caller.role.name(), "{what}");
 }
 
@@ -209,6 +209,7 @@ impl DatastoreService for Datastore {
         let registry = self.registry.clone();
         let check = self.blocking(move |g| {
             g.check_documents(&source, &mut documents).map_err(govern)?;
+            g.refuse_kept_out(&source, &documents).map_err(govern)?;
             Ok((source, documents))
         });
         let (source, documents) = check.await?.into_inner();

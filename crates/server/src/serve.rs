@@ -138,7 +138,7 @@ impl Server {
         let card = engine.model().card().clone();
         let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
         let places = |n: usize| Arc::new(Semaphore::new(n));
-        let optouts = OptOuts::new(governor.clone(), config.max_concurrent_receipts);
+        let optouts = OptOuts::new(governor.clone(), config.max_concurrent_receipts, registry.clone());
         let datastore = Datastore {
             governor,
             registry: registry.clone(),

@@ -176,6 +176,21 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         E::Limit { setting, .. } => {
             Shape { field: Some(setting), ..Shape::new(Code::InvalidArgument, "LIMIT_EXCEEDED") }
         }
+        E::KeptOut(_) => Shape { field: Some("documents"), ..Shape::new(Code::FailedPrecondition, "KEPT_OUT") },
+        E::Closed { source_id, .. } => Shape {
+            resource: Some(("source", source_id.to_string())),
+            ..Shape::new(Code::FailedPrecondition, "SOURCE_OPTED_OUT")
+        },
+        E::OptOutStep { id, .. } => {
+            Shape { resource: Some(("opt-out", id.to_string())), ..Shape::new(Code::FailedPrecondition, "STEP") }
+        }
+        E::BeyondScope { .. } => Shape::new(Code::PermissionDenied, "OUT_OF_SCOPE"),
+        E::NotOfOptOut { .. } | E::SpareWithoutUphold => {
+            Shape { field: Some("spare"), ..Shape::new(Code::InvalidArgument, "INVALID_FIELD") }
+        }
+        E::ShortPassage { .. } => {
+            Shape { field: Some("passage"), ..Shape::new(Code::InvalidArgument, "SHORT_PASSAGE") }
+        }
         E::Changing { .. } => Shape { retry: true, ..Shape::new(Code::Aborted, "STORE_CHANGED") },
         E::NoBackups => Shape::new(Code::FailedPrecondition, "NO_BACKUPS"),
         E::NoKey => Shape::new(Code::FailedPrecondition, "NO_KEY"),
@@ -221,6 +236,15 @@ fn store(error: &silo_govern::StoreError) -> Shape<'static> {
         }
         E::ShardState { id, .. } => {
             Shape { resource: Some(("shard", id.to_string())), ..Shape::new(Code::FailedPrecondition, "SHARD_STATE") }
+        }
+        E::UnknownOptOut(id) => {
+            Shape { resource: Some(("opt-out", id.to_string())), ..Shape::new(Code::NotFound, "UNKNOWN_OPT_OUT") }
+        }
+        E::OptOutChanged(id) => {
+            Shape { resource: Some(("opt-out", id.to_string())), ..Shape::new(Code::Aborted, "OPT_OUT_CHANGED") }
+        }
+        E::LegalHold(id) => {
+            Shape { resource: Some(("opt-out", id.to_string())), ..Shape::new(Code::FailedPrecondition, "LEGAL_HOLD") }
         }
         E::NothingSelected => Shape::new(Code::NotFound, "NOTHING_SELECTED"),
         E::EmptyPrefix => {

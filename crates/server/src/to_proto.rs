@@ -181,6 +181,7 @@ pub(crate) fn shard(detail: &ShardDetail) -> v1::Shard {
         recipe_hash: r.recipe_hash.clone(),
         n_bytes: detail.n_bytes,
         n_duplicates: 0,
+        n_withheld: detail.n_withheld,
         files: (r.state != ShardState::Removed || detail.n_bytes > 0).then_some(files),
     }
 }

@@ -70,7 +70,26 @@ impl Drop for Published {
     }
 }
 
-impl By<'_> {
+/// A shard that lies ready, and is not in the store yet. Dropped, it leaves nothing behind.
+pub struct PreparedShard<'a> {
+    store: &'a Store,
+    id: ShardId,
+    source: SourceId,
+    published: Published,
+    manifest: Manifest,
+    n_given: u64,
+    entered: bool,
+}
+
+impl Drop for PreparedShard<'_> {
+    fn drop(&mut self) {
+        if !self.entered {
+            let _ = self.store.catalog.drop_prepared(Some(self.id)); // struck out at the next start otherwise
+        }
+    }
+}
+
+impl<'a> By<'a> {
     /// Encodes documents and adds them as a shard, which new requests see as soon as this returns. Nothing is left behind if it
     /// fails or is cancelled.
     pub fn add_shard(
@@ -80,33 +99,52 @@ impl By<'_> {
         cancel: &AtomicBool,
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, StoreError> {
+        self.enter_shard(self.prepare_shard(new, model, cancel, progress)?)
+    }
+
+    /// Encodes documents, which takes its time, and lays them ready.
+    pub fn prepare_shard(
+        &self,
+        new: &NewShard<'_>,
+        model: &dyn LanguageModel,
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<PreparedShard<'a>, StoreError> {
         let store = self.store;
-        let source = store.source(new.source)?;
+        let source = store.source(new.source)?.id.clone();
         if new.documents.is_empty() {
             return Err(StoreError::Empty);
         }
         let staging = Staging::create(&store.root)?;
         let builder = ShardBuilder { model, tokenizer: store.tokenizer(), recipe: store.recipe(), cancel, progress };
-        let manifest = builder.build(&staging.path, &source.id, new.documents)?;
+        let manifest = builder.build(&staging.path, &source, new.documents)?;
         store.check_compatible(&manifest)?;
         store.at(Boundary::ShardBuilt);
-        let mut published = store.publish(staging)?;
+        let published = store.publish(staging)?;
         store.at(Boundary::ShardRenamed);
         let documents = published.shard.all_documents()?;
         let id = store.catalog.prepare_shard(&published.files(&manifest), &documents)?;
         store.at(Boundary::ShardPrepared);
-        let _change = store.change();
-        let live = self.enter(id, &mut published)?;
-        let copies = live.sources.get(&source.id).map_or(0, |s| s.n_copies(id));
-        let n_duplicates = copies + new.documents.len() as u64 - manifest.n_documents;
-        Ok(AddedShard { id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
+        let n_given = new.documents.len() as u64;
+        Ok(PreparedShard { store, id, source, published, manifest, n_given, entered: false })
+    }
+
+    /// Adds a shard that lies ready: new requests see it as soon as this returns.
+    pub fn enter_shard(&self, mut new: PreparedShard<'_>) -> Result<AddedShard, StoreError> {
+        let _change = self.store.change();
+        let live = self.enter(new.id, &mut new.published)?;
+        new.entered = true;
+        let copies = live.sources.get(&new.source).map_or(0, |s| s.n_copies(new.id));
+        let n_duplicates = copies + new.n_given - new.manifest.n_documents;
+        let manifest = new.manifest.clone();
+        Ok(AddedShard { id: new.id, epoch: live.snapshot.epoch, root: live.snapshot.root, manifest, n_duplicates })
     }
 
     /// Makes a prepared shard live. The caller holds the lock of changes.
     fn enter(&self, id: ShardId, published: &mut Published) -> Result<Arc<Live>, StoreError> {
         let (store, files) = (self.store, &published.shard);
         let epoch = store.catalog.next_epoch()?;
-        let shard = LiveShard::new(files.clone(), &Default::default());
+        let shard = LiveShard::new(files.clone(), &Default::default(), &Default::default());
         let after = store.changed(epoch, |live| live.insert(id, shard, false, epoch));
         let mut hashes: Vec<ContentHash> = files.numbers().map(|(_, hash)| hash).collect();
         hashes.sort_unstable();
@@ -160,7 +198,8 @@ impl Store {
             let after = match rebuilt_by {
                 Some(_) => {
                     let (epoch, suspended) = (self.catalog.next_epoch()?, now.state == ShardState::Suspended);
-                    self.changed(epoch, |live| live.insert(now.id, LiveShard::new(files, &left), suspended, epoch))
+                    let shard = LiveShard::new(files, &left, &self.withheld_of(now.id)?);
+                    self.changed(epoch, |live| live.insert(now.id, shard, suspended, epoch))
                 }
                 None => self.changed(self.live().snapshot.epoch, |live| live.replace(now.id, &files, gone)),
             };

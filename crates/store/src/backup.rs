@@ -203,9 +203,12 @@ impl BackupManifest {
 /// Root of what a catalog calls live, whether the files are whole or not.
 pub(crate) fn root_of(catalog: &Catalog) -> Result<RootHash, StoreError> {
     let mut sources: BTreeMap<SourceId, BTreeSet<ContentHash>> = BTreeMap::new();
+    let withheld = catalog.withheld(None)?;
     for shard in catalog.shards()?.into_iter().filter(|s| s.state == ShardState::Live) {
         let documents = catalog.documents(&shard)?;
-        let live = documents.into_iter().filter(|(number, _)| !shard.withdrawn.contains(*number)).map(|d| d.1);
+        let withheld = withheld.get(&shard.id);
+        let hidden = |n: u32| shard.withdrawn.contains(n) || withheld.is_some_and(|w| w.contains(n));
+        let live = documents.into_iter().filter(|(number, _)| !hidden(*number)).map(|d| d.1);
         sources.entry(shard.source).or_default().extend(live);
     }
     let roots: Vec<(SourceId, merkle::Hash)> = sources

@@ -3,6 +3,7 @@
 use silo_core::ShardId;
 
 use crate::files::read_manifest;
+use crate::live::LiveShard;
 use crate::{Manifest, ShardRecord, ShardState, Store, StoreError};
 
 /// A shard as its keepers see it.
@@ -18,6 +19,8 @@ pub struct ShardDetail {
     pub n_tokens: u64,
     /// Their entries; likewise.
     pub n_entries: u64,
+    /// Documents among them that are withheld: kept, and not retrieved until they are released.
+    pub n_withheld: u64,
     /// Size of its files; 0 if there is none, or they cannot be read.
     pub n_bytes: u64,
 }
@@ -39,16 +42,25 @@ impl Store {
         if record.state == ShardState::Removed {
             let files = read_manifest(&self.directory(&record.directory)).ok();
             let n_bytes = files.map_or(0, |(manifest, _)| bytes(&manifest));
-            return ShardDetail { record, unavailable, n_documents: 0, n_tokens: 0, n_entries: 0, n_bytes };
+            return ShardDetail {
+                record,
+                unavailable,
+                n_documents: 0,
+                n_tokens: 0,
+                n_entries: 0,
+                n_withheld: 0,
+                n_bytes,
+            };
         }
         let open = live.shards.get(&record.id).or_else(|| live.suspended.get(&record.id));
-        let less = open.and_then(|s| s.withdrawn.as_ref()).map_or((0, 0), |w| (w.n_tokens, w.n_entries));
+        let less = open.map_or((0, 0), LiveShard::withdrawn_counts);
         ShardDetail {
             unavailable,
             n_documents: record.n_documents.saturating_sub(record.withdrawn.len()),
             // The row and what is live are read one after the other, and may be of two moments.
             n_tokens: record.n_tokens.saturating_sub(less.0),
             n_entries: record.n_entries.saturating_sub(less.1),
+            n_withheld: open.map_or(0, |s| s.withheld.len()),
             n_bytes: open.map_or(0, |s| bytes(s.shard.manifest())),
             record,
         }

@@ -71,6 +71,14 @@ pub enum StoreError {
     NoCatalog { path: PathBuf },
     #[error("there is no store at {}", path.display())]
     NoStore { path: PathBuf },
+    #[error(
+        "documents of it must be kept as evidence, by the legal hold of opt-out {0}; they are in quarantine. End that hold first"
+    )]
+    LegalHold(u64),
+    #[error("there is no opt-out {0}")]
+    UnknownOptOut(u64),
+    #[error("opt-out {0} was changed by someone else meanwhile; look at it, and try again")]
+    OptOutChanged(u64),
     #[error("the files of shard {0} are being written anew by another operation; wait for it")]
     Rewriting(ShardId),
     #[error("there is no document to add")]

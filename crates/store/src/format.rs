@@ -35,6 +35,13 @@ pub(crate) const LISTS: &str = "lists.bin";
 pub(crate) const ROWS: &str = "rows.bin";
 /// The code of each place in the lists.
 pub(crate) const CODES: &str = "codes.bin";
+/// The index of runs of words ([`silo_spans::SpanFiles`]), as u32: words, their places in order, where documents begin. Shards of before there
+/// was one lack these three.
+pub(crate) const UNITS: &str = "units.bin";
+/// See [`UNITS`].
+pub(crate) const ORDER: &str = "order.bin";
+/// See [`UNITS`].
+pub(crate) const STARTS: &str = "starts.bin";
 /// [`PassageRecord`]s, in the order of the documents.
 pub(crate) const PASSAGES: &str = "passages.bin";
 /// Directory of the passage index.

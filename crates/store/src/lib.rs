@@ -12,7 +12,7 @@
 //! store.lock      held while a process has the store open; its pid inside
 //! catalog.sqlite  what was declared, added and withdrawn: the truth about what is live
 //! shards/<uuid>/  one directory per live shard: manifest.json, documents.bin, metadata.bin, text.bin, tokens.bin, keys.bin,
-//!                 passages.bin, bm25/, and lists.bin, rows.bin, codes.bin with a recipe of inverted lists
+//!                 passages.bin, bm25/, units.bin, order.bin, starts.bin (runs of words), and lists.bin, rows.bin, codes.bin with a recipe of inverted lists
 //! tmp/            shards being built; emptied at start
 //! ```
 //!
@@ -34,22 +34,25 @@ mod lists;
 mod live;
 mod lock;
 mod numbers;
+mod optout;
 mod purge;
 mod recipe;
 mod restore;
 mod search;
 mod shard;
 mod store;
+mod texts;
 mod verify;
 mod withdraw;
 mod write;
 
-pub use add::{AddedShard, NewShard};
+pub use add::{AddedShard, NewShard, PreparedShard};
 pub use backup::BackupManifest;
 pub use boundary::{AtBoundary, Boundary};
 pub use build::ShardBuilder;
 pub use catalog::{
-    BackupRecord, Moments, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState, now_unix_ms,
+    BackupRecord, Moments, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState, Suppression, Workflow,
+    now_unix_ms,
 };
 pub use contents::{ChangeLog, Contents};
 pub use detail::ShardDetail;
@@ -57,6 +60,7 @@ pub use encode::{Encoded, encode};
 pub use error::StoreError;
 pub use format::{FileEntry, Manifest};
 pub use numbers::Numbers;
+pub use optout::{OptOutAct, OptOutStep, PartDocument};
 pub use purge::Purged;
 pub use recipe::{Ivf, KeyType, Recipe, quantizer_about};
 pub use restore::{Later, RemovalLog, Restored, restore};
@@ -64,5 +68,6 @@ pub use shard::{Shard, StoredDocument};
 pub use silo_lexical::Bm25;
 pub use silo_vector::Probe;
 pub use store::{By, Store, StoreOptions, StoreStatus};
+pub use texts::{SHINGLE_WORDS, TextMatch};
 pub use verify::{Fault, Repair, Verified, verify};
 pub use withdraw::Removal;

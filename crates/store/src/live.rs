@@ -13,26 +13,28 @@ use crate::{Numbers, Shard};
 #[derive(Clone)]
 pub(crate) struct LiveShard {
     pub(crate) shard: Arc<Shard>,
-    /// What of its files is withdrawn.
-    pub(crate) withdrawn: Option<Arc<Withdrawn>>,
-    /// When something was last withdrawn from it, or it was resumed, since the store was opened. Searches in snapshots from before may have
-    /// found less than these show.
+    /// What of its files is not retrieved: it is withdrawn, or withheld.
+    pub(crate) hidden: Option<Arc<Hidden>>,
+    /// What of that is withheld, and not withdrawn.
+    pub(crate) withheld: Numbers,
+    /// When something was last taken from it or given back, or it was resumed, since the store was opened. Searches in snapshots from before
+    /// may have found less than these show.
     pub(crate) shrunk: Epoch,
 }
 
-/// What of a shard's files is withdrawn.
+/// What of a shard's files is not retrieved.
 #[derive(Clone)]
-pub(crate) struct Withdrawn {
-    pub(crate) numbers: Numbers,
+pub(crate) struct Hidden {
+    numbers: Numbers,
     pub(crate) entries: FixedBitSet,
     pub(crate) passages: FixedBitSet,
     n_documents: u64,
-    pub(crate) n_tokens: u64,
-    pub(crate) n_entries: u64,
+    n_tokens: u64,
+    n_entries: u64,
     n_passages: u64,
 }
 
-impl Withdrawn {
+impl Hidden {
     fn nothing(shard: &Shard) -> Self {
         let m = shard.manifest();
         Self {
@@ -63,40 +65,77 @@ impl Withdrawn {
 }
 
 impl LiveShard {
-    pub(crate) fn new(shard: Arc<Shard>, withdrawn: &Numbers) -> Self {
-        let mut live = Self { shard, withdrawn: None, shrunk: Epoch(0) };
+    pub(crate) fn new(shard: Arc<Shard>, withdrawn: &Numbers, withheld: &Numbers) -> Self {
+        let mut live = Self { shard, hidden: None, withheld: Numbers::default(), shrunk: Epoch(0) };
         live.withdraw(withdrawn);
+        live.withhold(withheld);
         live
     }
 
-    /// Withdraws those of the documents that its files hold and that are not withdrawn yet; gives their hashes. Costs what they are, however
+    /// Hides those of the documents that its files hold and that are not hidden yet; gives their hashes. Costs what they are, however
     /// many went before.
-    fn withdraw(&mut self, numbers: &Numbers) -> Vec<ContentHash> {
-        let fresh = self.withdrawn.as_ref().map(|w| numbers.without(&w.numbers));
+    fn hide(&mut self, numbers: &Numbers) -> Vec<ContentHash> {
+        let fresh = self.hidden.as_ref().map(|h| numbers.without(&h.numbers));
         let fresh = fresh.as_ref().unwrap_or(numbers);
         let documents: Vec<usize> = fresh.iter().filter_map(|number| self.shard.index_of(number)).collect();
         if !documents.is_empty() {
-            let before = self.withdrawn.take();
-            let mut withdrawn = before.map_or_else(|| Withdrawn::nothing(&self.shard), |w| (*w).clone());
-            withdrawn.add(&self.shard, &documents);
-            self.withdrawn = Some(Arc::new(withdrawn));
+            let before = self.hidden.take();
+            let mut hidden = before.map_or_else(|| Hidden::nothing(&self.shard), |h| (*h).clone());
+            hidden.add(&self.shard, &documents);
+            self.hidden = Some(Arc::new(hidden));
         }
         documents.into_iter().map(|i| self.shard.hash_of(i)).collect()
     }
 
-    /// Whether a document of the files is withdrawn.
-    pub(crate) fn hides(&self, number: u32) -> bool {
-        self.withdrawn.as_ref().is_some_and(|w| w.numbers.contains(number))
+    /// Hides documents for good; gives the hashes of those that were not hidden.
+    fn withdraw(&mut self, numbers: &Numbers) -> Vec<ContentHash> {
+        self.withheld = self.withheld.without(numbers);
+        self.hide(numbers)
     }
 
-    /// Number and hash of its documents.
+    /// Hides documents for a time; gives the hashes of those that were not hidden.
+    fn withhold(&mut self, numbers: &Numbers) -> Vec<ContentHash> {
+        self.withheld.extend(&numbers.without(&self.withdrawn()));
+        self.hide(numbers)
+    }
+
+    /// What of its files is withdrawn.
+    pub(crate) fn withdrawn(&self) -> Numbers {
+        self.hidden.as_ref().map(|h| h.numbers.without(&self.withheld)).unwrap_or_default()
+    }
+
+    /// Whether a document of the files is not retrieved.
+    pub(crate) fn hides(&self, number: u32) -> bool {
+        self.hidden.as_ref().is_some_and(|h| h.numbers.contains(number))
+    }
+
+    /// Number and hash of the documents that are retrieved.
     pub(crate) fn documents(&self) -> impl Iterator<Item = (u32, ContentHash)> + '_ {
         self.shard.numbers().filter(|(number, _)| !self.hides(*number))
     }
 
+    /// Number and hash of the documents that are in the store: retrieved, or withheld.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (u32, ContentHash)> + '_ {
+        self.shard.numbers().filter(|(number, _)| self.keeps(*number))
+    }
+
+    /// Whether a document is not withdrawn.
+    pub(crate) fn keeps(&self, number: u32) -> bool {
+        !self.hides(number) || self.withheld.contains(number)
+    }
+
+    /// Tokens and entries of what is withdrawn.
+    pub(crate) fn withdrawn_counts(&self) -> (u64, u64) {
+        let Some(hidden) = &self.hidden else { return (0, 0) };
+        let withheld = self.withheld.iter().filter_map(|number| self.shard.index_of(number));
+        withheld.fold((hidden.n_tokens, hidden.n_entries), |(tokens, entries), i| {
+            (tokens - self.shard.tokens_of(i).len() as u64, entries - self.shard.entries_of(i).len() as u64)
+        })
+    }
+
     fn view(&self, id: ShardId, source: Arc<Source>) -> ShardView {
         let m = self.shard.manifest();
-        let less = self.withdrawn.as_ref().map_or((0, 0, 0), |w| (w.n_documents, w.n_entries, w.n_passages));
+        let less = self.hidden.as_ref().map_or((0, 0, 0), |h| (h.n_documents, h.n_entries, h.n_passages));
         ShardView {
             id,
             source,
@@ -264,8 +303,8 @@ impl Live {
     pub(crate) fn replace(&mut self, id: ShardId, shard: &Arc<Shard>, gone: &Numbers) {
         for place in [&mut self.shards, &mut self.suspended] {
             if let Some(old) = place.get_mut(&id) {
-                let left = old.withdrawn.as_ref().map(|w| w.numbers.without(gone)).unwrap_or_default();
-                *old = LiveShard { shrunk: old.shrunk, ..LiveShard::new(shard.clone(), &left) };
+                let (left, withheld) = (old.withdrawn().without(gone), old.withheld.clone());
+                *old = LiveShard { shrunk: old.shrunk, ..LiveShard::new(shard.clone(), &left, &withheld) };
             }
         }
         if self.shards.contains_key(&id) {
@@ -282,16 +321,40 @@ impl Live {
 
     /// Takes documents of a shard away.
     pub(crate) fn withdraw(&mut self, id: ShardId, numbers: &Numbers, epoch: Epoch) {
+        self.take(id, epoch, |shard| shard.withdraw(numbers));
+    }
+
+    /// Takes documents of a shard out of what is retrieved, and keeps them.
+    pub(crate) fn withhold(&mut self, id: ShardId, numbers: &Numbers, epoch: Epoch) {
+        self.take(id, epoch, |shard| shard.withhold(numbers));
+    }
+
+    fn take(&mut self, id: ShardId, epoch: Epoch, take: impl Fn(&mut LiveShard) -> Vec<ContentHash>) {
         if let Some(shard) = self.suspended.get_mut(&id) {
-            shard.withdraw(numbers);
+            take(shard);
             shard.shrunk = epoch;
         }
         let Some(shard) = self.shards.get_mut(&id) else { return };
-        let mut hashes = shard.withdraw(numbers);
+        let mut hashes = take(shard);
         shard.shrunk = epoch;
         hashes.sort_unstable();
         let source = shard.shard.manifest().source.clone();
         self.change_source(&source, |state| state.take(id, &hashes));
+    }
+
+    /// Puts documents of a shard back that were withheld, all but `still`.
+    pub(crate) fn release(&mut self, id: ShardId, still: &Numbers, epoch: Epoch) {
+        let renewed = |old: &LiveShard| {
+            let shard = LiveShard::new(old.shard.clone(), &old.withdrawn(), still);
+            // Snapshots from before show them, but searches did not find them for a time.
+            LiveShard { shrunk: epoch, ..shard }
+        };
+        if let Some(shard) = self.suspended.get_mut(&id) {
+            *shard = renewed(shard);
+        }
+        if let Some(old) = self.hide(id) {
+            self.show(id, renewed(&old));
+        }
     }
 
     /// Takes a shard out of what is retrieved, and keeps it.

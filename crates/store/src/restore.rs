@@ -12,13 +12,13 @@ use crate::boundary::{AtBoundary, Boundary};
 use crate::catalog::{BackupRecord, Catalog, HEAD, Head, RemovalRecord, chain_is_whole};
 use crate::lock::Lock;
 use crate::write::{create_directory, sync_directory};
-use crate::{Shard, ShardState, StoreError};
+use crate::{Shard, ShardState, StoreError, Workflow};
 
 /// The catalog that a restore makes before it takes the other's place.
 pub(crate) const RESTORED: &str = "catalog.restored.sqlite";
 
 const FORMAT: &str = "silo-removals";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The log of removals of a store, with the greatest numbers that it is known to have given out.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,9 +33,11 @@ pub struct RemovalLog {
     pub last_epoch: Epoch,
     /// All entries.
     pub records: Vec<RemovalRecord>,
+    /// The opt-out requests, and what they keep out.
+    pub workflow: Workflow,
 }
 
-/// First line of a log as a file of JSON lines; the entries follow.
+/// First line of a log as a file of JSON lines; the entries follow, and then the requests and what they keep out.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
@@ -46,6 +48,9 @@ struct Header {
     last_shard: ShardId,
     last_epoch: Epoch,
     n_records: u64,
+    n_optouts: u64,
+    n_suppressions: u64,
+    suppression_key: String,
 }
 
 /// Where the withdrawals since the backup are found.
@@ -97,6 +102,7 @@ impl RemovalLog {
             last_shard: catalog.last_shard()?,
             last_epoch: catalog.epoch()?,
             records: catalog.removals(0)?,
+            workflow: catalog.workflow()?,
         })
     }
 
@@ -109,16 +115,17 @@ impl RemovalLog {
         if (header.format.as_str(), header.version) != (FORMAT, VERSION) {
             return Err(wrong(format!("it is a '{}' of version {}", header.format, header.version)));
         }
-        let mut records = Vec::new();
-        for (i, line) in lines.enumerate() {
-            let line = line.map_err(StoreError::io(path))?;
-            records.push(serde_json::from_str(&line).map_err(|e| wrong(format!("line {}: {e}", i + 2)))?);
+        let lines = lines.collect::<Result<Vec<String>, _>>().map_err(StoreError::io(path))?;
+        let parts = [header.n_records, header.n_optouts, header.n_suppressions];
+        if lines.len() as u64 != parts.iter().sum::<u64>() {
+            return Err(wrong(format!("it holds {} lines, its header says {parts:?}", lines.len())));
         }
-        if records.len() as u64 != header.n_records {
-            return Err(wrong(format!("it holds {} entries, its header says {}", records.len(), header.n_records)));
-        }
+        let (records, rest) = lines.split_at(parts[0] as usize);
+        let (optouts, suppressions) = rest.split_at(parts[1] as usize);
+        let key = hex::decode(&header.suppression_key).map_err(|e| wrong(format!("its key is no key: {e}")))?;
+        let workflow = Workflow { optouts: parse(optouts, &wrong)?, suppressions: parse(suppressions, &wrong)?, key };
         let Header { store_id, backups, last_shard, last_epoch, .. } = header;
-        Ok(Self { store_id, backups, last_shard, last_epoch, records })
+        Ok(Self { store_id, backups, last_shard, last_epoch, records: parse(records, &wrong)?, workflow })
     }
 
     /// Writes the log as JSON lines, for keeping it away from the store.
@@ -131,9 +138,14 @@ impl RemovalLog {
             last_shard: self.last_shard,
             last_epoch: self.last_epoch,
             n_records: self.records.len() as u64,
+            n_optouts: self.workflow.optouts.len() as u64,
+            n_suppressions: self.workflow.suppressions.len() as u64,
+            suppression_key: hex::encode(&self.workflow.key),
         };
         writeln!(to, "{}", serde_json::to_string(&header)?)?;
-        self.records.iter().try_for_each(|r| writeln!(to, "{}", serde_json::to_string(r)?))
+        self.records.iter().try_for_each(|r| writeln!(to, "{}", serde_json::to_string(r)?))?;
+        self.workflow.optouts.iter().try_for_each(|o| writeln!(to, "{}", serde_json::to_string(o)?))?;
+        self.workflow.suppressions.iter().try_for_each(|s| writeln!(to, "{}", serde_json::to_string(s)?))
     }
 
     /// Whether it goes on from where the other one ends, or ends there too.
@@ -142,6 +154,13 @@ impl RemovalLog {
         self.store_id == other.store_id
             && newest.is_none_or(|last| self.records.iter().any(|r| r.id == last.id && r.chain == last.chain))
     }
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(
+    lines: &[String],
+    wrong: &dyn Fn(String) -> StoreError,
+) -> Result<Vec<T>, StoreError> {
+    lines.iter().map(|line| serde_json::from_str(line).map_err(|e| wrong(format!("'{line}': {e}")))).collect()
 }
 
 /// Makes the store at `root` what the backup holds, without what was withdrawn or suspended since. A store that is there already is
@@ -191,6 +210,10 @@ fn make(
     let (last_shard, last_epoch) = head.map_or((ShardId(0), Epoch(0)), |h| (h.last_shard, h.epoch));
     let last_shard = last_shard.max(ShardId(greatest(|l| l.last_shard.0)));
     catalog.replay(later, last_shard, last_epoch.max(Epoch(greatest(|l| l.last_epoch.0))))?;
+    // Steps that changed nothing of what is retrieved are in no entry of the log: whoever has more of them knows more.
+    let steps = |l: &&RemovalLog| l.workflow.optouts.iter().map(|o| o.events.len()).sum::<usize>();
+    let newest = [log, held].into_iter().chain(known).max_by_key(steps).unwrap_or(log);
+    catalog.replace_workflow(&newest.workflow)?;
     for backup in known.into_iter().chain([log]).flat_map(|l| &l.backups) {
         catalog.add_backup(backup)?; // those that are known already stay
     }

@@ -15,7 +15,7 @@ use silo_vector::{
     Candidate, Collection, ListPart, Part, Probe, Quantizer, Query, exact_search, ivf_search, n_compared,
 };
 
-use crate::live::{Live, LiveShard, Merged, Withdrawn};
+use crate::live::{Hidden, Live, LiveShard, Merged};
 use crate::{Shard, Store, StoreError};
 
 /// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
@@ -23,7 +23,7 @@ struct Visible<'a> {
     id: ShardId,
     index: ShardIndex,
     shard: &'a Shard,
-    withdrawn: Option<&'a Withdrawn>,
+    hidden: Option<&'a Hidden>,
     copies: Vec<u32>,
 }
 
@@ -33,9 +33,9 @@ fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Vis
     let shown = snapshot.shards.iter().enumerate().filter(|(i, _)| mask.sees(*i));
     let mut out: Vec<Visible<'a>> = shown
         .filter_map(|(i, view)| {
-            let LiveShard { shard, withdrawn, .. } = live.shards.get(&view.id)?;
-            let withdrawn = withdrawn.as_deref();
-            Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, withdrawn, copies: Vec::new() })
+            let LiveShard { shard, hidden, .. } = live.shards.get(&view.id)?;
+            let hidden = hidden.as_deref();
+            Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, hidden, copies: Vec::new() })
         })
         .collect();
     if live.sources.values().all(|s| s.copies.is_empty()) {
@@ -64,26 +64,26 @@ impl Visible<'_> {
     /// Its passages.
     fn passages(&self) -> lexical::Part<'_> {
         let n_passages = self.shard.manifest().n_passages;
-        let withdrawn = self.withdrawn.map(|w| &w.passages);
-        lexical::Part { index: self.shard.lexical(), hidden: self.hidden(withdrawn, n_passages, Shard::passages_of) }
+        let hidden = self.hidden.map(|h| &h.passages);
+        lexical::Part { index: self.shard.lexical(), hidden: self.all_hidden(hidden, n_passages, Shard::passages_of) }
     }
 
     fn hidden_entries(&self) -> Option<Cow<'_, FixedBitSet>> {
-        let withdrawn = self.withdrawn.map(|w| &w.entries);
-        self.hidden(withdrawn, self.shard.manifest().n_entries, Shard::entries_of)
+        let hidden = self.hidden.map(|h| &h.entries);
+        self.all_hidden(hidden, self.shard.manifest().n_entries, Shard::entries_of)
     }
 
-    /// What is hidden of its entries or passages: what is withdrawn, and copies of what another visible shard shows.
-    fn hidden<'a>(
+    /// What is hidden of its entries or passages: those of hidden documents, and copies of what another visible shard shows.
+    fn all_hidden<'a>(
         &self,
-        withdrawn: Option<&'a FixedBitSet>,
+        hidden: Option<&'a FixedBitSet>,
         n: u64,
         range: impl Fn(&Shard, usize) -> Range<u32>,
     ) -> Option<Cow<'a, FixedBitSet>> {
         if self.copies.is_empty() {
-            return withdrawn.map(Cow::Borrowed);
+            return hidden.map(Cow::Borrowed);
         }
-        let mut hidden = withdrawn.cloned().unwrap_or_else(|| FixedBitSet::with_capacity(n as usize));
+        let mut hidden = hidden.cloned().unwrap_or_else(|| FixedBitSet::with_capacity(n as usize));
         for document in self.copies.iter().filter_map(|&number| self.shard.index_of(number)) {
             let range = range(self.shard, document);
             hidden.insert_range(range.start as usize..range.end as usize);

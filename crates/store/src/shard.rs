@@ -11,6 +11,7 @@ use silo_vector::{Keys, Lists};
 use crate::build::Numbered;
 use crate::files::{Mapped, check_file, read_added_manifest, read_manifest};
 use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest, PassageRecord};
+use crate::texts::Runs;
 use crate::write::Written;
 use crate::{KeyType, StoreError};
 
@@ -27,6 +28,7 @@ pub struct Shard {
     passages: Mapped,
     lexical: PassageIndex,
     lists: Option<ListFiles>,
+    pub(crate) runs: Runs,
 }
 
 /// Inverted lists on disk.
@@ -93,6 +95,7 @@ impl Shard {
                     codes: open(format::CODES)?,
                 }),
             },
+            runs: Runs::open(path, &manifest)?,
             manifest,
         };
         shard.check_relations()?;

@@ -98,6 +98,7 @@ impl Store {
         check_catalog_is_there(root)?;
         remove_catalog(&root.join(RESTORED))?;
         let catalog = Catalog::open_in_force(root, &options)?;
+        catalog.empty_log()?;
         catalog.drop_prepared(None)?; // additions that a crash cut off
         if catalog.is_stale()? {
             // While another process reads it is left to the next purge.
@@ -286,6 +287,11 @@ impl Store {
         shown.map(|i| found.shard.document(i)).collect()
     }
 
+    /// What is withheld of a shard.
+    pub(crate) fn withheld_of(&self, id: ShardId) -> Result<Numbers, StoreError> {
+        Ok(self.catalog.withheld(None)?.remove(&id).unwrap_or_default())
+    }
+
     pub(crate) fn check_compatible(&self, manifest: &Manifest) -> Result<(), StoreError> {
         compatible(manifest, &self.card, &self.recipe)
     }
@@ -370,7 +376,7 @@ fn open_all(
     recipe: &Recipe,
 ) -> Result<Live, StoreError> {
     let kept: Vec<&ShardRecord> = records.iter().filter(|r| r.state != ShardState::Removed).collect();
-    let (log, quarantined) = (catalog.withdrawn_by_log()?, catalog.quarantined()?);
+    let (log, quarantined, withheld) = (catalog.withdrawn_by_log()?, catalog.quarantined()?, catalog.withheld(None)?);
     let open = |r: &&ShardRecord| {
         let shard = open_one(root, r, quarantined.contains(&r.directory), card, recipe)?;
         check_withdrawn(&shard, r, log.get(&r.id))?;
@@ -385,7 +391,8 @@ fn open_all(
                 if quarantined.contains(&record.directory) {
                     catalog.end_quarantine(&record.directory)?; // it was mended
                 }
-                let shard = LiveShard::new(Arc::new(shard), &record.withdrawn);
+                let withheld = withheld.get(&record.id).cloned().unwrap_or_default();
+                let shard = LiveShard::new(Arc::new(shard), &record.withdrawn, &withheld);
                 let place = if state == ShardState::Live { &mut live } else { &mut suspended };
                 place.insert(record.id, shard);
             }

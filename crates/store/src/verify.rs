@@ -165,7 +165,8 @@ impl By<'_> {
             return Err(StoreError::ShardRemoved(id));
         }
         let suspended = record.state == ShardState::Suspended;
-        let (epoch, shard) = (store.catalog.next_epoch()?, LiveShard::new(shard, &record.withdrawn));
+        let shard = LiveShard::new(shard, &record.withdrawn, &store.withheld_of(id)?);
+        let epoch = store.catalog.next_epoch()?;
         let after = store.changed(epoch, |live| live.insert(id, shard, suspended, epoch));
         store.catalog.note(self.actor, &Change::Repair { shard: id.0, state: store.state_of(&after) })?;
         store.catalog.end_quarantine(&record.directory)?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use silo_core::{Change, ContentHash, DocumentSet, Epoch, RootHash, Selection, ShardId, SourceId};
 
 use crate::boundary::Boundary;
-use crate::catalog::{NewRemoval, RemovalKind, RemovalPart, RemovalRecord, now_unix_ms};
+use crate::catalog::{NewRemoval, RemovalKind, RemovalPart, RemovalRecord, WithRemoval, now_unix_ms};
 use crate::live::Live;
 use crate::{By, Numbers, ShardRecord, ShardState, Store, StoreError};
 
@@ -67,8 +67,8 @@ impl Store {
         if let Some(shard) = live.shards.get(&part.shard).or_else(|| live.suspended.get(&part.shard)) {
             let hash = |number| shard.shard.index_of(number).map(|i| (number, shard.shard.hash_of(i)));
             let documents = match &part.numbers {
-                Some(numbers) => numbers.iter().filter(|n| !shard.hides(*n)).filter_map(hash).collect(),
-                None => shard.documents().collect(),
+                Some(numbers) => numbers.iter().filter(|n| shard.keeps(*n)).filter_map(hash).collect(),
+                None => shard.kept().collect(),
             };
             return Ok((shard.shard.manifest().source.clone(), documents));
         }
@@ -79,16 +79,24 @@ impl Store {
     }
 
     /// Number and hash of the documents of a shard of which the files are not open.
-    fn kept_by(&self, record: &ShardRecord) -> Result<Vec<(u32, ContentHash)>, StoreError> {
+    pub(crate) fn kept_by(&self, record: &ShardRecord) -> Result<Vec<(u32, ContentHash)>, StoreError> {
         let mut documents = self.catalog.documents(record)?;
         documents.retain(|(number, _)| !record.withdrawn.contains(*number));
         Ok(documents)
     }
 
-    /// Documents of a source that are in the store, and not retrieved: in shards that are suspended, or cannot be read.
+    /// Documents of a source that are in the store, and not retrieved: withheld, or in shards that are suspended, or cannot be read.
     fn hidden_documents(&self, source: &SourceId, after: &Live) -> Result<HashSet<ContentHash>, StoreError> {
-        let suspended = after.suspended.values().filter(|s| s.shard.manifest().source == *source);
-        let mut out: HashSet<ContentHash> = suspended.flat_map(|s| s.documents().map(|d| d.1)).collect();
+        let open = after.suspended.values().chain(after.shards.values());
+        let of_source = open.filter(|s| s.shard.manifest().source == *source);
+        let mut out: HashSet<ContentHash> = HashSet::new();
+        for shard in of_source {
+            let hash = |number| shard.shard.index_of(number).map(|i| shard.shard.hash_of(i));
+            out.extend(shard.withheld.iter().filter_map(hash));
+        }
+        for shard in after.suspended.values().filter(|s| s.shard.manifest().source == *source) {
+            out.extend(shard.documents().map(|d| d.1));
+        }
         for id in after.unavailable.keys() {
             let record = self.shard(*id)?;
             if record.source == *source {
@@ -114,18 +122,68 @@ impl Store {
             }
             left.entry(source).or_default().extend(go.into_iter().map(|d| d.1));
         }
-        let set = |(source, mut hashes): (SourceId, Vec<ContentHash>)| {
-            hashes.sort_unstable();
-            hashes.dedup();
-            DocumentSet::of(source, &hashes)
-        };
-        Ok(Leaving { left: left.into_iter().map(set).filter(|set| set.n_documents > 0).collect(), kept })
+        Ok(Leaving { left: sets(left), kept })
     }
+
+    /// What parts name, source by source.
+    fn document_sets(&self, parts: &[RemovalPart], live: &Live) -> Result<Vec<DocumentSet>, StoreError> {
+        let mut all = BTreeMap::<SourceId, Vec<ContentHash>>::new();
+        for part in parts {
+            let (source, documents) = self.documents_of(live, part)?;
+            all.entry(source).or_default().extend(documents.into_iter().map(|d| d.1));
+        }
+        Ok(sets(all))
+    }
+
+    /// The shards of a hold, each with what other holds withhold of it.
+    fn released(&self, hold: u64) -> Result<Vec<(ShardId, Numbers)>, StoreError> {
+        let mut others = self.catalog.withheld(Some(hold))?;
+        let parts = self.catalog.removal(hold)?.map(|record| record.parts).unwrap_or_default();
+        Ok(parts.into_iter().map(|part| (part.shard, others.remove(&part.shard).unwrap_or_default())).collect())
+    }
+}
+
+fn sets(documents: BTreeMap<SourceId, Vec<ContentHash>>) -> Vec<DocumentSet> {
+    let set = |(source, mut hashes): (SourceId, Vec<ContentHash>)| {
+        hashes.sort_unstable();
+        hashes.dedup();
+        DocumentSet::of(source, &hashes)
+    };
+    documents.into_iter().map(set).filter(|set| set.n_documents > 0).collect()
 }
 
 struct Leaving {
     left: Vec<DocumentSet>,
     kept: BTreeMap<ShardId, Numbers>,
+}
+
+/// A change that is resolved, and about to be done.
+pub(crate) struct Applied<'a> {
+    pub(crate) kind: RemovalKind,
+    /// How it was asked for.
+    pub(crate) selector: &'a str,
+    pub(crate) parts: Vec<RemovalPart>,
+    /// The hold that it ends: what else it withholds is put back.
+    pub(crate) ends: Option<u64>,
+    pub(crate) also: Option<WithRemoval<'a>>,
+}
+
+impl Store {
+    /// Refuses a withdrawal of what must be kept as evidence, by other requests than `but`.
+    pub(crate) fn check_legal_holds(&self, parts: &[RemovalPart], but: Option<u64>) -> Result<(), StoreError> {
+        for held in self.optouts()?.into_iter().filter(|optout| optout.legal_hold && Some(optout.id) != but) {
+            for kept in self.held(&held)? {
+                let both = |part: &RemovalPart| {
+                    let (numbers, kept) = (part.numbers.as_ref(), kept.numbers.as_ref());
+                    numbers.zip(kept).is_none_or(|(a, b)| a.iter().any(|n| b.contains(n)))
+                };
+                if parts.iter().any(|part| part.shard == kept.shard && both(part)) {
+                    return Err(StoreError::LegalHold(held.id));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl By<'_> {
@@ -137,7 +195,11 @@ impl By<'_> {
             Selection::Documents { .. } => "documents",
             Selection::UriPrefix { .. } => "uri-prefix",
         };
-        self.apply(RemovalKind::Remove, selector, || self.store.plan(selection))
+        self.apply(RemovalKind::Remove, selector, || {
+            let parts = self.store.plan(selection)?;
+            self.store.check_legal_holds(&parts, None)?;
+            Ok(parts)
+        })
     }
 
     /// Takes a live shard out of what is retrieved, until it is resumed.
@@ -157,30 +219,45 @@ impl By<'_> {
         selector: &str,
         resolve: impl FnOnce() -> Result<Vec<RemovalPart>, StoreError>,
     ) -> Result<Removal, StoreError> {
-        let (start, store) = (Instant::now(), self.store);
-        let passed_ms = || start.elapsed().as_secs_f64() * 1000.0;
-        let _change = store.change();
+        let start = Instant::now();
+        let _change = self.store.change();
         let parts = resolve()?;
+        self.apply_resolved(Applied { kind, selector, parts, ends: None, also: None }, start)
+    }
+
+    /// The same for one that is resolved. The caller holds the lock of changes.
+    pub(crate) fn apply_resolved(&self, new: Applied<'_>, start: Instant) -> Result<Removal, StoreError> {
+        let Applied { kind, selector, parts, ends, also } = new;
+        let (store, passed_ms) = (self.store, || start.elapsed().as_secs_f64() * 1000.0);
         let epoch = store.catalog.next_epoch()?;
         let before = store.live().clone();
-        let after = store.changed(epoch, |live| take_or_give(live, kind, &parts, epoch));
+        let released = ends.map(|hold| store.released(hold)).transpose()?.unwrap_or_default();
+        let after = store.changed(epoch, |live| {
+            take_or_give(live, kind, &parts, epoch);
+            released.iter().for_each(|(shard, still)| live.release(*shard, still, epoch));
+        });
         let root_before = before.snapshot.root;
         let Leaving { left: documents, kept } = match kind {
             RemovalKind::Remove => store.leaving(&parts, &before, &after)?,
+            RemovalKind::Hold => Leaving { left: store.document_sets(&parts, &before)?, kept: BTreeMap::new() },
             _ => Leaving { left: Vec::new(), kept: BTreeMap::new() },
         };
         let (state, shard) = (store.state_of(&after), parts.first().map_or(0, |part| part.shard.0));
+        let removal = store.catalog.next_removal()?;
         let change = match kind {
             RemovalKind::Remove => {
-                let (removal, selector) = (store.catalog.next_removal()?, selector.to_owned());
+                let selector = selector.to_owned();
                 Change::Remove { removal, selector, documents, root_before, state }
             }
             RemovalKind::Suspend => Change::SuspendShard { shard, state },
             RemovalKind::Resume => Change::ResumeShard { shard, state },
+            RemovalKind::Hold => Change::Hold { hold: removal, documents, state },
+            RemovalKind::Release => Change::Release { hold: ends.unwrap_or_default(), state },
         };
         store.at(Boundary::ChangeResolved);
         let (actor, change, kept) = (self.actor, &change, &kept);
-        let record = store.catalog.log(NewRemoval { actor, change, epoch, kind, selector, parts, kept })?;
+        let new = NewRemoval { actor, change, epoch, kind, selector, parts, kept, ends, also };
+        let record = store.catalog.log(new)?;
         let (durable_ms, durable_at) = (passed_ms(), now_unix_ms());
         store.at(Boundary::ChangeCommitted);
         // From here on nothing can fail: what the catalog holds is what is live.
@@ -202,6 +279,9 @@ fn take_or_give(live: &mut Live, kind: RemovalKind, parts: &[RemovalPart], epoch
             (RemovalKind::Remove, Some(numbers)) => live.withdraw(part.shard, numbers, epoch),
             (RemovalKind::Suspend, _) => live.suspend(part.shard),
             (RemovalKind::Resume, _) => live.resume(part.shard, epoch),
+            (RemovalKind::Hold, Some(numbers)) => live.withhold(part.shard, numbers, epoch),
+            // Holds name their documents, and what a release puts back is what no other hold withholds.
+            (RemovalKind::Hold, None) | (RemovalKind::Release, _) => {}
         }
     }
 }

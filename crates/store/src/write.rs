@@ -6,8 +6,9 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use silo_core::{ContentHash, SourceId, TokenId, Tokenizer};
+use silo_core::{ContentHash, SourceId, TokenId, Tokenizer, units};
 use silo_lexical::PassageIndexBuilder;
+use silo_spans::SpanFiles;
 
 use crate::format::{self, DocumentRecord, FileEntry, Manifest, PassageRecord};
 use crate::lists::ListWriter;
@@ -81,6 +82,8 @@ pub(crate) struct ShardWriter<'a> {
     passages: HashedFile,
     lexical: PassageIndexBuilder,
     lists: Option<ListWriter>,
+    /// The words of each document.
+    words: Vec<Vec<u32>>,
     totals: Totals,
 }
 
@@ -117,6 +120,7 @@ impl<'a> ShardWriter<'a> {
             passages: file(format::PASSAGES)?,
             lexical: PassageIndexBuilder::create(&lexical)?,
             lists: n_lists.map(ListWriter::new),
+            words: Vec::new(),
             totals: Totals::default(),
         })
     }
@@ -140,6 +144,7 @@ impl<'a> ShardWriter<'a> {
         self.documents.write(bytemuck::bytes_of(&record))?;
         self.metadata.write(document.metadata)?;
         self.text.write(document.text)?;
+        self.words.push(units::units(&String::from_utf8_lossy(document.text)));
         self.tokens.write(bytemuck::cast_slice(document.tokens))?;
         self.keys.write(document.keys)?;
         if let Some((writer, (lists, codes))) = self.lists.as_mut().zip(document.lists) {
@@ -183,10 +188,11 @@ impl<'a> ShardWriter<'a> {
             (format::PASSAGES, self.passages),
         ];
         let lists = self.lists.map(|lists| lists.write(&self.directory)).transpose()?;
+        let runs = write_runs(&self.directory, &SpanFiles::build(self.words))?;
         let files = entries.into_iter().map(|(name, file)| Ok((name.to_owned(), file.finish()?)));
         let mut files = files.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
         files.extend(hash_directory(&self.directory, format::LEXICAL)?);
-        files.extend(lists.into_iter().flatten());
+        files.extend(lists.into_iter().flatten().chain(runs));
         let manifest = Manifest {
             format: format::FORMAT.into(),
             version: format::VERSION,
@@ -206,6 +212,16 @@ impl<'a> ShardWriter<'a> {
         write_manifest(&self.directory, &manifest)?;
         Ok(manifest)
     }
+}
+
+fn write_runs(directory: &Path, runs: &SpanFiles) -> Result<Vec<(String, FileEntry)>, StoreError> {
+    let parts = [(format::UNITS, &runs.units), (format::ORDER, &runs.order), (format::STARTS, &runs.starts)];
+    let write = |(name, numbers): (&str, &Vec<u32>)| {
+        let mut file = HashedFile::create(directory, name)?;
+        file.write(bytemuck::cast_slice(numbers))?;
+        Ok((name.to_owned(), file.finish()?))
+    };
+    parts.into_iter().map(write).collect()
 }
 
 /// Brings the files of a sub-directory to disk; their sizes and hashes, named `sub/file`. Files that the index opens only for

@@ -78,7 +78,8 @@ impl Remove {
     }
 }
 
-fn parts_json(parts: &[v1::RemovedPart]) -> Value {
+/// What a change concerns, as JSON.
+pub fn parts_json(parts: &[v1::RemovedPart]) -> Value {
     let part =
         |p: &v1::RemovedPart| json!({"shard": p.shard, "whole_shard": p.whole_shard, "n_documents": p.n_documents});
     parts.iter().map(part).collect()
@@ -101,7 +102,8 @@ fn print_plan(parts: &[v1::RemovedPart], as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn removal_json(r: &v1::Removal) -> Value {
+/// What a change did, as JSON.
+pub fn removal_json(r: &v1::Removal) -> Value {
     json!({
         "id": r.id, "epoch": r.epoch, "root_before": r.root_before, "root_after": r.root_after,
         "parts": parts_json(&r.parts), "durable_ms": r.durable_ms, "effective_ms": r.effective_ms,
@@ -127,7 +129,7 @@ pub fn print(r: &v1::Removal, what: &str, as_json: bool) -> Result<()> {
 }
 
 /// Waits until the bytes are gone.
-async fn purged(connection: &Connection, removal: &v1::Removal) -> Result<()> {
+pub async fn purged(connection: &Connection, removal: &v1::Removal) -> Result<()> {
     let begun = operation::ask(connection, removal.purge_operation.clone()).await?;
     let answer: v1::PurgeResponse = operation::wait(connection, begun, "entries").await?;
     let here = |f: &&v1::PurgeFailure| removal.parts.iter().any(|p| p.shard == f.shard);

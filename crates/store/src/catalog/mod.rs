@@ -2,6 +2,7 @@
 
 mod changes;
 mod head;
+mod optouts;
 mod removals;
 mod resolve;
 mod schema;
@@ -21,6 +22,8 @@ use silo_core::{Change, Epoch, Permissions, ShardId, Source};
 pub use changes::Moments;
 pub(crate) use changes::SILO;
 pub(crate) use head::{HEAD, Head};
+pub(crate) use optouts::{NewStep, WithRemoval};
+pub use optouts::{Suppression, Workflow};
 pub(crate) use removals::{NewRemoval, chain_is_whole};
 pub use removals::{RemovalKind, RemovalPart, RemovalRecord};
 pub(crate) use shards::Files;
@@ -143,6 +146,7 @@ impl Catalog {
             0 => self.transaction(|t| {
                 t.execute_batch(schema::SCHEMA)?;
                 new_store_id(t)?;
+                optouts::new_key(t)?;
                 changes::new_log(t)?;
                 set_version(t)
             })?,
@@ -151,16 +155,21 @@ impl Catalog {
                 t.execute_batch(schema::SCHEMA)?;
                 t.execute_batch(schema::FROM_1_COPY)?;
                 new_store_id(t)?;
+                optouts::new_key(t)?;
                 changes::new_log(t)?;
                 removals::chain_anew(t)?;
                 set_version(t)
             })?,
-            version @ (2 | 3) => self.transaction(|t| {
+            version @ 2..=4 => self.transaction(|t| {
                 if version == 2 {
                     t.execute_batch(schema::FROM_2)?;
                 }
-                t.execute_batch(schema::FROM_3)?;
-                changes::new_log(t)?;
+                if version < 4 {
+                    t.execute_batch(schema::FROM_3)?;
+                    changes::new_log(t)?;
+                }
+                t.execute_batch(schema::FROM_4)?;
+                optouts::new_key(t)?;
                 set_version(t)
             })?,
             found => self.check_version(found)?,
@@ -342,7 +351,9 @@ fn tables(c: &Connection) -> rusqlite::Result<Vec<String>> {
 
 /// Whether the tables that say what is live are well formed and agree with their indexes. Those with a row per document are `verify`'s.
 fn small_tables_are_whole(c: &Connection) -> rusqlite::Result<bool> {
-    for table in ["store", "log", "sources", "shards", "removals", "removal_parts", "quarantined"] {
+    for table in
+        ["store", "log", "sources", "shards", "removals", "removal_parts", "quarantined", "optouts", "suppressions"]
+    {
         let answer: String = c.query_row(&format!("PRAGMA integrity_check({table})"), [], |r| r.get(0))?;
         if answer != "ok" {
             return Ok(false);

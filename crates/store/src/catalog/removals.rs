@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use silo_core::{Change, ContentHash, Epoch, ShardId, SourceId};
 
+use super::optouts::WithRemoval;
 use super::shards::{numbers_column, read_numbers};
 use super::{Catalog, changes, conversion, now_unix_ms, parsed};
 use crate::{Numbers, StoreError};
@@ -20,6 +21,10 @@ pub enum RemovalKind {
     Suspend,
     /// Put back what was suspended.
     Resume,
+    /// Withheld documents, until it is ended.
+    Hold,
+    /// Ended a hold.
+    Release,
 }
 
 impl RemovalKind {
@@ -29,6 +34,8 @@ impl RemovalKind {
             Self::Remove => "remove",
             Self::Suspend => "suspend",
             Self::Resume => "resume",
+            Self::Hold => "hold",
+            Self::Release => "release",
         }
     }
 }
@@ -65,6 +72,9 @@ pub struct RemovalRecord {
     pub chain: String,
     /// When its bytes were gone from all files.
     pub purged_at_unix_ms: Option<i64>,
+    /// The hold that it ends: what was withheld by it is put back, or withdrawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<u64>,
 }
 
 /// A change that is about to be entered.
@@ -77,6 +87,10 @@ pub(crate) struct NewRemoval<'a> {
     pub(crate) parts: Vec<RemovalPart>,
     /// Documents among them that other shards of their source hold.
     pub(crate) kept: &'a BTreeMap<ShardId, Numbers>,
+    /// The hold that it ends.
+    pub(crate) ends: Option<u64>,
+    /// What is entered with it.
+    pub(crate) also: Option<WithRemoval<'a>>,
 }
 
 impl RemovalRecord {
@@ -87,7 +101,11 @@ impl RemovalRecord {
 
     fn chain_after(&self, previous: &str) -> String {
         let content = (self.id, self.epoch, self.at_unix_ms, self.kind, &self.selector, &self.parts);
-        let text = serde_json::to_string(&content).expect("numbers and texts are JSON");
+        let text = match self.ends {
+            None => serde_json::to_string(&content),
+            Some(ends) => serde_json::to_string(&(content, ends)),
+        };
+        let text = text.expect("numbers and texts are JSON");
         ContentHash::of(format!("{previous}\n{text}").as_bytes()).to_string()
     }
 }
@@ -110,13 +128,13 @@ impl Catalog {
 
     /// Enters a change and does it, in one transaction. Nothing is checked: the caller has resolved it while no one else changes anything.
     pub(crate) fn log(&self, new: NewRemoval<'_>) -> Result<RemovalRecord, StoreError> {
-        let NewRemoval { actor, change, epoch, kind, selector, parts, kept } = new;
+        let NewRemoval { actor, change, epoch, kind, selector, parts, kept, ends, also } = new;
         self.change(actor, change, |t| {
             let (last, previous) = head(t)?;
             let (id, chain, at_unix_ms) = (last + 1, String::new(), now_unix_ms());
             let selector = selector.to_owned();
             let mut record =
-                RemovalRecord { id, epoch, at_unix_ms, kind, selector, parts, chain, purged_at_unix_ms: None };
+                RemovalRecord { id, epoch, at_unix_ms, kind, selector, parts, chain, purged_at_unix_ms: None, ends };
             record.chain = record.chain_after(&previous);
             write(t, &record)?;
             apply(t, &record)?;
@@ -124,6 +142,7 @@ impl Catalog {
                 let sql = "INSERT INTO kept_parts (removal_id, shard_id, numbers) VALUES (?1, ?2, ?3)";
                 t.execute(sql, params![id as i64, shard.0 as i64, numbers.to_bytes()])?;
             }
+            also.map_or(Ok(()), |also| also.enter(t, &record))?;
             Ok(record)
         })
     }
@@ -166,6 +185,21 @@ impl Catalog {
             for row in c.prepare(sql)?.query_map([], read)? {
                 let (id, shard) = row?;
                 out.entry(id).or_default().push(shard);
+            }
+            Ok(out)
+        })
+    }
+
+    /// What is withheld of each shard by holds that were not ended, all `but` one.
+    pub(crate) fn withheld(&self, but: Option<u64>) -> Result<BTreeMap<ShardId, Numbers>, StoreError> {
+        let sql = "SELECT shard_id, numbers FROM removals h JOIN removal_parts ON removal_id = h.id
+                   WHERE h.kind = 'hold' AND h.id IS NOT ?1 AND h.id NOT IN (SELECT ends FROM removals WHERE ends IS NOT NULL)";
+        self.run(|c| {
+            let mut out: BTreeMap<ShardId, Numbers> = BTreeMap::new();
+            let mut statement = c.prepare(sql)?;
+            let mut rows = statement.query([but.map(|id| id as i64)])?;
+            while let Some(row) = rows.next()? {
+                out.entry(ShardId(row.get::<_, i64>(0)? as u64)).or_default().extend(&read_numbers(row, 1)?);
             }
             Ok(out)
         })
@@ -303,9 +337,10 @@ fn store_id(t: &Connection) -> rusqlite::Result<String> {
 }
 
 fn write(t: &Transaction<'_>, record: &RemovalRecord) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO removals (id, epoch, at_unix_ms, kind, selector, chain) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    let (id, epoch) = (record.id as i64, record.epoch.0 as i64);
-    t.execute(sql, params![id, epoch, record.at_unix_ms, record.kind.name(), record.selector, record.chain])?;
+    let sql =
+        "INSERT INTO removals (id, epoch, at_unix_ms, kind, selector, chain, ends) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    let (id, epoch, ends) = (record.id as i64, record.epoch.0 as i64, record.ends.map(|id| id as i64));
+    t.execute(sql, params![id, epoch, record.at_unix_ms, record.kind.name(), record.selector, record.chain, ends])?;
     for part in &record.parts {
         let sql = "INSERT INTO removal_parts (removal_id, shard_id, numbers, n_documents) VALUES (?1, ?2, ?3, ?4)";
         let numbers = part.numbers.as_ref().map(Numbers::to_bytes);
@@ -331,6 +366,8 @@ fn apply(t: &Transaction<'_>, record: &RemovalRecord) -> rusqlite::Result<()> {
             (RemovalKind::Resume, _) => {
                 t.execute("UPDATE shards SET state = 'live' WHERE id = ?1 AND state = 'suspended'", [shard])?;
             }
+            // What is withheld is read from the log itself.
+            (RemovalKind::Hold | RemovalKind::Release, _) => {}
         }
     }
     Ok(())
@@ -360,7 +397,7 @@ fn removals_in(c: &Connection, after: u64, last: u64) -> rusqlite::Result<Vec<Re
         let part = RemovalPart { shard, numbers, n_documents: row.get::<_, i64>(3)? as u64 };
         parts.entry(row.get(0)?).or_default().push(part);
     }
-    let sql = "SELECT id, epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms FROM removals WHERE id BETWEEN ?1 + 1 AND ?2 ORDER BY id";
+    let sql = "SELECT id, epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms, ends FROM removals WHERE id BETWEEN ?1 + 1 AND ?2 ORDER BY id";
     let read = |r: &Row<'_>| {
         let id: i64 = r.get(0)?;
         Ok(RemovalRecord {
@@ -372,6 +409,7 @@ fn removals_in(c: &Connection, after: u64, last: u64) -> rusqlite::Result<Vec<Re
             parts: parts.remove(&id).unwrap_or_default(),
             chain: r.get(5)?,
             purged_at_unix_ms: r.get(6)?,
+            ends: r.get::<_, Option<i64>>(7)?.map(|id| id as u64),
         })
     };
     c.prepare(sql)?.query_map([after as i64, last as i64], read)?.collect()

@@ -1,12 +1,13 @@
 //! Tables of the catalog, and how older ones become them.
 
 /// Version of the schema; SQLite's `user_version`.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 
 /// The tables and indexes, as a list in SQL.
 pub(super) const NAMES: &str = "'sources', 'epochs', 'shards', 'shards_of_source', 'documents', 'documents_by_uri', 'documents_of_shard_by_uri',
     'documents_by_hash', 'other_uris', 'other_uris_by_uri', 'removals', 'removal_parts', 'backups', 'duplicates', 'quarantined', 'store',
-    'changes', 'changes_by_epoch', 'moments', 'kept_parts', 'log'";
+    'changes', 'changes_by_epoch', 'moments', 'kept_parts', 'log', 'holds', 'ended_holds', 'optouts', 'optout_events', 'suppressions',
+    'suppressions_of_optout', 'suppression_key'";
 
 /// What the log of changes is kept in.
 macro_rules! changes {
@@ -38,7 +39,62 @@ CREATE TABLE log (
     };
 }
 
-/// What makes version 4 of nothing.
+/// The log of withdrawals.
+macro_rules! removals {
+    () => {
+        "
+CREATE TABLE removals (                     -- the log: what was withdrawn, withheld, suspended and put back, in order
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    epoch INTEGER NOT NULL UNIQUE REFERENCES epochs (epoch),
+    at_unix_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('remove', 'suspend', 'resume', 'hold', 'release')),
+    selector TEXT NOT NULL,                 -- how it was asked for: 'shard', 'source', 'documents', 'uri-prefix', 'opt-out'
+    chain TEXT NOT NULL,                    -- SHA-256 of the entry and of the chain before it
+    purged_at_unix_ms INTEGER,              -- when its bytes were gone from all files
+    ends INTEGER REFERENCES removals (id)   -- the hold that it ends
+) STRICT;
+CREATE INDEX holds ON removals (id) WHERE kind = 'hold';
+CREATE INDEX ended_holds ON removals (ends) WHERE ends IS NOT NULL;
+"
+    };
+}
+
+/// What requests are kept in.
+macro_rules! optouts {
+    () => {
+        "
+CREATE TABLE optouts (                      -- requests
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
+    state TEXT NOT NULL,
+    legal_hold INTEGER NOT NULL CHECK (legal_hold IN (0, 1)),
+    hold_id INTEGER REFERENCES removals (id),       -- by which it is withheld
+    removal_id INTEGER REFERENCES removals (id),    -- by which it was withdrawn
+    request TEXT NOT NULL,                  -- JSON; without what was written in it once it was granted
+    stale INTEGER NOT NULL                  -- the step by which something left it that may be in pages that were given up; 0 if nothing may be
+) STRICT;
+CREATE TABLE optout_events (                -- their steps
+    optout_id INTEGER NOT NULL REFERENCES optouts (id),
+    n INTEGER NOT NULL,                     -- from 1
+    event TEXT NOT NULL,                    -- JSON
+    PRIMARY KEY (optout_id, n)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE suppressions (                 -- what must not come in again
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    optout_id INTEGER NOT NULL REFERENCES optouts (id),
+    text BLOB NOT NULL,                     -- keyed hash of the normalised text
+    is_part INTEGER NOT NULL CHECK (is_part IN (0, 1)),     -- a passage that must not be a part of a text either
+    n_shingles INTEGER NOT NULL,            -- runs of words that it has
+    sketch BLOB NOT NULL                    -- keyed hashes of some of them, 8 bytes each, rising
+) STRICT;
+CREATE INDEX suppressions_of_optout ON suppressions (optout_id);
+CREATE TABLE suppression_key (
+    key BLOB NOT NULL                       -- drawn when the store was made
+) STRICT;
+"
+    };
+}
+
+/// What makes the version of today of nothing.
 pub(super) const SCHEMA: &str = concat!(
     "
 CREATE TABLE sources (
@@ -53,7 +109,7 @@ CREATE TABLE sources (
 CREATE TABLE epochs (
     epoch INTEGER PRIMARY KEY AUTOINCREMENT,
     at_unix_ms INTEGER NOT NULL,
-    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'quarantine', 'repair', 'restore'
+    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'hold', 'release', 'quarantine', 'repair', 'open', 'restore'
 ) STRICT;
 CREATE TABLE shards (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
@@ -90,16 +146,9 @@ CREATE TABLE other_uris (                   -- under which the same text came
     FOREIGN KEY (shard_id, number) REFERENCES documents (shard_id, number)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX other_uris_by_uri ON other_uris (uri);
-CREATE TABLE removals (                     -- the log: what was withdrawn, suspended and resumed, in order
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    epoch INTEGER NOT NULL UNIQUE REFERENCES epochs (epoch),
-    at_unix_ms INTEGER NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('remove', 'suspend', 'resume')),
-    selector TEXT NOT NULL,                 -- how it was asked for: 'shard', 'source', 'documents', 'uri-prefix'
-    chain TEXT NOT NULL,                    -- SHA-256 of the entry and of the chain before it
-    purged_at_unix_ms INTEGER               -- when its bytes were gone from all files
-) STRICT;
-CREATE TABLE removal_parts (
+",
+    removals!(),
+    "CREATE TABLE removal_parts (
     removal_id INTEGER NOT NULL REFERENCES removals (id),
     shard_id INTEGER NOT NULL,
     numbers BLOB,                           -- roaring bitmap of document numbers; NULL is the whole shard
@@ -120,11 +169,25 @@ CREATE TABLE store (
     id TEXT NOT NULL                        -- drawn when the store was made; a restored store has that of the backup's
 ) STRICT;
 ",
-    changes!()
+    changes!(),
+    optouts!()
 );
 
 /// What makes version 4 of version 3: its log begins when it is opened.
 pub(super) const FROM_3: &str = changes!();
+
+/// What makes version 5 of version 4. Tables that point to the old one point to the new one then.
+pub(super) const FROM_4: &str = concat!(
+    "PRAGMA legacy_alter_table = ON;
+ALTER TABLE removals RENAME TO removals_4;
+",
+    removals!(),
+    "INSERT INTO removals SELECT *, NULL FROM removals_4;
+DROP TABLE removals_4;
+PRAGMA legacy_alter_table = OFF;
+",
+    optouts!()
+);
 
 /// What makes the version of today of version 1, in which shards were withdrawn as a whole and removals were no table. Its shards have files of an
 /// older format: they stay, are not retrieved from, and can be removed.

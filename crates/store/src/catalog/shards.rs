@@ -104,15 +104,11 @@ impl Catalog {
 
     /// Makes a prepared shard live, in the epoch that the change makes.
     pub(crate) fn enter_shard(&self, id: ShardId, actor: &str, change: &Change) -> Result<(), StoreError> {
-        let entered = self.change(actor, change, |t| {
+        self.change(actor, change, |t| {
             let sql = "UPDATE shards SET state = 'live', added_epoch = (SELECT max(epoch) FROM epochs)
                        WHERE id = ?1 AND state = 'entering'";
             t.execute(sql, [id.0 as i64]).map(drop)
-        });
-        if entered.is_err() {
-            let _ = self.drop_prepared(Some(id)); // struck out at the next start otherwise
-        }
-        entered
+        })
     }
 
     /// Strikes out the documents of a shard that was prepared and not entered, or of all such. Its row stays until the pages are wiped.

@@ -19,16 +19,22 @@ const TRIES: usize = 4;
 const MOST_PAGES: u32 = 0x0200_0000;
 
 impl Catalog {
-    /// Whether an addition was struck out and the pages were not wiped since.
+    /// Whether an addition was struck out, or what a request held, and the pages were not wiped since.
     pub(crate) fn is_stale(&self) -> Result<bool, StoreError> {
-        self.run(|c| Ok(!struck_out(c)?.is_empty()))
+        self.run(|c| Ok(!struck_out(c)?.is_empty() || !stale_requests(c)?.is_empty()))
+    }
+
+    /// Empties the write-ahead log, in which a crash may have left what never came to be. While another process reads it is left to the next
+    /// purge.
+    pub(crate) fn empty_log(&self) -> Result<(), StoreError> {
+        self.run(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
     }
 
     /// Overwrites what was deleted before the call, and empties the write-ahead log. Removals go on meanwhile. Fails while another process
     /// reads.
     pub(crate) fn wipe(&self) -> Result<(), StoreError> {
         let _alone = self.bulk.lock();
-        let struck_out = self.run(struck_out)?;
+        let (struck_out, stale) = (self.run(struck_out)?, self.run(stale_requests)?);
         if !self.run(can_wipe)? {
             self.run(|c| c.execute_batch("VACUUM"))?; // writes the file anew, while removals wait
         } else if !(0..TRIES).try_fold(false, |done, _| if done { Ok(true) } else { self.wipe_in_batches() })? {
@@ -39,7 +45,9 @@ impl Catalog {
             return Err(StoreError::CatalogRead { path: self.path.clone() });
         }
         let sql = "DELETE FROM shards WHERE id = ?1";
-        struck_out.iter().try_for_each(|id| self.run(|c| c.execute(sql, [id]).map(drop)))
+        struck_out.iter().try_for_each(|id| self.run(|c| c.execute(sql, [id]).map(drop)))?;
+        let sql = "UPDATE optouts SET stale = 0 WHERE id = ?1 AND stale = ?2";
+        stale.iter().try_for_each(|(id, step)| self.run(|c| c.execute(sql, [id, step]).map(drop)))
     }
 
     /// Wipes all pages, some at a time. False if something was changed between: SQLite may have moved a page that was not wiped yet to
@@ -67,6 +75,11 @@ fn struck_out(c: &Connection) -> rusqlite::Result<Vec<i64>> {
     let sql = "SELECT id FROM shards WHERE state = 'entering'
                AND NOT EXISTS (SELECT 1 FROM documents WHERE shard_id = shards.id)";
     c.prepare(sql)?.query_map([], |r| r.get(0))?.collect()
+}
+
+/// Requests of which something was struck out, and by which step: a later one, after a wipe has begun, needs another wipe.
+fn stale_requests(c: &Connection) -> rusqlite::Result<Vec<(i64, i64)>> {
+    c.prepare("SELECT id, stale FROM optouts WHERE stale > 0")?.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?.collect()
 }
 
 /// Whether pages can be overwritten one by one: this SQLite must be built for it (`.cargo/config.toml`).

@@ -1,5 +1,8 @@
 //! A process that works on a store and is killed, and what must be true of what it leaves.
 
+mod bytes;
+
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -8,18 +11,19 @@ use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::recipes::source;
+use super::recipes::{event, request, source};
 use super::reference::{Change, RefShard, Reference, State, numbered};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use silo_core::{
-    Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, Purpose, Selection, ShardId, SnapshotProvider,
-    SourceId, Tier,
+    Document, Filter, LanguageModel, NeighborQuery, NeighborSearch, OptOut, OptOutAction, OptOutRequest, OptOutState,
+    Purpose, Selection, ShardId, SnapshotProvider, SourceId, Tier,
 };
 use silo_store::{
-    AtBoundary, Boundary, Later, NewShard, Recipe, ShardState, Store, StoreError, StoreOptions, restore, verify,
+    AtBoundary, Boundary, Later, NewShard, OptOutAct, OptOutStep, Recipe, ShardState, Store, StoreError, StoreOptions,
+    restore, verify,
 };
 use silo_testkit::{ByteTokenizer, ScriptedModel};
 
@@ -49,10 +53,19 @@ pub struct Plan {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum Operation {
-    Add { source: SourceId, texts: Vec<(String, String)> },
+    Add {
+        source: SourceId,
+        texts: Vec<(String, String)>,
+    },
     Withdraw(Selection),
     Suspend(ShardId),
     Resume(ShardId),
+    /// A request, with a text that is in it until it is decided.
+    Submit(Selection, String),
+    Decide {
+        request: u64,
+        uphold: bool,
+    },
     Rebuild(ShardId),
     Purge,
     Backup(String),
@@ -203,8 +216,15 @@ fn choose(store: &Store, plan: &Plan, rng: &mut ChaCha8Rng, n: u64) -> Option<Op
         }
         60..65 => Some(Operation::Withdraw(Selection::Source(source))),
         65..70 => live.choose(rng).map(|id| Operation::Suspend(*id)),
-        70..78 => suspended.choose(rng).map(|id| Operation::Resume(*id)),
-        78..88 => Some(Operation::Purge),
+        70..76 => match store.optouts().unwrap().iter().rev().find(|o| o.state == OptOutState::Quarantined) {
+            Some(open) => Some(Operation::Decide { request: open.id, uphold: rng.random_bool(0.6) }),
+            None => {
+                let word = format!("{MARK}{}x{n}x9z", plan.seed);
+                Some(Operation::Submit(Selection::UriPrefix { source: None, prefix: "pkg:a".into() }, word))
+            }
+        },
+        76..80 => suspended.choose(rng).map(|id| Operation::Resume(*id)),
+        80..88 => Some(Operation::Purge),
         88..92 => live.choose(rng).map(|id| Operation::Rebuild(*id)),
         92..96 => Some(Operation::Backup(format!("b{}-{n}", plan.seed))),
         _ => backups().choose(rng).cloned().map(Operation::Restore),
@@ -233,6 +253,10 @@ fn perform(store: &Store, plan: &Plan, operation: &Operation) -> Result<Option<S
         Operation::Withdraw(selection) => store.by("test").withdraw(selection).map(|_| None),
         Operation::Suspend(id) => store.by("test").suspend_shard(*id).map(|_| None),
         Operation::Resume(id) => store.by("test").resume_shard(*id).map(|_| None),
+        Operation::Submit(selection, text) => {
+            store.by("test").submit_optout(std::slice::from_ref(selection), request(text)).map(|_| None)
+        }
+        Operation::Decide { request, uphold } => decide(store, *request, *uphold).map(|_| None),
         Operation::Rebuild(id) => {
             store.by("test").rebuild_shard(*id, &model(), &Default::default(), &|_, _| {}).map(|_| None)
         }
@@ -244,11 +268,27 @@ fn perform(store: &Store, plan: &Plan, operation: &Operation) -> Result<Option<S
     }
 }
 
+fn decide(store: &Store, id: u64, uphold: bool) -> Result<OptOut, StoreError> {
+    let optout = store.optout(id)?;
+    // A decided request holds no text, whatever was decided: this one's would be searched for in the files.
+    let request = OptOutRequest { selection: optout.request.selection.forgotten(), ..optout.request };
+    let (event, act) = if uphold {
+        let act = OptOutAct::Withdraw { spare: &[], more: &[], suppress: &[] };
+        (event(OptOutAction::Uphold, OptOutState::Upheld), act)
+    } else {
+        (event(OptOutAction::Restore, OptOutState::Restored), OptOutAct::Release)
+    };
+    let step = OptOutStep { event: &event, legal_hold: false, request: &request, act };
+    store.by("test").step_optout(id, optout.events.len(), &step).map(|done| done.0)
+}
+
 /// What the journal says should be there, kept from one child to the next.
 #[derive(Default)]
 pub struct Witness {
     reference: Reference,
-    backups: std::collections::BTreeMap<String, Reference>,
+    backups: BTreeMap<String, Reference>,
+    /// The texts of requests that are not decided; empty ones of those that are.
+    texts: BTreeMap<u64, String>,
     /// Operations whose end was written down.
     pub n_acknowledged: u64,
     /// Restores that were begun.
@@ -325,6 +365,16 @@ impl Witness {
             }
             Operation::Suspend(id) => self.reference.apply(Change::Suspend(*id)),
             Operation::Resume(id) => self.reference.apply(Change::Resume(*id)),
+            Operation::Submit(selection, text) => {
+                let (parts, id) = (self.reference.resolve(selection), self.texts.len() as u64 + 1);
+                self.texts.insert(id, text.clone());
+                self.reference.apply(Change::Hold(id, parts));
+            }
+            Operation::Decide { request, uphold: false } => self.decided(*request, Change::Release(*request)),
+            Operation::Decide { request, uphold: true } => {
+                let parts = self.reference.withheld_parts(*request, &[]);
+                self.decided(*request, Change::Uphold(*request, parts));
+            }
             Operation::Rebuild(_) | Operation::Purge => {}
             Operation::Backup(name) => drop(self.backups.insert(name.clone(), self.reference.clone())),
             Operation::Restore(name) => {
@@ -333,39 +383,9 @@ impl Witness {
         }
     }
 
-    /// After a purge no file of the store holds a word of a document that is not there.
-    fn check_bytes(&self, store: &Store, root: &Path) {
-        store.purge(&Default::default(), &|_, _| {}).unwrap();
-        let kept = self.reference.shards.values().filter(|s| s.state != State::Removed);
-        let kept: Vec<&str> =
-            kept.flat_map(|s| s.docs.iter().filter(|d| !d.withdrawn).map(|d| d.text.as_str())).collect();
-        // As text, and as the tokens of the byte tokenizer: four bytes each, of which the first is one more.
-        let as_tokens: Vec<u8> = MARK.bytes().flat_map(|b| [b + 1, 0, 0, 0]).collect();
-        let mut pending = vec![root.to_owned()];
-        while let Some(path) = pending.pop() {
-            if path.is_dir() {
-                pending.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
-                continue;
-            }
-            let bytes = fs::read(&path).unwrap();
-            for at in 0..bytes.len() {
-                let word: Vec<u8> = if bytes[at..].starts_with(MARK.as_bytes()) {
-                    bytes[at..].to_vec()
-                } else if bytes[at..].starts_with(&as_tokens) {
-                    bytes[at..].chunks(4).map(|token| token[0].wrapping_sub(1)).take(60).collect()
-                } else {
-                    continue;
-                };
-                let word: String =
-                    word.iter().map(|&b| char::from(b)).take_while(char::is_ascii_alphanumeric).collect();
-                // It ends with a z; what stands after it in a file is something else.
-                let end = word[MARK.len()..].find('z').map_or(word.len(), |i| MARK.len() + i + 1);
-                let word = &word[..end];
-                // A word may be cut by the end of a passage: then it is the beginning of one that is kept.
-                let known = kept.iter().any(|text| text.starts_with(word));
-                assert!(known, "{word} of a withdrawn document is in {}", path.display());
-            }
-        }
+    fn decided(&mut self, request: u64, change: Change) {
+        self.texts.insert(request, String::new());
+        self.reference.apply(change);
     }
 }
 
@@ -385,7 +405,7 @@ fn difference(store: &Store, reference: &Reference) -> Option<String> {
     }
     for id in reference.in_state(State::Live) {
         let got: Vec<String> = store.documents(id).unwrap().into_iter().map(|d| d.document.text).collect();
-        let docs = reference.shards[&id].docs.iter().filter(|d| !d.withdrawn);
+        let docs = reference.shards[&id].docs.iter().filter(|d| d.is_live());
         let expected: Vec<String> = docs.map(|d| d.text.clone()).collect();
         if got != expected {
             return Some(format!("shard {id} holds {got:?}, should hold {expected:?}"));

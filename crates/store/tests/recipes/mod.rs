@@ -1,8 +1,11 @@
-//! Recipes for the scripted model, and a source.
+//! Recipes for the scripted model, a source, and a request.
 
 use std::sync::{Arc, OnceLock};
 
-use silo_core::{ContentHash, KeySite, LanguageModel, Permissions, Source, Tier};
+use silo_core::{
+    ContentHash, KeySite, LanguageModel, OptOut, OptOutAction, OptOutEvent, OptOutRequest, OptOutSelection,
+    OptOutState, Permissions, ReasonCode, Source, Tier,
+};
 use silo_store::{Bm25, Ivf, KeyType, Recipe, quantizer_about};
 use silo_testkit::ScriptedModel;
 use silo_vector::{Quantizer, Training, train_quantizer};
@@ -48,4 +51,26 @@ pub fn source(id: &str) -> Source {
         tier: Tier::Restricted,
         permissions: Permissions::of_tier(Tier::Restricted),
     }
+}
+
+/// A step of a request.
+pub fn event(action: OptOutAction, becomes: OptOutState) -> OptOutEvent {
+    let (actor, reason, note) = ("test".into(), ReasonCode::Other, String::new());
+    OptOutEvent { at_unix_ms: 0, actor, action, becomes, reason, note }
+}
+
+/// A request that holds a text, as it is submitted.
+pub fn request(text: &str) -> OptOut {
+    let request = OptOutRequest {
+        selection: OptOutSelection::Passage { text: Some(text.into()), sha256: ContentHash::of(text.as_bytes()) },
+        claimant: "somebody".into(),
+        contact: "there".into(),
+        matches: Vec::new(),
+        spared: Vec::new(),
+        decide_by_unix_ms: 0,
+        restore_from_unix_ms: None,
+        appeal_until_unix_ms: None,
+    };
+    let (state, events) = (OptOutState::Quarantined, vec![event(OptOutAction::Submit, OptOutState::Quarantined)]);
+    OptOut { id: 0, state, legal_hold: false, hold: None, removal: None, request, events }
 }

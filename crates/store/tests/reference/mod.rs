@@ -18,6 +18,15 @@ pub struct Doc {
     /// Sorted.
     pub uris: Vec<String>,
     pub withdrawn: bool,
+    /// The requests that withhold it.
+    pub holds: BTreeSet<u64>,
+}
+
+impl Doc {
+    /// Whether it is retrieved, where its shard is.
+    pub fn is_live(&self) -> bool {
+        !self.withdrawn && self.holds.is_empty()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -28,10 +37,18 @@ pub struct RefShard {
     pub docs: Vec<Doc>,
 }
 
+/// Documents by their numbers, or all that is left of a shard.
+pub type Parts = Vec<(ShardId, Option<BTreeSet<usize>>)>;
+
 /// A change that a restore must do again.
 #[derive(Debug, Clone)]
 pub enum Change {
-    Withdraw(Vec<(ShardId, Option<BTreeSet<usize>>)>),
+    Withdraw(Parts),
+    /// What a request withholds.
+    Hold(u64, Parts),
+    /// What a request withholds is withdrawn, but for what is put back.
+    Uphold(u64, Parts),
+    Release(u64),
     Suspend(ShardId),
     Resume(ShardId),
 }
@@ -58,6 +75,7 @@ pub fn numbered(texts: &[(String, String)]) -> Vec<Doc> {
         text: text.to_owned(),
         uris: uris.into_iter().map(str::to_owned).collect(),
         withdrawn: false,
+        holds: BTreeSet::new(),
     };
     let mut docs: Vec<Doc> = by_text.into_iter().map(doc).collect();
     docs.sort_by(|a, b| a.uris[0].cmp(&b.uris[0]).then_with(|| a.hash.cmp(&b.hash)));
@@ -70,7 +88,7 @@ impl Reference {
     }
 
     /// What a selection means now, shard by shard; numbers of documents, or none for all that is left of a shard.
-    pub fn resolve(&self, selection: &Selection) -> Vec<(ShardId, Option<BTreeSet<usize>>)> {
+    pub fn resolve(&self, selection: &Selection) -> Parts {
         let there = || self.shards.iter().filter(|(_, s)| s.state != State::Removed);
         let begins = |doc: &Doc, prefix: &str| doc.uris.iter().any(|uri| uri.starts_with(prefix));
         // A text goes from all shards of its source with any URI that it came under.
@@ -103,12 +121,19 @@ impl Reference {
 
     pub fn apply(&mut self, change: Change) {
         match &change {
-            Change::Withdraw(parts) => {
+            Change::Withdraw(parts) => self.withdraw(parts),
+            Change::Uphold(request, parts) => {
+                self.withdraw(parts);
+                self.release(*request);
+            }
+            Change::Release(request) => self.release(*request),
+            Change::Hold(request, parts) => {
                 for (id, numbers) in parts {
                     let Some(shard) = self.shards.get_mut(id) else { continue };
-                    match numbers {
-                        None => shard.state = State::Removed,
-                        Some(numbers) => numbers.iter().for_each(|&i| shard.docs[i].withdrawn = true),
+                    let all = || (0..shard.docs.len()).filter(|&i| !shard.docs[i].withdrawn).collect();
+                    let numbers: BTreeSet<usize> = numbers.clone().unwrap_or_else(all);
+                    for i in numbers {
+                        shard.docs[i].holds.insert(*request);
                     }
                 }
             }
@@ -118,10 +143,44 @@ impl Reference {
         self.log.push(change);
     }
 
+    fn withdraw(&mut self, parts: &Parts) {
+        for (id, numbers) in parts {
+            let Some(shard) = self.shards.get_mut(id) else { continue };
+            match numbers {
+                None => shard.state = State::Removed,
+                Some(numbers) => numbers.iter().for_each(|&i| shard.docs[i].withdrawn = true),
+            }
+        }
+    }
+
+    fn release(&mut self, request: u64) {
+        let docs = self.shards.values_mut().flat_map(|s| &mut s.docs);
+        for doc in docs {
+            doc.holds.remove(&request);
+        }
+    }
+
     fn set(&mut self, id: ShardId, from: State, to: State) {
         if let Some(shard) = self.shards.get_mut(&id).filter(|s| s.state == from) {
             shard.state = to;
         }
+    }
+
+    /// What is withdrawn if a request is granted, but for some documents.
+    pub fn withheld_parts(&self, id: u64, spare: &[(SourceId, ContentHash)]) -> Parts {
+        let mut out = Vec::new();
+        for (shard_id, shard) in self.shards.iter().filter(|(_, s)| s.state != State::Removed) {
+            let left: BTreeSet<usize> = (0..shard.docs.len()).filter(|&i| !shard.docs[i].withdrawn).collect();
+            let goes = |i: &usize| {
+                let doc = &shard.docs[*i];
+                doc.holds.contains(&id) && !spare.iter().any(|(s, d)| *s == shard.source && *d == doc.hash)
+            };
+            let hit: BTreeSet<usize> = left.iter().copied().filter(goes).collect();
+            if !hit.is_empty() {
+                out.push((*shard_id, (hit != left).then_some(hit)));
+            }
+        }
+        out
     }
 
     /// What this was at a backup, with every change since done again.
@@ -136,7 +195,7 @@ impl Reference {
     /// The documents that a request sees which may see some shards and sources.
     pub fn visible(&self, sees: &dyn Fn(ShardId, &SourceId) -> bool) -> Visible<'_> {
         let shown = self.shards.iter().filter(|(id, s)| s.state == State::Live && sees(**id, &s.source));
-        let docs = shown.flat_map(|(_, s)| s.docs.iter().filter(|d| !d.withdrawn).map(|d| (s.source.clone(), d)));
+        let docs = shown.flat_map(|(_, s)| s.docs.iter().filter(|d| d.is_live()).map(|d| (s.source.clone(), d)));
         docs.map(|(source, d)| ((source, d.hash), d.text.as_str())).collect()
     }
 

@@ -1,6 +1,8 @@
 //! Random operations against a store and against what it should be, in memory.
 
 mod log;
+mod look;
+mod optouts;
 mod oracle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,13 +12,12 @@ use std::sync::atomic::AtomicBool;
 
 use super::recipes::source;
 use super::reference::{Change, RefShard, Reference, State, numbered};
-use oracle::{neighbors, passages};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    ContentHash, Document, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, PassageQuery, PassageSearch,
-    Purpose, Selection, ShardId, Snapshot, SnapshotProvider, SourceId, Tier,
+    ContentHash, Document, Filter, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Purpose, Selection, ShardId,
+    Snapshot, SnapshotProvider, SourceId, Tier,
 };
 use silo_store::{Later, NewShard, Recipe, RemovalLog, Store, StoreError, StoreOptions, restore, verify};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -37,6 +38,9 @@ pub enum Operation {
     RemovePrefix,
     Suspend,
     Resume,
+    Submit,
+    Uphold,
+    Restored,
     Purge,
     Rebuild,
     Restart,
@@ -50,7 +54,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [(Self, u32); 17] = [
+    const ALL: [(Self, u32); 20] = [
         (Self::Add, 10),
         (Self::RemoveShard, 4),
         (Self::RemoveSource, 1),
@@ -58,6 +62,9 @@ impl Operation {
         (Self::RemovePrefix, 5),
         (Self::Suspend, 3),
         (Self::Resume, 4),
+        (Self::Submit, 5),
+        (Self::Uphold, 3),
+        (Self::Restored, 3),
         (Self::Purge, 4),
         (Self::Rebuild, 2),
         (Self::Restart, 2),
@@ -174,23 +181,15 @@ impl World {
                     self.withdraw(Selection::Shard(id));
                 }
             }
-            Operation::RemoveSource => {
-                let source = self.any_source();
-                self.withdraw(Selection::Source(source));
-            }
-            Operation::RemoveDocuments => {
-                let source = self.any_source();
-                let documents = (0..self.rng.random_range(1..4)).map(|_| self.any_hash()).collect();
-                self.withdraw(Selection::Documents { source, documents });
-            }
-            Operation::RemovePrefix => {
-                let source = self.any_source();
-                let prefix = ["pkg:", "pkg:a/", "pkg:a/1", "pkg:b/2", "pkg:c", "x"].choose(&mut self.rng).unwrap();
-                let source = self.rng.random_bool(0.7).then_some(source);
-                self.withdraw(Selection::UriPrefix { source, prefix: (*prefix).to_owned() });
+            Operation::RemoveSource | Operation::RemoveDocuments | Operation::RemovePrefix => {
+                let selection = self.any_selection(operation);
+                self.withdraw(selection);
             }
             Operation::Suspend => self.set_state(State::Live),
             Operation::Resume => self.set_state(State::Suspended),
+            Operation::Submit => self.submit(),
+            Operation::Uphold => self.decide(true),
+            Operation::Restored => self.decide(false),
             Operation::Purge => self.purge(),
             Operation::Rebuild => self.rebuild(),
             Operation::Restart => self.restart(),
@@ -215,6 +214,22 @@ impl World {
         }
     }
 
+    fn any_selection(&mut self, operation: Operation) -> Selection {
+        let source = self.any_source();
+        match operation {
+            Operation::RemoveSource => Selection::Source(source),
+            Operation::RemoveDocuments => {
+                let documents = (0..self.rng.random_range(1..4)).map(|_| self.any_hash()).collect();
+                Selection::Documents { source, documents }
+            }
+            _ => {
+                let prefix = ["pkg:", "pkg:a/", "pkg:a/1", "pkg:b/2", "pkg:c", "x"].choose(&mut self.rng).unwrap();
+                let source = self.rng.random_bool(0.7).then_some(source);
+                Selection::UriPrefix { source, prefix: (*prefix).to_owned() }
+            }
+        }
+    }
+
     fn pin(&mut self) {
         let snapshot = self.store().snapshot();
         let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
@@ -235,7 +250,7 @@ impl World {
     /// What is live now, document by document.
     fn shown(&self) -> BTreeSet<(ShardId, ContentHash)> {
         let live = self.reference.shards.iter().filter(|(_, s)| s.state == State::Live);
-        live.flat_map(|(id, s)| s.docs.iter().filter(|d| !d.withdrawn).map(|d| (*id, d.hash))).collect()
+        live.flat_map(|(id, s)| s.docs.iter().filter(|d| d.is_live()).map(|d| (*id, d.hash))).collect()
     }
 
     /// What was found before says the same of itself after other documents went, or that it is gone; and a snapshot that shows something
@@ -376,6 +391,7 @@ impl World {
     fn restore(&mut self) {
         let Some(i) = (0..self.backups.len()).collect::<Vec<_>>().choose(&mut self.rng).copied() else { return };
         let (path, held) = self.backups[i].clone();
+        let requests = self.store().optouts().unwrap();
         self.store = None;
         self.pinned.clear();
         let expected = Reference::restored(&held, &self.reference);
@@ -406,6 +422,7 @@ impl World {
         self.reference = expected;
         assert_eq!(restored.root, self.reference.root());
         self.store = Some(open(&self.root, &self.plan.recipe));
+        assert_eq!(self.store().optouts().unwrap(), requests, "no step of a request is lost");
         self.check();
     }
 
@@ -426,72 +443,8 @@ impl World {
         for id in live {
             let got = store.documents(id).unwrap().into_iter().map(|d| d.document.text);
             let shard = &self.reference.shards[&id];
-            let expected = shard.docs.iter().filter(|d| !d.withdrawn).map(|d| d.text.clone());
+            let expected = shard.docs.iter().filter(|d| d.is_live()).map(|d| d.text.clone());
             assert_eq!(got.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
         }
-    }
-
-    fn filter(&mut self) -> Filter {
-        let mut filter = Filter::default();
-        if self.rng.random_bool(0.3) {
-            filter.deny_sources.push(self.any_source());
-        }
-        if self.rng.random_bool(0.2) {
-            filter.allow_sources = vec![self.any_source(), self.any_source()];
-        }
-        if let Some(id) = self.any_shard(State::Live).filter(|_| self.rng.random_bool(0.2)) {
-            filter.deny_shards.push(id);
-        }
-        filter
-    }
-
-    fn search(&mut self, snapshot: &Snapshot) {
-        let filter = self.filter();
-        let (a, b) = (self.rng.random_range(98..123), self.rng.random_range(98..123));
-        let mut query = ScriptedModel::key(a, b);
-        if self.rng.random_bool(0.2) {
-            query.iter_mut().for_each(|x| *x += self.rng.random_range(-0.2..0.2));
-        }
-        let k = [1, 2, 5, 17, 60, 1000][self.rng.random_range(0..6)];
-        let mask = snapshot.mask(&filter, Purpose::Knn);
-        let found =
-            self.store().neighbors(&[NeighborQuery { snapshot, mask: &mask, key: &query, k }]).unwrap().remove(0);
-        let described: Vec<_> = found
-            .iter()
-            .map(|n| {
-                let entry = self.store().entry(snapshot, n, 4).unwrap();
-                (n.distance.to_bits(), n.value, entry.source, entry.document, entry.position)
-            })
-            .collect();
-        let visible = self.reference.visible(&sees(snapshot, &filter));
-        let expected = neighbors(&model(), &self.plan.recipe, &visible, &query, k);
-        assert_eq!(described, expected, "k = {k}, {filter:?}");
-    }
-
-    fn passages(&mut self, snapshot: &Snapshot) {
-        let filter = self.filter();
-        let (text, k) = (self.text(), self.rng.random_range(0..9));
-        let mask = snapshot.mask(&filter, Purpose::Context);
-        let query = PassageQuery { snapshot, mask: &mask, text: &text, k };
-        let found = self.store().passages(&query).unwrap();
-        let described: Vec<_> = found
-            .iter()
-            .map(|p| {
-                let source = snapshot.source_of(p.shard).clone();
-                (p.score.to_bits(), source, p.document, p.start)
-            })
-            .collect();
-        let visible = self.reference.visible(&sees(snapshot, &filter));
-        assert_eq!(described, passages(&self.plan.recipe, &visible, &text, k), "{text}, k = {k}, {filter:?}");
-    }
-}
-
-/// What a request with this snapshot and filter may see.
-fn sees<'a>(snapshot: &'a Snapshot, filter: &'a Filter) -> impl Fn(ShardId, &SourceId) -> bool + 'a {
-    |id, source| {
-        snapshot.shards.iter().any(|s| s.id == id)
-            && (filter.allow_sources.is_empty() || filter.allow_sources.contains(source))
-            && !filter.deny_sources.contains(source)
-            && !filter.deny_shards.contains(&id)
     }
 }

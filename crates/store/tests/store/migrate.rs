@@ -52,6 +52,41 @@ fn a_catalog_of_version_1_is_brought_up_to_date() {
     assert_eq!(verify(root.path()).unwrap().faults, []);
 }
 
+/// What versions 2 to 4 did not have.
+const WITHOUT_REQUESTS: &str = "
+PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;
+DROP TABLE suppressions; DROP TABLE optout_events; DROP TABLE optouts; DROP TABLE suppression_key;
+ALTER TABLE removals RENAME TO removals_5;
+DROP INDEX holds; DROP INDEX ended_holds;
+CREATE TABLE removals (id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL UNIQUE REFERENCES epochs (epoch), at_unix_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('remove', 'suspend', 'resume')), selector TEXT NOT NULL, chain TEXT NOT NULL, purged_at_unix_ms INTEGER) STRICT;
+INSERT INTO removals SELECT id, epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms FROM removals_5;
+DROP TABLE removals_5;
+PRAGMA legacy_alter_table = OFF;
+";
+
+/// Version 4 knew no requests; what it withdrew stays so, and can be proven.
+#[test]
+fn a_catalog_of_version_4_is_brought_up_to_date() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let added = add(&store, "one", &["some text", "other text"]).unwrap();
+    let removal = store.by("test").withdraw(&Selection::Shard(added.id)).unwrap().record;
+    add(&store, "one", &["a third text"]).unwrap();
+    let (before, moments) = (store.snapshot(), store.moments(removal.id).unwrap());
+    drop(store);
+    let old = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
+    old.execute_batch(&format!("{WITHOUT_REQUESTS} PRAGMA user_version = 4;")).unwrap();
+    drop(old);
+    let store = open(root.path());
+    assert_eq!(*store.snapshot(), *before);
+    let moments = (moments.unwrap().logged, store.moments(removal.id).unwrap().unwrap().logged);
+    assert_eq!(moments.0, moments.1);
+    assert_eq!(store.removals(0).unwrap()[0].chain, removal.chain);
+    drop(store);
+    assert_eq!(verify(root.path()).unwrap().faults, []);
+}
+
 /// Version 2 knew no quarantine and no head, and had other comments in its tables.
 #[test]
 fn a_catalog_of_version_2_is_brought_up_to_date() {
@@ -65,8 +100,9 @@ fn a_catalog_of_version_2_is_brought_up_to_date() {
     let comment =
         "UPDATE sqlite_schema SET sql = replace(sql, '-- never reused', '-- another word') WHERE name = 'shards'";
     let later = "DROP TABLE moments; DROP TABLE kept_parts; DROP TABLE changes; DROP TABLE log;";
-    let sql =
-        format!("DROP TABLE quarantined; {later} PRAGMA writable_schema = ON; {comment}; PRAGMA user_version = 2;");
+    let sql = format!(
+        "DROP TABLE quarantined; {later} {WITHOUT_REQUESTS} PRAGMA writable_schema = ON; {comment}; PRAGMA user_version = 2;"
+    );
     old.execute_batch(&sql).unwrap();
     drop(old);
     for _ in 0..2 {

@@ -1,26 +1,16 @@
-//! `silo optout`.
+//! `silo optout receipt|verify`.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, Subcommand};
+use clap::Args;
 use silo_log::{Receipt, Verified, read_public, with_rotations};
 use silo_proto::v1;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use super::print::time;
 use crate::client::{Target, refused};
 use crate::output;
-
-/// Receipts of withdrawals.
-#[derive(Debug, Subcommand)]
-pub enum OptOut {
-    /// Get the receipt of a withdrawal.
-    Receipt(GetReceipt),
-    /// Verify a receipt. Needs the receipt and the public key of the one who issued it, and nothing else.
-    Verify(Verify),
-}
 
 /// Gets a receipt.
 #[derive(Debug, Args)]
@@ -47,18 +37,9 @@ pub struct Verify {
     rotations: Option<PathBuf>,
 }
 
-impl OptOut {
-    /// Does it.
-    pub async fn run(self, as_json: bool) -> Result<()> {
-        match self {
-            Self::Receipt(c) => c.run(as_json).await,
-            Self::Verify(c) => c.run(as_json),
-        }
-    }
-}
-
 impl GetReceipt {
-    async fn run(self, as_json: bool) -> Result<()> {
+    /// Runs the command.
+    pub async fn run(self, as_json: bool) -> Result<()> {
         let connection = self.target.connect().await?;
         let request = v1::GetReceiptRequest { removal: self.removal };
         let receipt = connection.opt_out().get_receipt(request).await.map_err(refused)?.into_inner();
@@ -76,7 +57,8 @@ impl GetReceipt {
 }
 
 impl Verify {
-    fn run(self, as_json: bool) -> Result<()> {
+    /// Runs the command.
+    pub fn run(self, as_json: bool) -> Result<()> {
         let mut keys = read_public(&self.key)?;
         if let Some(path) = &self.rotations {
             keys = with_rotations(keys, path)?;
@@ -86,12 +68,6 @@ impl Verify {
         let verified = Receipt::verify(&text, &keys)?;
         if as_json { output::json(&verified) } else { print(&verified) }
     }
-}
-
-/// A time in UTC.
-fn time(unix_ms: i64) -> Result<String> {
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000);
-    Ok(at.context("a time in the receipt is out of range")?.format(&Rfc3339)?)
 }
 
 fn print(v: &Verified) -> Result<()> {
@@ -106,14 +82,14 @@ fn print(v: &Verified) -> Result<()> {
         println!("  no document left its source: other shards of it hold what was withdrawn");
     }
     println!();
-    println!("  asked for               {}", time(v.asked_at_unix_ms)?);
-    println!("  on disk                 {}", time(v.durable_at_unix_ms)?);
-    println!("  in no answer since      {}", time(v.effective_at_unix_ms)?);
+    println!("  asked for               {}", time(v.asked_at_unix_ms));
+    println!("  on disk                 {}", time(v.durable_at_unix_ms));
+    println!("  in no answer since      {}", time(v.effective_at_unix_ms));
     match v.purged_at_unix_ms {
-        Some(at) => println!("  in no file since        {}", time(at)?),
+        Some(at) => println!("  in no file since        {}", time(at)),
         None => println!("  in no file since        not yet: files of the store may still hold it"),
     }
-    println!("  proven to be absent at  {} (epoch {})", time(v.absent_as_of_unix_ms)?, v.absent_as_of_epoch);
+    println!("  proven to be absent at  {} (epoch {})", time(v.absent_as_of_unix_ms), v.absent_as_of_epoch);
     println!();
     println!("  root before  {}\n  root after   {} (epoch {})", v.root_before, v.after.root, v.after.epoch);
     println!("  model {}\n  recipe {}", v.after.model, v.after.recipe);
