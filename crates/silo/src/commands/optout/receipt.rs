@@ -18,7 +18,11 @@ pub struct GetReceipt {
     #[command(flatten)]
     target: Target,
     /// Number of the withdrawal: what `silo shard remove` calls its entry of the log.
-    removal: u64,
+    #[arg(required_unless_present = "optout", conflicts_with = "optout")]
+    removal: Option<u64>,
+    /// Instead: the number of an opt-out that was granted.
+    #[arg(long)]
+    optout: Option<u64>,
     /// Write it to this file instead of the standard output.
     #[arg(long, value_name = "PATH")]
     output: Option<PathBuf>,
@@ -41,7 +45,17 @@ impl GetReceipt {
     /// Runs the command.
     pub async fn run(self, as_json: bool) -> Result<()> {
         let connection = self.target.connect().await?;
-        let request = v1::GetReceiptRequest { removal: self.removal };
+        let removal = match (self.removal, self.optout) {
+            (Some(removal), _) => removal,
+            (None, id) => {
+                let id = id.unwrap_or_default();
+                let request = v1::GetOptOutRequest { id, with_statement: false };
+                let answer = connection.opt_out().get_opt_out(request).await.map_err(refused)?.into_inner();
+                let removal = answer.opt_out.unwrap_or_default().removal;
+                removal.with_context(|| format!("opt-out {id} withdrew nothing, so there is no receipt of it"))?
+            }
+        };
+        let request = v1::GetReceiptRequest { removal };
         let receipt = connection.opt_out().get_receipt(request).await.map_err(refused)?.into_inner();
         match self.output {
             Some(path) => {
