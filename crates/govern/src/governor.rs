@@ -76,6 +76,11 @@ impl Governor {
         &self.store
     }
 
+    /// The model that makes the store's keys.
+    pub fn model(&self) -> &Arc<dyn LanguageModel> {
+        &self.model
+    }
+
     /// The limits and policies in force.
     pub fn config(&self) -> &GovernConfig {
         &self.config
