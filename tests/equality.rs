@@ -8,9 +8,9 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    Document, Entry, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
-    PassageSearch, Permissions, SearchError, Selection, ShardId, ShardMask, Snapshot, SnapshotProvider, Source,
-    SourceId, Tier, Tokenizer,
+    Document, Entry, Epoch, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
+    PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot,
+    SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
 };
 use silo_engine::{
     Attribution, ContextParameters, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation,
@@ -318,6 +318,20 @@ impl NeighborSearch for Withdrawing {
 impl PassageSearch for Withdrawing {
     fn passages(&self, query: &PassageQuery<'_>) -> Result<Vec<Passage>, SearchError> {
         self.store.passages(query)
+    }
+}
+
+impl SpanSearch for Withdrawing {
+    fn is_guarded(&self, run: &Run<'_>, tiers: &[Tier]) -> Result<bool, SearchError> {
+        self.store.is_guarded(run, tiers)
+    }
+
+    fn is_free(&self, run: &Run<'_>) -> Result<bool, SearchError> {
+        self.store.is_free(run)
+    }
+
+    fn spans_epoch(&self) -> Epoch {
+        self.store.spans_epoch()
     }
 }
 

@@ -10,6 +10,8 @@ mod equality;
 mod forgery;
 /// Withdrawals inside shards, suspension, backup and restore, over gRPC.
 mod governed;
+/// No long run of a source that may not be reproduced leaves the service.
+mod guard;
 /// After an opt-out no call of any service says anything of it.
 mod leaks;
 /// Licences of all dependencies.

@@ -197,7 +197,9 @@ fn mistakes(documents: &[&Document], rng: &mut ChaCha8Rng) -> Value {
     let sketches: Vec<Sketch> = kept.iter().map(|i| Sketch::of(key, &documents[*i].text)).collect();
     let list = sketches.iter().zip(0..).map(|(s, i)| s.suppression(i, false)).collect();
     let (suppressed, start) = (Suppressed::new(list), Instant::now());
-    let (mut refused, mut less, mut other_source, mut bytes) = (0, 0, 0, 0);
+    // The part that they really have in common, of the shorter one: under a quarter, 0.4, a half, and more.
+    let mut in_common = [0; 4];
+    let (mut refused, mut other_source, mut bytes) = (0, 0, 0);
     for i in others {
         bytes += documents[*i].text.len();
         let sketch = Sketch::of(key, &documents[*i].text);
@@ -206,13 +208,15 @@ fn mistakes(documents: &[&Document], rng: &mut ChaCha8Rng) -> Value {
         let with = &sketches[hit.optout as usize];
         let common = sketch.shingles.iter().filter(|h| with.shingles.binary_search(h).is_ok()).count();
         let shorter = sketch.shingles.len().min(with.shingles.len()).max(1);
-        less += usize::from(sketch.text != with.text && (common as f64 / shorter as f64) < OVERLAP);
+        let part = if sketch.text == with.text { 1.0 } else { common as f64 / shorter as f64 };
+        in_common[[0.25, 0.4, 0.5].partition_point(|edge| *edge <= part)] += 1;
         other_source += usize::from(documents[*i].source != documents[kept[hit.optout as usize]].source);
     }
     let seconds = start.elapsed().as_secs_f64();
     json!({
         "kept_out": kept.len(), "tried": others.len(), "refused": refused, "of_those_in_another_source": other_source,
-        "of_those_with_less_than_half_in_common": less, "megabytes_per_second": bytes as f64 / 1e6 / seconds,
+        "by_part_in_common": {"0-0.25": in_common[0], "0.25-0.4": in_common[1], "0.4-0.5": in_common[2], "0.5-1": in_common[3]},
+        "megabytes_per_second": bytes as f64 / 1e6 / seconds,
     })
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use silo_core::KnnParameters;
 
-use crate::ContextParameters;
+use crate::{ContextParameters, GuardConfig};
 
 /// Limits and defaults of the engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,8 @@ pub struct EngineConfig {
     pub knn: KnnParameters,
     /// Retrieve-in-context, where the request does not say otherwise.
     pub context: ContextParameters,
+    /// How much of a source may leave in one piece.
+    pub guard: GuardConfig,
 }
 
 impl Default for EngineConfig {
@@ -44,6 +46,7 @@ impl Default for EngineConfig {
             max_context_passages: 16,
             knn: KnnParameters { k: 1024, knn_weight: 0.25, knn_temperature: 10.0 },
             context: ContextParameters::default(),
+            guard: GuardConfig::default(),
         }
     }
 }

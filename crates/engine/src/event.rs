@@ -69,6 +69,8 @@ pub enum FinishReason {
     TimeLimit,
     /// Something that the request may see was removed.
     SourceRemoved,
+    /// Whatever came next would have been too long a run of a source that may not be reproduced.
+    VerbatimLimit,
 }
 
 /// What a request used.
@@ -79,6 +81,8 @@ pub struct Usage {
     pub new_tokens: u64,
     pub neighbor_searches: u64,
     pub passage_searches: u64,
+    /// Tokens that were drawn and did not leave, since they would have completed too long a run of a source.
+    pub refused_tokens: u64,
 }
 
 /// The parameters that were in force at the end.

@@ -11,6 +11,7 @@ mod config;
 mod context;
 mod error;
 mod event;
+mod guard;
 mod queue;
 mod request;
 mod scheduler;
@@ -21,6 +22,7 @@ mod stop;
 pub use config::EngineConfig;
 pub use error::EngineError;
 pub use event::{Event, FinishReason, Finished, InForce, TokenEvent, Usage, View};
+pub use guard::{GuardConfig, OnRun};
 pub use request::{
     Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
 };

@@ -12,6 +12,7 @@ use silo_core::{
 };
 use tokio::sync::mpsc;
 
+use crate::guard::Guard;
 use crate::queue::Queue;
 use crate::sequence::{Liveness, Pinned, Progress, Sequence, Shared};
 use crate::{ContextParameters, EngineConfig, EngineError, Event, FinishReason, GenerateRequest, Retrieval};
@@ -111,7 +112,8 @@ impl Engine {
         tokenizer: Arc<dyn Tokenizer>,
         store: Arc<dyn Datastore>,
     ) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { model, tokenizer, store });
+        let guard = Guard::new(&config.guard);
+        let shared = Arc::new(Shared { model, tokenizer, store, guard });
         let queue = Arc::new(Queue::new(config.max_queued));
         let n_active = Arc::new(AtomicUsize::new(0));
         let worker = Worker {

@@ -9,11 +9,12 @@ use rand_chacha::ChaCha8Rng;
 use silo_core::mixture::{self, NeighborDistribution};
 use silo_core::sampling::sample;
 use silo_core::{
-    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, Passage, Purpose, SequenceCache, ShardMask,
-    Snapshot, SourceId, TokenId, Tokenizer,
+    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, Passage, Purpose, SearchError, SequenceCache,
+    ShardMask, Snapshot, SourceId, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
+use crate::guard::{Guard, Watched};
 use crate::stop::StopMatcher;
 use crate::{
     Attribution, ContextParameters, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, OnRemoval,
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) model: Arc<dyn LanguageModel>,
     pub(crate) tokenizer: Arc<dyn Tokenizer>,
     pub(crate) store: Arc<dyn Datastore>,
+    pub(crate) guard: Guard,
 }
 
 /// The store as a request sees it.
@@ -53,6 +55,7 @@ pub(crate) struct Sequence {
     totals: Vec<(SourceId, f64)>,
     parametric_total: f64,
     context_sources: BTreeSet<SourceId>,
+    watched: Watched,
     /// Since when its reader has had no room.
     stalled: Option<Instant>,
     sender: mpsc::Sender<Event>,
@@ -87,6 +90,7 @@ impl Sequence {
             totals: Vec::new(),
             parametric_total: 0.0,
             context_sources: BTreeSet::new(),
+            watched: Watched::default(),
             stalled: None,
             request,
             pinned,
@@ -205,10 +209,13 @@ impl Sequence {
         let knn = NeighborDistribution::new(neighbors, knn_temperature);
         let mut log_p = mixture::interpolate(&log_p_lm, &knn, knn_weight);
         let alternatives = most_probable(&log_p, self.request.alternatives);
-        let u = self.random.random::<f64>();
-        let mixed = if self.request.sampling_changes() { log_p.clone() } else { Vec::new() };
-        let token = sample(&mut log_p, &self.request.sampling, &self.text, u);
-        let log_probability = if mixed.is_empty() { log_p[token as usize] } else { mixed[token as usize] };
+        let mixed = self.request.sampling_changes().then(|| log_p.clone());
+        let token = match self.draw(shared, &mut log_p, mixed.as_deref()) {
+            Ok(Some(token)) => token,
+            Ok(None) => return self.finish(FinishReason::VerbatimLimit),
+            Err(error) => return self.fail(EngineError::Search(error)),
+        };
+        let log_probability = mixed.as_ref().unwrap_or(&log_p)[token as usize];
         let mut shares = None;
         if self.request.attribution != Attribution::None {
             shares = Some(self.credit(log_p_lm[token as usize], neighbors, &knn, token));
@@ -232,6 +239,32 @@ impl Sequence {
             return self.finish(FinishReason::Length);
         }
         self.prepare_next(shared)
+    }
+
+    /// Draws a token that may leave; `None` if there is none. `mixed` is `log_p` as it is on entry, where drawing changes it.
+    fn draw(
+        &mut self,
+        shared: &Shared,
+        log_p: &mut [f64],
+        mixed: Option<&[f64]>,
+    ) -> Result<Option<TokenId>, SearchError> {
+        let mut refused = Vec::new();
+        loop {
+            let u = self.random.random::<f64>();
+            let token = sample(log_p, &self.request.sampling, &self.text, u);
+            let (store, tokenizer) = (&*shared.store, &*shared.tokenizer);
+            let ends = tokenizer.end_of_text().contains(&token);
+            if ends || !shared.guard.refuses((store, tokenizer), &mut self.watched, &self.text, token)? {
+                return Ok(Some(token));
+            }
+            self.usage.refused_tokens += 1;
+            refused.push(token);
+            if shared.guard.ends(refused.len()) {
+                return Ok(None);
+            }
+            mixed.iter().for_each(|mixed| log_p.copy_from_slice(mixed));
+            refused.iter().for_each(|token| log_p[*token as usize] = f64::NEG_INFINITY);
+        }
     }
 
     /// Retrieves anew at every stride, and ends when the window is full.

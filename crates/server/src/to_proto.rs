@@ -71,6 +71,7 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v
         FinishReason::ContextFull => v1::FinishReason::ContextFull,
         FinishReason::TimeLimit => v1::FinishReason::TimeLimit,
         FinishReason::SourceRemoved => v1::FinishReason::SourceRemoved,
+        FinishReason::VerbatimLimit => v1::FinishReason::VerbatimLimit,
     };
     let mut totals = f.source_totals.unwrap_or_default();
     totals.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
@@ -92,6 +93,7 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v
             new_tokens: f.usage.new_tokens,
             neighbor_searches: f.usage.neighbor_searches,
             passage_searches: f.usage.passage_searches,
+            refused_tokens: f.usage.refused_tokens,
         }),
         provenance: Some(provenance(&f.view.snapshot, card)),
         in_force: Some(in_force(&f.in_force)),

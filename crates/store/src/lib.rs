@@ -30,6 +30,7 @@ mod encode;
 mod error;
 mod files;
 mod format;
+mod guard;
 mod lists;
 mod live;
 mod lock;

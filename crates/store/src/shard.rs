@@ -11,6 +11,7 @@ use silo_vector::{Keys, Lists};
 use crate::build::Numbered;
 use crate::files::{Mapped, check_file, read_added_manifest, read_manifest};
 use crate::format::{self, DocumentMetadata, DocumentRecord, Manifest, PassageRecord};
+use crate::guard::WordCache;
 use crate::texts::Runs;
 use crate::write::Written;
 use crate::{KeyType, StoreError};
@@ -29,6 +30,7 @@ pub struct Shard {
     lexical: PassageIndex,
     lists: Option<ListFiles>,
     pub(crate) runs: Runs,
+    pub(crate) words: WordCache,
 }
 
 /// Inverted lists on disk.
@@ -96,6 +98,7 @@ impl Shard {
                 }),
             },
             runs: Runs::open(path, &manifest)?,
+            words: WordCache::default(),
             manifest,
         };
         shard.check_relations()?;

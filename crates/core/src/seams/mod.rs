@@ -3,6 +3,7 @@
 
 mod model;
 mod search;
+mod spans;
 mod tokenizer;
 
 pub use model::{
@@ -12,4 +13,5 @@ pub use search::{
     Datastore, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError,
     SnapshotProvider,
 };
+pub use spans::{Run, SpanSearch};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{ContentHash, ShardIndex, ShardMask, Snapshot, SourceId, TokenId};
+use crate::{ContentHash, ShardIndex, ShardMask, Snapshot, SourceId, SpanSearch, TokenId};
 
 /// One neighbour of a query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -125,9 +125,9 @@ pub trait PassageSearch: Send + Sync {
 }
 
 /// All that the engine asks of a store.
-pub trait Datastore: NeighborSearch + PassageSearch + SnapshotProvider {}
+pub trait Datastore: NeighborSearch + PassageSearch + SpanSearch + SnapshotProvider {}
 
-impl<T: NeighborSearch + PassageSearch + SnapshotProvider> Datastore for T {}
+impl<T: NeighborSearch + PassageSearch + SpanSearch + SnapshotProvider> Datastore for T {}
 
 /// Where snapshots come from.
 pub trait SnapshotProvider: Send + Sync {

@@ -1,0 +1,170 @@
+//! The verbatim guard: what leaves is looked at by other means than those that the guard has.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use silo_core::{Document, LanguageModel, Permissions, Selection, Source, Tier, TokenId, Tokenizer, units};
+use silo_engine::{
+    Engine, EngineConfig, Event, FinishReason, Finished, GenerateRequest, GuardConfig, KnnOverrides, Mode, OnRun,
+    Retrieval,
+};
+use silo_model::{CpuLlama, LoadedModel};
+use silo_store::{NewShard, Recipe, Store, StoreOptions};
+use tempfile::TempDir;
+
+use super::service::project;
+
+const WORDS: [&str; 7] = ["tide", "Book", "harbour", "keeper", "of", "the", "lamp"];
+
+struct World {
+    model: Arc<dyn LanguageModel>,
+    tokenizer: Arc<dyn Tokenizer>,
+    store: Arc<Store>,
+    _root: TempDir,
+}
+
+fn source(name: &str, verbatim: bool) -> Source {
+    Source {
+        id: name.parse().unwrap(),
+        owner: "somebody".into(),
+        licence: "LicenseRef-test".into(),
+        licence_stated_at: String::new(),
+        tier: Tier::Restricted,
+        permissions: Permissions { verbatim, ..Permissions::of_tier(Tier::Restricted) },
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
+        let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
+        let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 1).unwrap());
+        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
+        let options = StoreOptions { n_threads: 1, ..StoreOptions::default() };
+        let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
+        Self { model, tokenizer, store, _root: root }
+    }
+
+    fn add(&self, source: &Source, text: &str) {
+        let _ = self.store.by("test").create_source(source); // it may be there already
+        let document = Document {
+            source: source.id.clone(),
+            uri: "test:1".into(),
+            title: String::new(),
+            licence: source.licence.clone(),
+            tier: source.tier,
+            text: text.into(),
+        };
+        let new = NewShard { source: &source.id, documents: &[document] };
+        self.store.by("test").add_shard(&new, &*self.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
+    }
+
+    /// Continues a prompt, copying from the store wherever it can.
+    fn generate(&self, guard: GuardConfig, prompt: &str, seed: u64) -> ((usize, Vec<TokenId>), Finished) {
+        let config = EngineConfig { guard, ..EngineConfig::default() };
+        let (model, tokenizer, store) = (self.model.clone(), self.tokenizer.clone(), self.store.clone());
+        let engine = Engine::start(config, None, model, tokenizer, store).unwrap();
+        let prompt = self.tokenizer.encode(prompt).unwrap();
+        let mut request = GenerateRequest::new(prompt.clone(), 60);
+        let (k, knn_weight, knn_temperature) = (Some(1), Some(0.97), Some(0.01));
+        let knn = KnnOverrides { k, knn_weight, knn_temperature };
+        request.retrieval = Retrieval { mode: Mode::Knn, knn, ..Retrieval::default() };
+        request.seed = seed;
+        let (n_prompt, mut generation, mut tokens) = (prompt.len(), engine.generate(request).unwrap(), prompt);
+        loop {
+            match generation.blocking_next().unwrap() {
+                Event::Token(token, _) => tokens.push(token.token),
+                Event::Finished(finished) => return ((n_prompt, tokens), *finished),
+                Event::Failed(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// The longest run of a text, in tokens, that ends after its prompt and whose words stand in another text: every window is looked at, word by
+    /// word.
+    fn longest_run(&self, (prompt, tokens): &(usize, Vec<TokenId>), of: &str) -> usize {
+        let of: String = units::words(of).map(|w| format!(" {}", w.text)).chain([" ".to_owned()]).collect();
+        let stands = |from: usize, to: usize| {
+            let before = self.tokenizer.decode(&tokens[..from]);
+            let text = self.tokenizer.decode(&tokens[..to]);
+            let words: Vec<_> = units::words(&text).filter(|w| w.at.start >= before.len()).collect();
+            // The last word may go on, unless something stands behind it.
+            let complete = words.last().is_some_and(|w| w.at.end < text.len());
+            let end = if complete { " " } else { "" };
+            let run: String = words.iter().map(|w| format!(" {}", w.text)).chain([end.to_owned()]).collect();
+            // What is mostly punctuation is let pass: here, where two tokens without a letter follow each other.
+            let has_letter = |token: &TokenId| self.tokenizer.decode(&[*token]).chars().any(char::is_alphanumeric);
+            let dense = tokens[from..to].windows(2).all(|two| two.iter().any(has_letter));
+            let cuts = |w: units::Word| w.at.start < before.len() && before.len() < w.at.end;
+            dense && !words.is_empty() && !units::words(&text).any(cuts) && of.contains(&run)
+        };
+        let windows = (prompt + 1..=tokens.len()).flat_map(|to| (0..to).map(move |from| (from, to)));
+        windows.filter(|(from, to)| stands(*from, *to)).map(|(from, to)| to - from).max().unwrap_or(0)
+    }
+}
+
+fn limit(n: usize) -> GuardConfig {
+    GuardConfig { restricted: n, ..GuardConfig::default() }
+}
+
+fn text(rng: &mut ChaCha8Rng, n: usize) -> String {
+    let words: Vec<&str> = (0..n).map(|_| *WORDS.choose(rng).unwrap()).collect();
+    words.join(if rng.random_bool(0.5) { " " } else { ", " })
+}
+
+#[test]
+fn no_run_is_longer_than_the_limit() {
+    let (mut without, mut redrawn) = (0, 0);
+    for seed in 0..12 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let world = World::new();
+        let held = text(&mut rng, 60);
+        world.add(&source("held", false), &held);
+        let n = rng.random_range(8..24);
+        let prompt: String = held.split_inclusive(' ').take(rng.random_range(1..6)).collect();
+        let (tokens, _) = world.generate(limit(0), &prompt, seed);
+        without = without.max(world.longest_run(&tokens, &held));
+        let (tokens, finished) = world.generate(limit(n), &prompt, seed);
+        let longest = world.longest_run(&tokens, &held);
+        assert!(longest <= n, "seed {seed}: a run of {longest} tokens, the limit is {n}");
+        assert!(matches!(finished.reason, FinishReason::Length | FinishReason::ContextFull), "seed {seed}");
+        redrawn += finished.usage.refused_tokens;
+    }
+    assert!(without > 40 && redrawn > 9, "the guard had something to do: {without}, {redrawn}");
+}
+
+#[test]
+fn what_guards_is_what_is_in_the_store_and_may_not_leave() {
+    let held = "the keeper of the lamp and the harbour wrote the tide book of the third day of the long winter by the light of the lamp";
+    let prompt = "the keeper of the lamp and";
+    let world = World::new();
+    world.add(&source("held", false), held);
+    let copied = |guard: GuardConfig| world.longest_run(&world.generate(guard, prompt, 1).0, held);
+    assert_eq!(
+        (copied(limit(0)) > 30, copied(limit(16)) <= 16),
+        (true, true),
+        "{} {}",
+        copied(limit(0)),
+        copied(limit(16))
+    );
+    // Each tier has its own limit.
+    assert!(copied(GuardConfig { permissive: 4, ..limit(0) }) > 30);
+
+    let end = GuardConfig { on_run: OnRun::End, ..limit(16) };
+    let (tokens, finished) = world.generate(end, prompt, 1);
+    assert_eq!((finished.reason, finished.usage.refused_tokens), (FinishReason::VerbatimLimit, 1));
+    assert!(world.longest_run(&tokens, held) <= 16);
+    let (_, finished) = world.generate(GuardConfig { max_redraws: 0, ..limit(16) }, prompt, 1);
+    assert_eq!(finished.reason, FinishReason::VerbatimLimit);
+
+    // A source that may be reproduced holds it too.
+    world.add(&source("free", true), held);
+    assert!(copied(limit(16)) <= 16, "the most restrictive statement wins");
+    assert!(copied(GuardConfig { free_elsewhere: true, ..limit(16) }) > 30);
+    world.store.by("test").withdraw(&Selection::Source("held".parse().unwrap())).unwrap();
+    assert!(copied(limit(16)) > 30, "what was withdrawn guards nothing");
+}
