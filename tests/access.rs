@@ -128,7 +128,7 @@ fn reason(status: &Status) -> String {
 }
 
 /// Who may do what matters most, in so many words.
-const MAY: [(&str, &[Role]); 13] = [
+const MAY: [(&str, &[Role]); 14] = [
     ("/Generate", &[Role::Generator, Role::Admin]),
     ("/GenerateStream", &[Role::Generator, Role::Admin]),
     ("/Score", &[Role::Generator, Role::Admin]),
@@ -136,6 +136,7 @@ const MAY: [(&str, &[Role]); 13] = [
     ("/RemoveShard", &[Role::Legal, Role::Admin]),
     ("/RemoveDocuments", &[Role::Legal, Role::Admin]),
     ("/ResumeShard", &[Role::Legal, Role::Admin]),
+    ("/UpdateSource", &[Role::Curator, Role::Legal, Role::Admin]),
     ("/SubmitOptOut", &[Role::Owner, Role::Legal, Role::Admin]),
     ("/DecideOptOut", &[Role::Legal, Role::Admin]),
     ("/HoldOptOut", &[Role::Legal, Role::Admin]),

@@ -18,6 +18,8 @@ mod leaks;
 mod licences;
 /// Opt-outs: what requests do, what they keep out, what outlives restores.
 mod optouts;
+/// Permissions, terms and signals of sources.
+mod policies;
 /// Receipts, their proofs, and the log.
 mod receipts;
 /// The service over gRPC: generation, shards that come and go, wrong input.

@@ -58,6 +58,7 @@ fn datastore(id: u64) -> Vec<(&'static str, Vec<u8>)> {
     let search = v1::SearchRequest { text: PROMPT.into(), k: Some(50), passages: Some(50), ..Default::default() };
     vec![
         ("CreateSource", v1::CreateSourceRequest { source, validate_only: true }.encode_to_vec()),
+        ("UpdateSource", v1::UpdateSourceRequest { name: "gone".into(), ..Default::default() }.encode_to_vec()),
         ("GetSource", v1::GetSourceRequest { name: "gone".into() }.encode_to_vec()),
         ("ListSources", Vec::new()),
         ("RebuildShards", v1::RebuildShardsRequest { ids: vec![id] }.encode_to_vec()),

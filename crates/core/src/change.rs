@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContentHash, Epoch, OptOutAction, OptOutState, ReasonCode, RootHash, SourceId, Tier};
+use crate::{ContentHash, Epoch, OptOutAction, OptOutState, Permissions, ReasonCode, RootHash, SourceId, Term, Tier};
 
 /// An entry of the log of changes. Its JSON text, as it was written first, is a leaf of the Merkle log: it is never written anew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,6 +85,19 @@ pub enum Change {
     Release {
         /// Number of the hold.
         hold: u64,
+        /// The store after it.
+        state: StoreState,
+    },
+    /// What a source may be used for has changed, or its term has begun or ended.
+    UpdateSource {
+        /// Its name.
+        source: SourceId,
+        /// What is permitted since.
+        permissions: Permissions,
+        /// From when until when.
+        term: Term,
+        /// SHA-256 of the files that say something about it.
+        signals: Vec<ContentHash>,
         /// The store after it.
         state: StoreState,
     },
@@ -181,6 +194,7 @@ impl Change {
             | Self::ResumeShard { state, .. }
             | Self::Hold { state, .. }
             | Self::Release { state, .. }
+            | Self::UpdateSource { state, .. }
             | Self::Quarantine { state, .. }
             | Self::Repair { state, .. }
             | Self::Open { state } => Some(state),

@@ -28,6 +28,7 @@ mod licence;
 pub mod merkle;
 pub mod mixture;
 mod optout;
+mod policy;
 pub mod sampling;
 mod seams;
 mod selection;
@@ -44,6 +45,7 @@ pub use licence::{LicencePolicy, Tier, UnknownLicence};
 pub use optout::{
     OptOut, OptOutAction, OptOutEvent, OptOutRequest, OptOutSelection, OptOutState, PassageMatch, ReasonCode,
 };
+pub use policy::{Signal, SourcePolicy, Term};
 pub use seams::*;
 pub use selection::Selection;
 pub use snapshot::{Filter, ShardMask, ShardView, Snapshot, UnknownName};

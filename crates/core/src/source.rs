@@ -59,6 +59,9 @@ impl Permissions {
     /// Everything is permitted.
     pub const ALL: Self = Self { train: true, knn: true, context: true, verbatim: true, display: true };
 
+    /// Nothing is permitted.
+    pub const NONE: Self = Self { train: false, knn: false, context: false, verbatim: false, display: false };
+
     /// What a tier permits where nobody said otherwise: open tiers everything; the restricted tier may be consulted and
     /// shown to callers with the right role, but neither trained on nor reproduced at length.
     pub fn of_tier(tier: Tier) -> Self {

@@ -7,6 +7,7 @@ use silo_log::LogError;
 use silo_store::StoreError;
 
 use crate::optout::{KeptOut, Refusal};
+use crate::signals::SignalKind;
 
 /// Why something was refused.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,10 @@ pub enum GovernError {
         "the passage has {got} words, the least is {least} (optout.min_passage_words): fewer stand in too many texts"
     )]
     ShortPassage { got: usize, least: usize },
+    #[error("the file of kind {kind} says nothing that can be read: {reason}")]
+    Signal { kind: SignalKind, reason: String },
+    #[error("the term begins at {starts} and ends at {ends} (milliseconds since 1970): it must begin before it ends")]
+    Term { starts: i64, ends: i64 },
     #[error("{what} is {got}, the limit is {limit} ({setting})")]
     Limit { what: &'static str, got: usize, limit: usize, setting: &'static str },
     #[error("the store changed {tries} times while it was looked into; try again")]

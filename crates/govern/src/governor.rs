@@ -22,6 +22,8 @@ pub struct GovernConfig {
     pub backups: Option<PathBuf>,
     /// Timers and limits of opt-outs.
     pub optout: OptOutConfig,
+    /// Longest file of a signal, in bytes.
+    pub max_signal_bytes: usize,
     /// Longest document, in bytes.
     pub max_document_bytes: usize,
     /// Most documents of one shard.
@@ -37,6 +39,7 @@ impl Default for GovernConfig {
             signing_key: None,
             backups: None,
             optout: OptOutConfig::default(),
+            max_signal_bytes: 512 << 10,
             max_document_bytes: 16 << 20,
             max_shard_documents: 1_000_000,
             max_shard_bytes: 1 << 30,

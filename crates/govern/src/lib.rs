@@ -12,6 +12,8 @@ mod governor;
 mod look;
 mod notary;
 mod optout;
+mod policy;
+mod signals;
 
 pub use access::{Access, AccessError, Caller, Denied, NewToken, Role, TokenFile, TokenRecord};
 pub use declare::{Declaration, declare};
@@ -23,6 +25,8 @@ pub use optout::{
     Decision, Hit, KeptOut, NewOptOut, OptOutConfig, OptOutPlan, Quote, Refusal, Sketch, Suppressed, Verdict, Why,
     after, becomes,
 };
+pub use policy::{SourceState, SourceUpdate};
+pub use signals::{SignalFile, SignalKind, read_signal};
 pub use silo_store::{
     AddedShard, BackupManifest, BackupRecord, PartDocument, Purged, Removal, RemovalPart, ShardDetail, ShardState,
     StoreError, Suppression, TextMatch, now_unix_ms,

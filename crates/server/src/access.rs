@@ -27,6 +27,7 @@ const RULES: &[Rule] = &[
     ("silo.v1.GenerationService/Tokenize", EVERYONE),
     ("silo.v1.GenerationService/GetModel", EVERYONE),
     ("silo.v1.DatastoreService/CreateSource", &[Curator, Admin]),
+    ("silo.v1.DatastoreService/UpdateSource", &[Curator, Legal, Admin]),
     ("silo.v1.DatastoreService/GetSource", EVERYONE),
     ("silo.v1.DatastoreService/ListSources", EVERYONE),
     ("silo.v1.DatastoreService/AddShard", &[Curator, Admin]),

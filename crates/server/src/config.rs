@@ -43,6 +43,8 @@ pub struct ServerConfig {
     pub max_finished_operations: usize,
     /// Share of the time in which purges may run: after one, the next waits so long that no more is used. 1 is no limit.
     pub purge_share: f64,
+    /// Milliseconds from one look at the terms of sources to the next: so late may one that ends by itself be seen to have ended.
+    pub terms_check_ms: u64,
     /// Hours from the end of one check of all files against their checksums to the next; 0 for one check, at the start.
     pub scrub_hours: u64,
 }
@@ -80,6 +82,7 @@ impl Default for ServerConfig {
             max_queued_additions: 16,
             max_finished_operations: 1000,
             purge_share: 0.05,
+            terms_check_ms: 500,
             scrub_hours: 24,
         }
     }
@@ -99,6 +102,8 @@ pub enum InvalidSetting {
          [server.tls], or say plain_text_beyond_loopback = true"
     )]
     PlainText(SocketAddr),
+    #[error("server.terms_check_ms is 0; it must be 1 or more")]
+    TermsCheck,
     #[error("server.purge_share is {0}; it must be over 0 and at most 1")]
     PurgeShare(f64),
 }
@@ -106,6 +111,9 @@ pub enum InvalidSetting {
 impl ServerConfig {
     /// Whether all settings may stand.
     pub fn check(&self) -> Result<(), InvalidSetting> {
+        if self.terms_check_ms == 0 {
+            return Err(InvalidSetting::TermsCheck);
+        }
         let beyond = !self.listen.ip().is_loopback();
         if beyond && self.tokens.is_none() {
             return Err(InvalidSetting::NoTokens(self.listen));

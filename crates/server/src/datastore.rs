@@ -170,13 +170,30 @@ impl DatastoreService for Datastore {
         .await
     }
 
+    async fn update_source(&self, request: Request<v1::UpdateSourceRequest>) -> Result<Response<v1::Source>, Status> {
+        let caller = caller(&request)?;
+        let m = request.into_inner();
+        let id = from_proto::source_id(&m.name, "name").map_err(|e| status::bad_field(&e))?;
+        check_scope(&caller, &id)?;
+        let validate_only = m.validate_only;
+        let update = from_proto::update(m).map_err(|e| status::bad_field(&e))?;
+        self.blocking(move |g| {
+            let state = g.update_source(&caller, &id, &update, validate_only).map_err(govern)?;
+            if !validate_only {
+                note(&caller, format_args!("changed what the source {id} may be used for"));
+            }
+            Ok(to_proto::source_state(&state))
+        })
+        .await
+    }
+
     async fn get_source(&self, request: Request<v1::GetSourceRequest>) -> Result<Response<v1::Source>, Status> {
         let caller = caller(&request)?;
         let id = from_proto::source_id(&request.into_inner().name, "name").map_err(|e| status::bad_field(&e))?;
         if !caller.sees(&id) {
             return Err(govern(StoreError::UnknownSource(id)));
         }
-        self.blocking(move |g| g.store().source(&id).map(|s| to_proto::source(&s)).map_err(govern)).await
+        self.blocking(move |g| g.source_state(&id).map(|s| to_proto::source_state(&s)).map_err(govern)).await
     }
 
     async fn list_sources(

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use silo_core::sampling::SamplingParameters;
-use silo_core::{Document, Filter, Permissions, Selection, ShardId, SourceId, Tier, Tokenizer};
+use silo_core::{Document, Filter, Permissions, Selection, ShardId, SourceId, Term, Tier, Tokenizer};
 use silo_engine::{
     Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
 };
-use silo_govern::{Caller, Declaration};
+use silo_govern::{Caller, Declaration, SignalFile, SourceUpdate};
 use silo_proto::v1;
 
 use crate::ServerConfig;
@@ -188,14 +188,31 @@ pub(crate) fn score(m: v1::ScoreRequest, s: &Surroundings<'_>) -> Result<ScoreRe
     })
 }
 
+fn permissions(p: v1::Permissions) -> Permissions {
+    let v1::Permissions { train, knn, context, verbatim, display } = p;
+    Permissions { train, knn, context, verbatim, display }
+}
+
+/// A change of what is said about a source.
+pub(crate) fn update(m: v1::UpdateSourceRequest) -> Result<SourceUpdate> {
+    let signal = |file: v1::SignalFile| {
+        let kind = file.kind.parse().map_err(|e: String| BadField::new("signals.kind", e))?;
+        let path = if file.path.is_empty() { "/".to_owned() } else { file.path };
+        if !path.starts_with('/') {
+            return Err(BadField::new("signals.path", format!("'{path}' does not begin with a slash")));
+        }
+        Ok(SignalFile { kind, text: file.text, path, found_at: file.found_at })
+    };
+    Ok(SourceUpdate {
+        permissions: m.permissions.map(permissions),
+        term: m.term.map(|t| Term { starts_unix_ms: t.starts_unix_ms, ends_unix_ms: t.ends_unix_ms }),
+        signals: m.signals.into_iter().map(signal).collect::<Result<_>>()?,
+        replace_signals: m.replace_signals,
+    })
+}
+
 pub(crate) fn declaration(m: v1::Source) -> Result<Declaration> {
-    let permissions = m.permissions.map(|p| Permissions {
-        train: p.train,
-        knn: p.knn,
-        context: p.context,
-        verbatim: p.verbatim,
-        display: p.display,
-    });
+    let permissions = m.permissions.map(permissions);
     Ok(Declaration {
         tier: tier(m.tier, "source.tier")?,
         name: m.name,

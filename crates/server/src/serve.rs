@@ -134,6 +134,7 @@ impl Server {
             registry.purge(); // what was left when the last server stopped
         }
         let (operations, cut_off) = (registry.clone(), draining.clone());
+        let terms = apply_terms(governor.clone(), config.terms_check_ms);
         let limit = config.max_message_bytes;
         let card = engine.model().card().clone();
         let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
@@ -192,6 +193,23 @@ impl Server {
         tokio::select! {
             result = served => Ok(result?),
             () = after_the_cut => Ok(()),
+            () = terms => Ok(()),
+        }
+    }
+}
+
+/// Lets terms of sources begin and end when their time has come, for ever.
+async fn apply_terms(governor: Arc<Governor>, every_ms: u64) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(every_ms));
+    loop {
+        ticks.tick().await;
+        let governor = governor.clone();
+        match tokio::task::spawn_blocking(move || governor.apply_terms()).await {
+            Ok(Ok(sources)) => {
+                sources.iter().for_each(|id| tracing::info!("the term of the source {id} began or ended"))
+            }
+            Ok(Err(error)) => tracing::error!("terms cannot be looked at: {error}"),
+            Err(error) => tracing::error!("the look at terms failed: {error}"),
         }
     }
 }

@@ -191,6 +191,8 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         E::ShortPassage { .. } => {
             Shape { field: Some("passage"), ..Shape::new(Code::InvalidArgument, "SHORT_PASSAGE") }
         }
+        E::Signal { .. } => field("signals"),
+        E::Term { .. } => field("term"),
         E::Changing { .. } => Shape { retry: true, ..Shape::new(Code::Aborted, "STORE_CHANGED") },
         E::NoBackups => Shape::new(Code::FailedPrecondition, "NO_BACKUPS"),
         E::NoKey => Shape::new(Code::FailedPrecondition, "NO_KEY"),

@@ -2,7 +2,7 @@
 
 use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
 use silo_engine::{FinishReason, Finished, InForce, Mode, Score, TokenEvent};
-use silo_govern::{BackupRecord, Found, Removal, RemovalPart, ShardDetail, ShardState};
+use silo_govern::{BackupRecord, Found, Removal, RemovalPart, ShardDetail, ShardState, SourceState};
 use silo_proto::v1;
 
 pub(crate) fn tier(tier: Tier) -> v1::Tier {
@@ -142,15 +142,41 @@ pub(crate) fn model(card: &silo_core::ModelCard) -> v1::Model {
     }
 }
 
+fn permissions(p: Permissions) -> v1::Permissions {
+    let Permissions { train, knn, context, verbatim, display } = p;
+    v1::Permissions { train, knn, context, verbatim, display }
+}
+
+/// A source with what is said about it.
+pub(crate) fn source_state(s: &SourceState) -> v1::Source {
+    let signal = |signal: &silo_core::Signal| v1::Signal {
+        kind: signal.kind.clone(),
+        statements: signal.statements.clone(),
+        permits: Some(permissions(signal.permits)),
+        path: signal.path.clone(),
+        found_at: signal.found_at.clone(),
+        sha256: signal.sha256.to_string(),
+        recorded_unix_ms: signal.recorded_unix_ms,
+    };
+    let silo_core::Term { starts_unix_ms, ends_unix_ms } = s.policy.term;
+    v1::Source {
+        declared_permissions: Some(permissions(s.declared)),
+        stated_permissions: s.policy.permissions.map(permissions),
+        term: Some(v1::Term { starts_unix_ms, ends_unix_ms }),
+        signals: s.policy.signals.iter().map(signal).collect(),
+        ..source(&s.source)
+    }
+}
+
 pub(crate) fn source(s: &Source) -> v1::Source {
-    let Permissions { train, knn, context, verbatim, display } = s.permissions;
     v1::Source {
         name: s.id.to_string(),
         owner: s.owner.clone(),
         licence: s.licence.clone(),
         licence_stated_at: s.licence_stated_at.clone(),
         tier: tier(s.tier).into(),
-        permissions: Some(v1::Permissions { train, knn, context, verbatim, display }),
+        permissions: Some(permissions(s.permissions)),
+        ..v1::Source::default()
     }
 }
 

@@ -36,6 +36,7 @@ mod live;
 mod lock;
 mod numbers;
 mod optout;
+mod policy;
 mod purge;
 mod recipe;
 mod restore;

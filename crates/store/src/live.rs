@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
-use silo_core::{ContentHash, Epoch, ShardId, ShardView, Snapshot, Source, SourceId, merkle};
+use silo_core::{ContentHash, Epoch, Permissions, Purpose, ShardId, ShardView, Snapshot, Source, SourceId, merkle};
 use silo_vector::MergedLists;
 
+use crate::policy::permitted;
 use crate::{Numbers, Shard};
 
 /// A shard that may be retrieved from.
@@ -355,6 +356,23 @@ impl Live {
         if let Some(old) = self.hide(id) {
             self.show(id, renewed(&old));
         }
+    }
+
+    /// Changes what a source may be used for. Searches in snapshots from before may find less than these show, or more.
+    pub(crate) fn permit(&mut self, id: &SourceId, permissions: Permissions, epoch: Epoch) {
+        for source in &mut Arc::make_mut(&mut self.snapshot).sources {
+            if source.id == *id {
+                *source = permitted(source, permissions);
+            }
+        }
+        let shards = self.shards.values_mut().chain(self.suspended.values_mut());
+        shards.filter(|s| s.shard.manifest().source == *id).for_each(|s| s.shrunk = epoch);
+    }
+
+    /// What the source of a live shard may be used for now.
+    pub(crate) fn allows(&self, id: ShardId, purpose: Purpose) -> bool {
+        let found = self.snapshot.shards.binary_search_by_key(&id, |view| view.id);
+        found.is_ok_and(|i| self.snapshot.shards[i].source.permissions.allows(purpose))
     }
 
     /// Takes a shard out of what is retrieved, and keeps it.

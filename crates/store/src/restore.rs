@@ -50,6 +50,7 @@ struct Header {
     n_records: u64,
     n_optouts: u64,
     n_suppressions: u64,
+    n_policies: u64,
     suppression_key: String,
 }
 
@@ -116,14 +117,16 @@ impl RemovalLog {
             return Err(wrong(format!("it is a '{}' of version {}", header.format, header.version)));
         }
         let lines = lines.collect::<Result<Vec<String>, _>>().map_err(StoreError::io(path))?;
-        let parts = [header.n_records, header.n_optouts, header.n_suppressions];
+        let parts = [header.n_records, header.n_optouts, header.n_suppressions, header.n_policies];
         if lines.len() as u64 != parts.iter().sum::<u64>() {
             return Err(wrong(format!("it holds {} lines, its header says {parts:?}", lines.len())));
         }
         let (records, rest) = lines.split_at(parts[0] as usize);
-        let (optouts, suppressions) = rest.split_at(parts[1] as usize);
+        let (optouts, rest) = rest.split_at(parts[1] as usize);
+        let (suppressions, policies) = rest.split_at(parts[2] as usize);
         let key = hex::decode(&header.suppression_key).map_err(|e| wrong(format!("its key is no key: {e}")))?;
-        let workflow = Workflow { optouts: parse(optouts, &wrong)?, suppressions: parse(suppressions, &wrong)?, key };
+        let (optouts, suppressions) = (parse(optouts, &wrong)?, parse(suppressions, &wrong)?);
+        let workflow = Workflow { optouts, suppressions, key, policies: parse(policies, &wrong)? };
         let Header { store_id, backups, last_shard, last_epoch, .. } = header;
         Ok(Self { store_id, backups, last_shard, last_epoch, records: parse(records, &wrong)?, workflow })
     }
@@ -140,12 +143,14 @@ impl RemovalLog {
             n_records: self.records.len() as u64,
             n_optouts: self.workflow.optouts.len() as u64,
             n_suppressions: self.workflow.suppressions.len() as u64,
+            n_policies: self.workflow.policies.len() as u64,
             suppression_key: hex::encode(&self.workflow.key),
         };
         writeln!(to, "{}", serde_json::to_string(&header)?)?;
         self.records.iter().try_for_each(|r| writeln!(to, "{}", serde_json::to_string(r)?))?;
         self.workflow.optouts.iter().try_for_each(|o| writeln!(to, "{}", serde_json::to_string(o)?))?;
-        self.workflow.suppressions.iter().try_for_each(|s| writeln!(to, "{}", serde_json::to_string(s)?))
+        self.workflow.suppressions.iter().try_for_each(|s| writeln!(to, "{}", serde_json::to_string(s)?))?;
+        self.workflow.policies.iter().try_for_each(|p| writeln!(to, "{}", serde_json::to_string(p)?))
     }
 
     /// Whether it goes on from where the other one ends, or ends there too.
@@ -211,7 +216,10 @@ fn make(
     let last_shard = last_shard.max(ShardId(greatest(|l| l.last_shard.0)));
     catalog.replay(later, last_shard, last_epoch.max(Epoch(greatest(|l| l.last_epoch.0))))?;
     // Steps that changed nothing of what is retrieved are in no entry of the log: whoever has more of them knows more.
-    let steps = |l: &&RemovalLog| l.workflow.optouts.iter().map(|o| o.events.len()).sum::<usize>();
+    let steps = |l: &&RemovalLog| {
+        let events = l.workflow.optouts.iter().map(|o| o.events.len() as u64).sum::<u64>();
+        events + l.workflow.policies.iter().map(|(_, row)| row.policy.revision).sum::<u64>()
+    };
     let newest = [log, held].into_iter().chain(known).max_by_key(steps).unwrap_or(log);
     catalog.replace_workflow(&newest.workflow)?;
     for backup in known.into_iter().chain([log]).flat_map(|l| &l.backups) {

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use fixedbitset::FixedBitSet;
 use silo_core::{
-    Detokenizer, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, SearchError,
-    ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
+    Detokenizer, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, Purpose,
+    SearchError, ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
 use silo_vector::{
@@ -27,13 +27,14 @@ struct Visible<'a> {
     copies: Vec<u32>,
 }
 
-/// The shards that a mask shows and that are live now. A snapshot may list shards that were removed since; they are not looked up
+/// The shards that a mask shows, that are live now, and whose sources may be used for this now. A snapshot may list shards that were removed since; they are not looked up
 /// anywhere but here, so they give nothing. A text that several visible shards of a source hold counts once.
-fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask) -> Vec<Visible<'a>> {
+fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask, purpose: Purpose) -> Vec<Visible<'a>> {
     let shown = snapshot.shards.iter().enumerate().filter(|(i, _)| mask.sees(*i));
     let mut out: Vec<Visible<'a>> = shown
         .filter_map(|(i, view)| {
-            let LiveShard { shard, hidden, .. } = live.shards.get(&view.id)?;
+            let LiveShard { shard, hidden, .. } =
+                live.shards.get(&view.id).filter(|_| live.allows(view.id, purpose))?;
             let hidden = hidden.as_deref();
             Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, hidden, copies: Vec::new() })
         })
@@ -182,7 +183,7 @@ impl Store {
             left = rest;
             let vectors: Vec<Query<'_>> =
                 group.iter().map(|&i| Query { key: queries[i].key, k: queries[i].k }).collect();
-            let visible = visible(&live, snapshot, mask);
+            let visible = visible(&live, snapshot, mask, Purpose::Knn);
             let found = match lists.zip(live.merged.as_deref()) {
                 Some((recipe, merged)) => self.scan_lists(merged, &visible, &vectors, recipe),
                 None => self.scan_all(live.key_dim, &visible, &vectors),
@@ -227,7 +228,7 @@ impl NeighborSearch for Store {
 impl PassageSearch for Store {
     fn passages(&self, query: &PassageQuery<'_>) -> Result<Vec<Passage>, SearchError> {
         let live = self.live();
-        let visible = visible(&live, query.snapshot, query.mask);
+        let visible = visible(&live, query.snapshot, query.mask, Purpose::Context);
         // Ties by logical id: source, document, start.
         let logical = |(part, passage): (u32, u32)| {
             let shard = visible[part as usize].shard;

@@ -130,6 +130,7 @@ impl Store {
         };
         store.catalog.note_in_force_anew()?;
         store.note_open()?;
+        store.apply_terms()?; // before anything is served
         Ok(store)
     }
 

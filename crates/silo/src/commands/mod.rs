@@ -13,6 +13,7 @@ pub mod search;
 pub mod serve;
 pub mod shard;
 pub mod source;
+mod source_update;
 pub mod store;
 pub mod token;
 pub mod train;

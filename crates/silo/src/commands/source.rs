@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use silo_corpus::SourceDeclaration;
 use silo_proto::v1;
 
+use super::source_update::{Show, Update};
 use super::{tier_name, tier_number};
 use crate::client::{Target, refused};
 use crate::output;
@@ -17,6 +18,10 @@ use crate::output;
 pub enum Source {
     /// Declare a source. Its tier follows from its licence.
     Create(Create),
+    /// Change what a source may be used for: permissions, a term, machine-readable reservations of rights.
+    Update(Update),
+    /// Show a source with what is said about it.
+    Show(Show),
     /// List the sources.
     Ls(List),
 }
@@ -69,6 +74,7 @@ impl Create {
             licence_stated_at: d.licence_stated_at,
             tier: d.tier.map_or(0, tier_number),
             permissions,
+            ..v1::Source::default()
         })
     }
 }
@@ -80,7 +86,7 @@ pub struct List {
     target: Target,
 }
 
-fn describe(s: &v1::Source) -> Value {
+pub(super) fn describe(s: &v1::Source) -> Value {
     let p = s.permissions.unwrap_or_default();
     json!({
         "name": s.name, "owner": s.owner, "licence": s.licence, "licence_stated_at": s.licence_stated_at,
@@ -89,8 +95,8 @@ fn describe(s: &v1::Source) -> Value {
     })
 }
 
-fn permitted(s: &v1::Source) -> String {
-    let p = s.permissions.unwrap_or_default();
+pub(super) fn permitted(p: Option<v1::Permissions>) -> String {
+    let p = p.unwrap_or_default();
     let all =
         [(p.train, "train"), (p.knn, "knn"), (p.context, "context"), (p.verbatim, "verbatim"), (p.display, "display")];
     all.iter().filter(|(yes, _)| *yes).map(|(_, name)| *name).collect::<Vec<_>>().join(" ")
@@ -108,10 +114,17 @@ impl Source {
                 if as_json {
                     output::json(&describe(&created))?;
                 } else {
-                    println!("{} is {}; permitted: {}", created.name, tier_name(created.tier), permitted(&created));
+                    println!(
+                        "{} is {}; permitted: {}",
+                        created.name,
+                        tier_name(created.tier),
+                        permitted(created.permissions)
+                    );
                 }
                 connection.close().await
             }
+            Self::Update(c) => c.run(as_json).await,
+            Self::Show(c) => c.run(as_json).await,
             Self::Ls(c) => {
                 let connection = c.target.connect().await?;
                 let sources = all(&connection).await?;
@@ -119,7 +132,13 @@ impl Source {
                     output::json(&sources.iter().map(describe).collect::<Vec<_>>())?;
                 } else {
                     let row = |s: &v1::Source| {
-                        vec![s.name.clone(), tier_name(s.tier).into(), s.licence.clone(), permitted(s), s.owner.clone()]
+                        vec![
+                            s.name.clone(),
+                            tier_name(s.tier).into(),
+                            s.licence.clone(),
+                            permitted(s.permissions),
+                            s.owner.clone(),
+                        ]
                     };
                     output::table(
                         &["name", "tier", "licence", "permitted", "owner"],

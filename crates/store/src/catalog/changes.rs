@@ -31,6 +31,7 @@ pub(super) fn name(change: &Change) -> &'static str {
         Change::ResumeShard { .. } => "resume",
         Change::Hold { .. } => "hold",
         Change::Release { .. } => "release",
+        Change::UpdateSource { .. } => "update source",
         Change::OptOut { .. } => "opt-out",
         Change::Quarantine { .. } => "quarantine",
         Change::Repair { .. } => "repair",

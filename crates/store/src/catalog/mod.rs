@@ -3,6 +3,7 @@
 mod changes;
 mod head;
 mod optouts;
+mod policies;
 mod removals;
 mod resolve;
 mod schema;
@@ -24,6 +25,7 @@ pub(crate) use changes::SILO;
 pub(crate) use head::{HEAD, Head};
 pub(crate) use optouts::{NewStep, WithRemoval};
 pub use optouts::{Suppression, Workflow};
+pub(crate) use policies::PolicyRow;
 pub(crate) use removals::{NewRemoval, chain_is_whole};
 pub use removals::{RemovalKind, RemovalPart, RemovalRecord};
 pub(crate) use shards::Files;
@@ -277,10 +279,14 @@ impl Catalog {
         Ok(true)
     }
 
-    /// All sources, sorted by name.
+    /// All sources with what they may be used for, sorted by name.
     pub(crate) fn sources(&self) -> Result<Vec<Source>, StoreError> {
         let sql = "SELECT name, owner, licence, licence_stated_at, tier, permissions FROM sources ORDER BY name";
-        self.run(|c| c.prepare(sql)?.query_map([], read_source)?.collect())
+        let mut all: Vec<Source> = self.run(|c| c.prepare(sql)?.query_map([], read_source)?.collect())?;
+        for (id, _, row) in self.policies()? {
+            all.iter_mut().filter(|source| source.id == id).for_each(|source| source.permissions = row.in_force);
+        }
+        Ok(all)
     }
 
     /// What SQLite itself finds wrong with its file; nothing, if it is whole.
@@ -351,9 +357,18 @@ fn tables(c: &Connection) -> rusqlite::Result<Vec<String>> {
 
 /// Whether the tables that say what is live are well formed and agree with their indexes. Those with a row per document are `verify`'s.
 fn small_tables_are_whole(c: &Connection) -> rusqlite::Result<bool> {
-    for table in
-        ["store", "log", "sources", "shards", "removals", "removal_parts", "quarantined", "optouts", "suppressions"]
-    {
+    for table in [
+        "store",
+        "log",
+        "sources",
+        "shards",
+        "removals",
+        "removal_parts",
+        "quarantined",
+        "optouts",
+        "suppressions",
+        "policies",
+    ] {
         let answer: String = c.query_row(&format!("PRAGMA integrity_check({table})"), [], |r| r.get(0))?;
         if answer != "ok" {
             return Ok(false);

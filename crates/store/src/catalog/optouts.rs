@@ -3,9 +3,10 @@
 use rand::random;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
-use silo_core::{ContentHash, OptOut, OptOutEvent, OptOutRequest, OptOutState};
+use silo_core::{ContentHash, OptOut, OptOutEvent, OptOutRequest, OptOutState, SourceId};
 
 use super::changes::append;
+use super::policies::PolicyRow;
 use super::removals::{RemovalKind, RemovalRecord};
 use super::{Catalog, conversion, parsed};
 use crate::StoreError;
@@ -26,7 +27,7 @@ pub struct Suppression {
     pub sketch: Vec<u64>,
 }
 
-/// All requests of a store, and what they keep out.
+/// All requests of a store, what they keep out, and what was said about its sources.
 #[derive(Clone, Default, PartialEq)]
 pub struct Workflow {
     /// By number.
@@ -35,6 +36,8 @@ pub struct Workflow {
     pub suppressions: Vec<Suppression>,
     /// What their hashes are keyed with.
     pub key: Vec<u8>,
+    /// What was said about sources since they were declared.
+    pub policies: Vec<(SourceId, PolicyRow)>,
 }
 
 impl std::fmt::Debug for Workflow {
@@ -221,7 +224,9 @@ impl Catalog {
 
     /// All requests, and what they keep out.
     pub(crate) fn workflow(&self) -> Result<Workflow, StoreError> {
-        Ok(Workflow { optouts: self.optouts()?, suppressions: self.suppressions()?, key: self.suppression_key()? })
+        let policies = self.policies()?.into_iter().map(|(id, _, row)| (id, row)).collect();
+        let (optouts, suppressions, key) = (self.optouts()?, self.suppressions()?, self.suppression_key()?);
+        Ok(Workflow { optouts, suppressions, key, policies })
     }
 
     /// Puts the requests of a later catalog in the place of those that are here.
@@ -232,6 +237,7 @@ impl Catalog {
             }
             later.optouts.iter().try_for_each(|optout| insert(t, optout))?;
             later.suppressions.iter().try_for_each(|s| insert_suppression(t, s))?;
+            self.take_policies(t, &later.policies)?;
             t.execute("INSERT INTO suppression_key (key) VALUES (?1)", [&later.key]).map(drop)
         })
     }

@@ -7,7 +7,7 @@ pub(super) const VERSION: u32 = 5;
 pub(super) const NAMES: &str = "'sources', 'epochs', 'shards', 'shards_of_source', 'documents', 'documents_by_uri', 'documents_of_shard_by_uri',
     'documents_by_hash', 'other_uris', 'other_uris_by_uri', 'removals', 'removal_parts', 'backups', 'duplicates', 'quarantined', 'store',
     'changes', 'changes_by_epoch', 'moments', 'kept_parts', 'log', 'holds', 'ended_holds', 'optouts', 'optout_events', 'suppressions',
-    'suppressions_of_optout', 'suppression_key'";
+    'suppressions_of_optout', 'suppression_key', 'policies'";
 
 /// What the log of changes is kept in.
 macro_rules! changes {
@@ -87,6 +87,10 @@ CREATE TABLE suppressions (                 -- what must not come in again
     sketch BLOB NOT NULL                    -- keyed hashes of some of them, 8 bytes each, rising
 ) STRICT;
 CREATE INDEX suppressions_of_optout ON suppressions (optout_id);
+CREATE TABLE policies (                     -- what was said about sources since they were declared
+    source_id INTEGER PRIMARY KEY REFERENCES sources (id),
+    policy TEXT NOT NULL                    -- JSON: the policy, and the permissions in force
+) STRICT;
 CREATE TABLE suppression_key (
     key BLOB NOT NULL                       -- drawn when the store was made
 ) STRICT;
@@ -109,7 +113,7 @@ CREATE TABLE sources (
 CREATE TABLE epochs (
     epoch INTEGER PRIMARY KEY AUTOINCREMENT,
     at_unix_ms INTEGER NOT NULL,
-    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'hold', 'release', 'quarantine', 'repair', 'open', 'restore'
+    change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'hold', 'release', 'update source', 'quarantine', 'repair', 'open', 'restore'
 ) STRICT;
 CREATE TABLE shards (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
