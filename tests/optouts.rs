@@ -101,7 +101,10 @@ fn a_passage_is_found_withheld_withdrawn_proven_and_kept_out() {
     assert_eq!(quarantine.unwrap().root_after, g.store().snapshot().root);
 
     let refused = add_again(&world, "pages", &whole).unwrap_err();
-    assert!(matches!(refused, GovernError::KeptOut(_)), "what is in quarantine does not come in elsewhere: {refused}");
+    assert!(
+        matches!(refused, GovernError::KeptOut { .. }),
+        "what is in quarantine does not come in elsewhere: {refused}"
+    );
     g.decide_optout(&legal(), optout.id, &decision(Verdict::Review)).unwrap();
     let uphold = Decision { spare: vec![(id("novels"), hash(&part))], ..decision(Verdict::Uphold) };
     let (upheld, removal) = g.decide_optout(&legal(), optout.id, &uphold).unwrap();
@@ -119,7 +122,10 @@ fn a_passage_is_found_withheld_withdrawn_proven_and_kept_out() {
 
     for text in [&whole, &copy, &format!("Wholly new. {PASSAGE} Really."), &PASSAGE.to_lowercase()] {
         let refused = add_again(&world, "novels", text).unwrap_err();
-        assert!(matches!(&refused, GovernError::KeptOut(found) if found[0].hit.optout == optout.id), "{refused}");
+        assert!(
+            matches!(&refused, GovernError::KeptOut { found, .. } if found[0].hit.optout == optout.id),
+            "{refused}"
+        );
     }
     add_again(&world, "novels", "The sea is only a sea, said the keeper, and went to bed for the night.").unwrap();
 
@@ -154,11 +160,11 @@ fn what_is_rejected_comes_back_as_it_was() {
     assert_eq!((restored.state, root(g.store())), (OptOutState::Restored, before));
     add_again(&world, "novels", "Something that was never here before.").unwrap();
 
-    // An appeal may still be granted: what is there then goes.
+    // An appeal may still be granted: all of the source that is there then goes.
     g.appeal_optout(&legal(), optout.id, &why()).unwrap();
     assert!(g.appeal_optout(&legal(), optout.id, &why()).is_err());
     let (upheld, removal) = g.decide_optout(&legal(), optout.id, &decision(Verdict::Uphold)).unwrap();
-    assert_eq!((upheld.state, removal.unwrap().record.parts.len()), (OptOutState::Upheld, 1));
+    assert_eq!((upheld.state, removal.unwrap().record.parts.len()), (OptOutState::Upheld, 2));
 }
 
 #[test]
@@ -185,7 +191,7 @@ fn a_legal_hold_stops_a_withdrawal_and_never_a_quarantine() {
     assert_eq!(root(g.store()), quarantined);
     world.purge();
     assert_eq!(g.optout(&legal(), optout.id).unwrap().state, OptOutState::Purged);
-    assert!(matches!(add_again(&world, "pages", &whole), Err(GovernError::KeptOut(_))));
+    assert!(matches!(add_again(&world, "pages", &whole), Err(GovernError::KeptOut { .. })));
 }
 
 #[test]
@@ -208,7 +214,7 @@ fn requests_outlive_restarts_and_the_restore_of_a_backup_of_before() {
     let world = World { governor: governor(folder.path()), folder, keys };
     assert_eq!((root(world.governor.store()), world.governor.optouts(&legal()).unwrap()), (after, all));
     for text in [&whole, &copy] {
-        assert!(matches!(add_again(&world, "novels", text), Err(GovernError::KeptOut(_))));
+        assert!(matches!(add_again(&world, "novels", text), Err(GovernError::KeptOut { .. })));
     }
     let decided = world.governor.decide_optout(&legal(), second.id, &decision(Verdict::Reject)).unwrap();
     assert_eq!(decided.0.state, OptOutState::Rejected);
@@ -260,7 +266,70 @@ fn what_is_no_request_is_refused() {
     let refused = g.decide_optout(&legal(), optout.id, &stranger).unwrap_err();
     assert!(matches!(refused, GovernError::NotOfOptOut { .. }), "{refused}");
     g.decide_optout(&legal(), optout.id, &decision(Verdict::Uphold)).unwrap();
-    assert!(matches!(add_again(&world, "pages", unknown), Err(GovernError::KeptOut(_))));
+    assert!(matches!(add_again(&world, "pages", unknown), Err(GovernError::KeptOut { .. })));
     world.purge();
     assert_eq!(g.optout(&legal(), optout.id).unwrap().state, OptOutState::Purged, "there is nothing to delete");
+}
+
+#[test]
+fn what_came_since_a_request_goes_with_it() {
+    let world = World::new();
+    library(&world);
+    let g = &world.governor;
+    let scoped = owner(&["novels"]);
+    let (optout, ..) = g.submit_optout(&scoped, &passage(PASSAGE)).unwrap();
+    // An owner's passage keeps nothing out of others' sources until it is granted.
+    let late = format!("Late to the party. {PASSAGE}");
+    add_again(&world, "pages", &late).unwrap();
+    let (_, removal) = g.decide_optout(&legal(), optout.id, &decision(Verdict::Uphold)).unwrap();
+    let removal = removal.unwrap();
+    assert_eq!(removal.record.parts.iter().map(|p| p.n_documents).sum::<u64>(), 4);
+    assert_eq!(g.store().find_text(PASSAGE, 0.5).unwrap(), []);
+    assert_eq!(g.optout(&scoped, optout.id).unwrap().removal, None, "others had it: its number would tell");
+}
+
+#[test]
+fn what_a_request_names_is_kept_out_from_its_submission_on() {
+    let world = World::new();
+    let [whole, ..] = library(&world);
+    let g = &world.governor;
+    let named = OptOutSelection::Documents { source: id("novels"), documents: vec![hash(&whole)] };
+    let (optout, ..) = g.submit_optout(&legal(), &new(named.clone())).unwrap();
+    let alike = format!("{whole} ");
+    assert!(matches!(add_again(&world, "pages", &alike), Err(GovernError::KeptOut { .. })));
+    // Somebody else withdraws it first: it stays out all the same.
+    g.withdraw(&legal(), &Selection::Documents { source: id("novels"), documents: vec![hash(&whole)] }).unwrap();
+    g.decide_optout(&legal(), optout.id, &decision(Verdict::Uphold)).unwrap();
+    assert!(matches!(add_again(&world, "pages", &alike), Err(GovernError::KeptOut { .. })));
+
+    // Whoever sees own sources only is not told by which request.
+    let curator = Caller { name: "cur".into(), role: Role::Curator, ..owner(&["pages"]) };
+    let never = AtomicBool::new(false);
+    let documents = [document("pages", &alike)];
+    let refused = g.add_shard(&curator, &id("pages"), &documents, &never, &|_, _| {}).unwrap_err().to_string();
+    assert!(
+        refused.contains("pkg:pages/again") && !refused.contains('%') && !refused.contains("opt-out 1"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn what_was_granted_and_lost_again_keeps_nothing_out() {
+    let world = World::new();
+    library(&world);
+    let g = &world.governor;
+    let (optout, ..) = g.submit_optout(&legal(), &new(OptOutSelection::Source { source: id("pages") })).unwrap();
+    g.decide_optout(&legal(), optout.id, &decision(Verdict::Uphold)).unwrap();
+    world.purge();
+    g.appeal_optout(&legal(), optout.id, &why()).unwrap();
+    let statement = g.statement_of_reasons(&legal(), optout.id).unwrap();
+    assert!(statement.contains("is withdrawn, and stays so") && !statement.contains("is in quarantine"), "{statement}");
+    g.decide_optout(&legal(), optout.id, &decision(Verdict::Reject)).unwrap();
+    let restored = g.restore_optout(&legal(), optout.id, &why()).unwrap_err();
+    assert!(matches!(restored, GovernError::OptOutStep { refusal: Refusal::Withdrawn, .. }), "{restored}");
+    add_again(&world, "pages", &texts("gardens", 1)[0]).unwrap();
+    let own = Caller { name: "owner".into(), ..owner(&["novels"]) };
+    let (mine, ..) = g.submit_optout(&own, &new(OptOutSelection::Source { source: id("novels") })).unwrap();
+    let refused = g.counter_optout(&own, mine.id, &why()).unwrap_err();
+    assert!(matches!(refused, GovernError::OptOutStep { refusal: Refusal::OwnRequest, .. }), "{refused}");
 }

@@ -43,14 +43,10 @@ async fn a_permission_that_is_taken_back_holds_for_requests_and_running_streams(
     let changed = service.datastore.update_source(update(Some(no_knn))).await.unwrap().into_inner();
     let permissions = changed.permissions.unwrap();
     assert!(!permissions.knn && !permissions.train && permissions.context, "never more than was declared: {changed:?}");
-    let end = loop {
-        match running.next().await.unwrap() {
-            silo_engine::Event::Token(..) => panic!("a token that neighbours of it weighed in"),
-            silo_engine::Event::Finished(finished) => break finished.reason,
-            silo_engine::Event::Failed(error) => panic!("{error}"),
-        }
+    let silo_engine::Event::Finished(finished) = running.next().await.unwrap() else {
+        panic!("a token that neighbours of it weighed in")
     };
-    assert_eq!(end, silo_engine::FinishReason::SourceRemoved);
+    assert_eq!(finished.reason, silo_engine::FinishReason::SourceRemoved);
     assert_eq!(service.score(text, v1::RetrievalMode::Knn).await, alone);
     let all = v1::Permissions { knn: true, ..no_knn };
     service.datastore.update_source(update(Some(all))).await.unwrap();

@@ -1,8 +1,8 @@
 //! The verbatim guard: no long run of a source that may not be reproduced leaves the service.
 //!
 //! A run is counted in tokens of the text that leaves, prompt and output joined, and found by its words: letter case, spaces, line ends and
-//! punctuation do not count. A word that begins before a run is not looked at, and runs with fewer letters than one for every two tokens are let
-//! pass. What was put before the prompt as passages is not part of the text.
+//! punctuation do not count. A word that begins before a run is not looked at, and runs with fewer letters than one for every two tokens, or fewer than
+//! three words, are let pass. What was put before the prompt as passages is not part of the text.
 
 use serde::{Deserialize, Serialize};
 use silo_core::{Datastore, Epoch, Run, SearchError, Tier, TokenId, Tokenizer, units};
@@ -55,7 +55,10 @@ impl Default for GuardConfig {
 /// Tokens before a run that are looked at to find where its first word begins.
 const BEFORE: usize = 32;
 
-/// A run with fewer words than this is looked for only if it is too long: too much holds it.
+/// Runs with fewer complete words than this are not looked for, but longer ones that end with them: too much holds so few words.
+const LEAST_WORDS: usize = 3;
+
+/// Words that are looked for to see that nothing holds them.
 const PROBE_WORDS: usize = 5;
 
 /// The limits in force.
@@ -115,7 +118,7 @@ impl Guard {
             return Ok(false);
         }
         for (limit, tiers) in self.limits.iter().filter(|(limit, _)| n > *limit) {
-            let found = found(tokenizer, text, token, limit + 1);
+            let found = least_run(tokenizer, text, token, limit + 1);
             let guarded = found.has_words(*limit) && store.is_guarded(&found.run(), tiers)?;
             if guarded && !(self.free_elsewhere && store.is_free(&found.run())?) {
                 return Ok(true);
@@ -123,6 +126,17 @@ impl Guard {
         }
         self.look_ahead(store, tokenizer, watched, (text, token), epoch)?;
         Ok(false)
+    }
+
+    /// The same for a token that is only shown, beside the text.
+    pub(crate) fn refuses_to_show(
+        &self,
+        (store, tokenizer): (&dyn Datastore, &dyn Tokenizer),
+        mut watched: Watched,
+        text: &[TokenId],
+        token: TokenId,
+    ) -> Result<bool, SearchError> {
+        self.refuses((store, tokenizer), &mut watched, text, token)
     }
 
     /// If not even the last few words stand anywhere, a run that is too long must begin after the first of them.
@@ -165,8 +179,16 @@ impl Found {
 
     /// Whether there is more than punctuation and spaces: a letter for every two tokens, on average.
     fn has_words(&self, n_tokens: usize) -> bool {
-        self.n_letters > 0 && 2 * self.n_letters >= n_tokens
+        self.words.len() >= LEAST_WORDS && 2 * self.n_letters >= n_tokens
     }
+}
+
+/// The words of the shortest end of a text that has so many tokens or more, and words enough to be looked for.
+fn least_run(tokenizer: &dyn Tokenizer, text: &[TokenId], token: TokenId, n_tokens: usize) -> Found {
+    let longest = (text.len() + 1).min(n_tokens + BEFORE);
+    let spans = (n_tokens..longest).map(|span| found(tokenizer, text, token, span));
+    let enough = { spans }.find(|found| found.words.len() >= LEAST_WORDS);
+    enough.unwrap_or_else(|| found(tokenizer, text, token, longest))
 }
 
 /// The words that begin in the last `n_tokens` tokens of a text that ends with `token`; the last word may go on after it.

@@ -208,7 +208,10 @@ impl Sequence {
         let KnnParameters { knn_weight, knn_temperature, .. } = self.pinned.knn;
         let knn = NeighborDistribution::new(neighbors, knn_temperature);
         let mut log_p = mixture::interpolate(&log_p_lm, &knn, knn_weight);
-        let alternatives = most_probable(&log_p, self.request.alternatives);
+        let alternatives = match self.shown(shared, most_probable(&log_p, self.request.alternatives)) {
+            Ok(alternatives) => alternatives,
+            Err(error) => return self.fail(EngineError::Search(error)),
+        };
         let mixed = self.request.sampling_changes().then(|| log_p.clone());
         let token = match self.draw(shared, &mut log_p, mixed.as_deref()) {
             Ok(Some(token)) => token,
@@ -239,6 +242,18 @@ impl Sequence {
             return self.finish(FinishReason::Length);
         }
         self.prepare_next(shared)
+    }
+
+    /// Those of the most probable tokens that may leave.
+    fn shown(&self, shared: &Shared, all: Vec<(TokenId, f64)>) -> Result<Vec<(TokenId, f64)>, SearchError> {
+        let mut out = Vec::with_capacity(all.len());
+        for (token, log_p) in all {
+            let (store, tokenizer) = (&*shared.store, &*shared.tokenizer);
+            if !shared.guard.refuses_to_show((store, tokenizer), self.watched, &self.text, token)? {
+                out.push((token, log_p));
+            }
+        }
+        Ok(out)
     }
 
     /// Draws a token that may leave; `None` if there is none. `mixed` is `log_p` as it is on entry, where drawing changes it.

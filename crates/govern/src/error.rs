@@ -26,8 +26,8 @@ pub enum GovernError {
     Missing { field: &'static str, rule: &'static str },
     #[error("document {uri}: {reason}")]
     Document { uri: String, reason: String },
-    #[error("these documents are kept out by opt-outs, leave them out: {}", crate::optout::some(.0))]
-    KeptOut(Vec<KeptOut>),
+    #[error("these documents are kept out by opt-outs, leave them out: {}", crate::optout::some(found, *in_full))]
+    KeptOut { found: Vec<KeptOut>, in_full: bool },
     #[error("the source '{source_id}' takes no documents: all of it is the subject of opt-out {optout}")]
     Closed { source_id: SourceId, optout: u64 },
     #[error("opt-out {id}: {refusal}")]

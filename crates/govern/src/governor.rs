@@ -71,6 +71,7 @@ impl Governor {
         let governor = Self { config, store, model, tokenizer, notary, optout_lock: Mutex::new(()) };
         // A crash may have come between a purge and its note.
         governor.note_purged()?;
+        governor.keep_out_anew()?;
         Ok(governor)
     }
 

@@ -223,10 +223,10 @@ impl DatastoreService for Datastore {
         if documents.is_empty() {
             return Err(bad("documents", "there is none"));
         }
-        let registry = self.registry.clone();
+        let (registry, by) = (self.registry.clone(), caller.clone());
         let check = self.blocking(move |g| {
             g.check_documents(&source, &mut documents).map_err(govern)?;
-            g.refuse_kept_out(&source, &documents).map_err(govern)?;
+            g.refuse_kept_out(&by, &source, &documents).map_err(govern)?;
             Ok((source, documents))
         });
         let (source, documents) = check.await?.into_inner();

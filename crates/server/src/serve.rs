@@ -133,9 +133,8 @@ impl Server {
         if governor.store().has_unpurged() {
             registry.purge(); // what was left when the last server stopped
         }
-        let (operations, cut_off) = (registry.clone(), draining.clone());
+        let (operations, cut_off, limit) = (registry.clone(), draining.clone(), config.max_message_bytes);
         let terms = apply_terms(governor.clone(), config.terms_check_ms);
-        let limit = config.max_message_bytes;
         let card = engine.model().card().clone();
         let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
         let places = |n: usize| Arc::new(Semaphore::new(n));

@@ -176,7 +176,7 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         E::Limit { setting, .. } => {
             Shape { field: Some(setting), ..Shape::new(Code::InvalidArgument, "LIMIT_EXCEEDED") }
         }
-        E::KeptOut(_) => Shape { field: Some("documents"), ..Shape::new(Code::FailedPrecondition, "KEPT_OUT") },
+        E::KeptOut { .. } => Shape { field: Some("documents"), ..Shape::new(Code::FailedPrecondition, "KEPT_OUT") },
         E::Closed { source_id, .. } => Shape {
             resource: Some(("source", source_id.to_string())),
             ..Shape::new(Code::FailedPrecondition, "SOURCE_OPTED_OUT")

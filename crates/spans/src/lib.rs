@@ -24,7 +24,7 @@ use rayon::slice::ParallelSliceMut;
 pub const END: u32 = 0;
 
 /// Places are sorted by so many words from there on. Longer runs are looked at word by word.
-const SORTED_BY: usize = 512;
+pub const SORTED_BY: usize = 512;
 
 /// A suffix array, as it is written to files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,6 +97,11 @@ impl<'a> Spans<'a> {
         Ok(Self { units, order, starts })
     }
 
+    /// Takes what was taken before: nothing is looked at again.
+    pub fn checked(units: &'a [u32], order: &'a [u32], starts: &'a [u32]) -> Self {
+        Self { units, order, starts }
+    }
+
     /// The words from a place on, as many as are compared.
     fn from(&self, at: u32, n: usize) -> &'a [u32] {
         let at = at as usize;
@@ -110,6 +115,20 @@ impl<'a> Spans<'a> {
         let from = self.order.partition_point(|at| compare(at) == Ordering::Less);
         let n = self.order[from..].partition_point(|at| compare(at) == Ordering::Equal);
         from..from + n
+    }
+
+    /// Parts of a part of the order, each with what stands behind a run of `n` words there: [`END`], or a word. Each word comes once.
+    pub fn next_words(&self, range: Range<usize>, n: usize) -> impl Iterator<Item = (u32, Range<usize>)> + 'a {
+        let (spans, mut rest) = (*self, range);
+        let behind = move |at: u32| spans.units.get(at as usize + n).copied().unwrap_or(END);
+        std::iter::from_fn(move || {
+            let first = *spans.order.get(rest.start).filter(|_| !rest.is_empty())?;
+            let word = behind(first);
+            let same = spans.order[rest.clone()].partition_point(|at| behind(*at) <= word);
+            let part = rest.start..rest.start + same;
+            rest.start = part.end;
+            Some((word, part))
+        })
     }
 
     /// Document and word of the places in a part of the order.
@@ -164,6 +183,29 @@ mod tests {
             found.sort_unstable();
             prop_assert_eq!(found, slowly(&documents, &run));
             prop_assert!((0..documents.len()).all(|i| spans.document(i) == documents[i]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_stands_behind_a_run_comes_word_by_word(
+            documents in prop::collection::vec(prop::collection::vec(1u32..4, 0..30), 0..6),
+            run in prop::collection::vec(1u32..4, 1..4),
+        ) {
+            let files = SpanFiles::build(documents.clone());
+            let spans = Spans::new(&files.units, &files.order, &files.starts).unwrap();
+            let mut found = Vec::new();
+            let mut words = Vec::new();
+            for (word, part) in spans.next_words(spans.find(&run), run.len()) {
+                prop_assert!(!words.contains(&word) && !part.is_empty());
+                words.push(word);
+                found.extend(spans.places(part).map(|place| (word, place)));
+            }
+            let behind = |(d, at): (usize, usize)| (documents[d].get(at + run.len()).copied().unwrap_or(END), (d, at));
+            let mut expected: Vec<_> = slowly(&documents, &run).into_iter().map(behind).collect();
+            found.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(found, expected);
         }
     }
 

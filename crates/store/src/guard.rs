@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use silo_core::{Epoch, Purpose, Run, SearchError, Source, SpanSearch, Tier, units};
 
+use silo_spans::{END, SORTED_BY};
+
 use crate::live::{Live, LiveShard};
 use crate::store::unpoisoned;
 use crate::{Shard, Store, StoreError};
@@ -32,17 +34,22 @@ impl Shard {
     }
 }
 
+/// Words that may stand behind a run: where there are more, the run says nothing, and is taken to go on with any word.
+const MAX_NEXT_WORDS: usize = 64;
+
 /// Whether a run stands in a document of a shard that is retrieved.
 fn stands_in(shard: &LiveShard, run: &Run<'_>) -> Result<bool, StoreError> {
     let spans = shard.shard.spans()?;
-    for (document, at) in spans.find_all(run.words) {
-        if shard.hides(shard.shard.number_of(document)) {
+    let is_live = |document: usize| !shard.hides(shard.shard.number_of(document));
+    if run.begun.is_empty() || run.words.len() >= SORTED_BY {
+        return Ok(spans.find_all(run.words).any(|(document, _)| is_live(document)));
+    }
+    for (n, (next, part)) in spans.next_words(spans.find(run.words), run.words.len()).enumerate() {
+        let Some((document, at)) = spans.places(part).find(|(document, _)| is_live(*document)) else { continue };
+        if next == END {
             continue;
         }
-        let next = at + run.words.len();
-        let goes_on = run.begun.is_empty()
-            || next < spans.document(document).len() && shard.shard.words_of(document)?[next].starts_with(run.begun);
-        if goes_on {
+        if n >= MAX_NEXT_WORDS || shard.shard.words_of(document)?[at + run.words.len()].starts_with(run.begun) {
             return Ok(true);
         }
     }

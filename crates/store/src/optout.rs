@@ -1,6 +1,7 @@
 //! Opt-out requests: each of their steps is one transaction with what it does to the store.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use silo_core::{ContentHash, OptOut, OptOutEvent, OptOutRequest, Selection, ShardId, SourceId};
 
@@ -21,8 +22,10 @@ pub enum OptOutAct<'a> {
         spare: &'a [(SourceId, ContentHash)],
         /// What is withdrawn with it.
         more: &'a [Selection],
-        /// What is kept out.
+        /// What is kept out besides what the request keeps out already.
         suppress: &'a [Suppression],
+        /// Texts that are kept out no longer, by their keyed hashes: those of what is spared.
+        unsuppress: &'a [ContentHash],
     },
     /// What was kept out may come in again.
     Lift,
@@ -43,8 +46,13 @@ pub struct OptOutStep<'a> {
 
 impl By<'_> {
     /// Enters a request, and withholds at once what it names: `what` is resolved to the documents that are there. Its `id`, `hold` and
-    /// `removal` are given by the store.
-    pub fn submit_optout(&self, what: &[Selection], new: OptOut) -> Result<(OptOut, Option<Removal>), StoreError> {
+    /// `removal` are given by the store. Times count from `start`.
+    pub fn submit_optout(
+        &self,
+        what: &[Selection],
+        new: OptOut,
+        start: Instant,
+    ) -> Result<(OptOut, Option<Removal>), StoreError> {
         let store = self.store;
         let _change = store.change();
         let mut new = OptOut { id: store.catalog.next_optout()?, hold: None, removal: None, ..new };
@@ -56,8 +64,13 @@ impl By<'_> {
         new.hold = Some(store.catalog.next_removal()?);
         let (kind, also) = (RemovalKind::Hold, Some(WithRemoval::Submission(&new)));
         let applied = Applied { kind, selector: "opt-out", parts, ends: None, also };
-        let removal = self.apply_resolved(applied, std::time::Instant::now())?;
+        let removal = self.apply_resolved(applied, start)?;
         Ok((new, Some(removal)))
+    }
+
+    /// Enters what a request keeps out.
+    pub fn suppress(&self, new: &[Suppression]) -> Result<(), StoreError> {
+        self.store.catalog.suppress(new)
     }
 
     /// Enters a step of a request of which `n_events` steps were known to whoever decided it.
@@ -67,20 +80,20 @@ impl By<'_> {
         n_events: usize,
         step: &OptOutStep<'_>,
     ) -> Result<(OptOut, Option<Removal>), StoreError> {
-        let (store, start) = (self.store, std::time::Instant::now());
+        let (store, start) = (self.store, Instant::now());
         let _change = store.change();
         let before = store.optout(id)?;
         if before.events.len() != n_events {
             return Err(StoreError::OptOutChanged(id));
         }
-        let (suppress, lift): (&[Suppression], bool) = match step.act {
-            OptOutAct::Nothing => (&[], false),
-            OptOutAct::Release | OptOutAct::Lift => (&[], true),
-            OptOutAct::Withdraw { suppress, .. } => (suppress, false),
+        let lift = matches!(step.act, OptOutAct::Release | OptOutAct::Lift);
+        let (suppress, unsuppress): (&[Suppression], &[ContentHash]) = match step.act {
+            OptOutAct::Withdraw { suppress, unsuppress, .. } => (suppress, unsuppress),
+            _ => (&[], &[]),
         };
         let OptOutStep { event, legal_hold, request, act } = step;
-        let new = NewStep { id, event, legal_hold: *legal_hold, request, suppress, lift };
-        let hold = before.hold.filter(|_| before.removal.is_none());
+        let new = NewStep { id, event, legal_hold: *legal_hold, request, suppress, unsuppress, lift };
+        let hold = store.hold_of(&before)?;
         let resolved = match act {
             OptOutAct::Release => hold.map(|hold| Ok((RemovalKind::Release, store.held_by(hold)?))),
             OptOutAct::Withdraw { spare, more, .. } => store.to_withdraw(hold, more, spare).transpose(),
@@ -211,9 +224,8 @@ impl Store {
         Ok(out)
     }
 
-    /// The documents that a request withholds, or that parts name, with their texts; those of shards that cannot be read without. Nothing is
-    /// read of more than `at_most`.
-    pub fn documents_of_parts(&self, parts: &[RemovalPart], at_most: usize) -> Result<Vec<PartDocument>, StoreError> {
+    /// The documents that parts name; the first `n_texts` with their texts, but for those of shards that cannot be read.
+    pub fn documents_of_parts(&self, parts: &[RemovalPart], n_texts: usize) -> Result<Vec<PartDocument>, StoreError> {
         let live = self.live();
         let mut out = Vec::new();
         for part in parts {
@@ -223,19 +235,51 @@ impl Store {
                 if part.numbers.as_ref().is_some_and(|numbers| !numbers.contains(number)) {
                     continue;
                 }
-                let stored = match open.and_then(|s| Some((s, s.shard.index_of(number)?))) {
-                    Some((open, i)) if out.len() < at_most => Some(open.shard.document(i)?),
-                    _ => None,
-                };
-                out.push(PartDocument { source: record.source.clone(), hash, stored });
+                let place = open.and_then(|s| Some((&s.shard, s.shard.index_of(number)?)));
+                let n_tokens = place.map_or(0, |(shard, i)| shard.tokens_of(i).len() as u64);
+                let read = place.filter(|_| out.len() < n_texts);
+                let stored = read.map(|(shard, i)| shard.document(i)).transpose()?;
+                out.push(PartDocument { source: record.source.clone(), hash, n_tokens, stored });
             }
         }
         Ok(out)
     }
 
+    /// The texts of the documents that parts name, one after the other; gives how many of them cannot be read.
+    pub fn each_text(
+        &self,
+        parts: &[RemovalPart],
+        each: &mut dyn FnMut(&SourceId, ContentHash, &str),
+    ) -> Result<u64, StoreError> {
+        let live = self.live();
+        let mut unread = 0;
+        for part in parts {
+            let record = self.shard(part.shard)?;
+            let open = live.shards.get(&part.shard).or_else(|| live.suspended.get(&part.shard));
+            for (number, hash) in self.kept_by(&record)? {
+                if part.numbers.as_ref().is_some_and(|numbers| !numbers.contains(number)) {
+                    continue;
+                }
+                match open.and_then(|s| Some((&s.shard, s.shard.index_of(number)?))) {
+                    Some((shard, i)) => each(&record.source, hash, &shard.document(i)?.document.text),
+                    None => unread += 1,
+                }
+            }
+        }
+        Ok(unread)
+    }
+
+    /// The hold of a request, if it was not ended.
+    fn hold_of(&self, optout: &OptOut) -> Result<Option<u64>, StoreError> {
+        Ok(match optout.hold {
+            Some(hold) if self.catalog.is_held(hold)? => Some(hold),
+            _ => None,
+        })
+    }
+
     /// What a request withholds now.
     pub fn held(&self, optout: &OptOut) -> Result<Vec<RemovalPart>, StoreError> {
-        match optout.hold.filter(|_| optout.removal.is_none()) {
+        match self.hold_of(optout)? {
             Some(hold) => Ok(self.held_by(hold)?.into_iter().filter(|part| part.n_documents > 0).collect()),
             None => Ok(Vec::new()),
         }
@@ -267,6 +311,8 @@ pub struct PartDocument {
     pub source: SourceId,
     /// SHA-256 of its text.
     pub hash: ContentHash,
+    /// Its tokens; 0 if its shard cannot be read.
+    pub n_tokens: u64,
     /// As it is stored; `None` if its shard cannot be read, or more was asked for than is read.
     pub stored: Option<StoredDocument>,
 }

@@ -165,7 +165,11 @@ fn parse<T: for<'a> Deserialize<'a>>(
     lines: &[String],
     wrong: &dyn Fn(String) -> StoreError,
 ) -> Result<Vec<T>, StoreError> {
-    lines.iter().map(|line| serde_json::from_str(line).map_err(|e| wrong(format!("'{line}': {e}")))).collect()
+    let number = |(i, line): (usize, &String)| {
+        // What stands in it may be what somebody wants out.
+        serde_json::from_str(line).map_err(|e| wrong(format!("line {} of its kind: {e}", i + 1)))
+    };
+    lines.iter().enumerate().map(number).collect()
 }
 
 /// Makes the store at `root` what the backup holds, without what was withdrawn or suspended since. A store that is there already is

@@ -63,7 +63,7 @@ impl Shard {
                 (&files.units[..], &files.order[..], &files.starts[..])
             }
         };
-        Spans::new(units, order, starts).map_err(|e| StoreError::damaged(self.path(), e))
+        Ok(Spans::checked(units, order, starts))
     }
 }
 
@@ -76,7 +76,8 @@ pub struct TextMatch {
     pub document: ContentHash,
     /// Whether it holds all words of the text, one after the other.
     pub exact: bool,
-    /// The part of the text's runs of [`SHINGLE_WORDS`] words that it holds, from 0 to 1.
+    /// The part of the text's runs of [`SHINGLE_WORDS`] words that it holds, or the part of its own that are the text's, if that is more; from 0
+    /// to 1.
     pub overlap: f64,
     /// Its tokens.
     pub n_tokens: u64,
@@ -87,8 +88,8 @@ pub struct TextMatch {
 }
 
 impl Store {
-    /// Documents that hold a text, or at least the part `least` of its runs of words, whether they are retrieved or not; those that hold all of
-    /// it first. Letter case, spaces, line ends and punctuation do not count ([`silo_core::units`]). Shards that cannot be read are not looked
+    /// Documents that hold a text, or at least the part `least` of its runs of words, or of which that part is the text's, whether they are
+    /// retrieved or not; those that hold all of it first. Letter case, spaces, line ends and punctuation do not count ([`silo_core::units`]). Shards that cannot be read are not looked
     /// into: [`Store::unavailable`].
     pub fn find_text(&self, text: &str, least: f64) -> Result<Vec<TextMatch>, StoreError> {
         let words = units::units(text);
@@ -109,23 +110,32 @@ impl Store {
     }
 }
 
-/// The runs of a text that are looked for: all, or as many as are looked for, spread evenly.
-fn shingles(words: &[u32]) -> Vec<&[u32]> {
+/// The runs of a text that are looked for: all, or as many as are looked for, spread evenly; and how many there are.
+fn shingles(words: &[u32]) -> (Vec<&[u32]>, usize) {
     let all: HashSet<&[u32]> = words.windows(SHINGLE_WORDS).collect();
     let mut all: Vec<&[u32]> = all.into_iter().collect();
     // In the order of what they are: the same for the same text.
     all.sort_unstable();
     let n = all.len();
     if n <= MAX_SHINGLES {
-        return all;
+        return (all, n);
     }
-    (0..MAX_SHINGLES).map(|i| all[i * n / MAX_SHINGLES]).collect()
+    ((0..MAX_SHINGLES).map(|i| all[i * n / MAX_SHINGLES]).collect(), n)
+}
+
+/// The part that a text and a document have in common, of the one of which it is more: `hits` of so many runs that were looked for, of so many
+/// that there are, stand in the document.
+fn in_common(hits: u32, (looked_for, there): (usize, usize), document_words: usize) -> f64 {
+    let of_text = if looked_for == 0 { 1.0 } else { f64::from(hits) / looked_for as f64 };
+    let of_document = of_text * there as f64 / document_words.saturating_sub(SHINGLE_WORDS - 1).max(1) as f64;
+    // One common run makes no document part of a text.
+    if hits < 2 { of_text } else { of_text.max(of_document.min(1.0)) }
 }
 
 fn find_in(shard: &LiveShard, words: &[u32], least: f64) -> Result<Vec<TextMatch>, StoreError> {
     let spans = shard.shard.spans()?;
     let exact: HashSet<usize> = spans.find_all(words).map(|(document, _)| document).collect();
-    let runs = shingles(words);
+    let (runs, n_runs) = shingles(words);
     let mut hits: BTreeMap<usize, u32> = BTreeMap::new();
     for run in &runs {
         let places = spans.find(run);
@@ -138,8 +148,7 @@ fn find_in(shard: &LiveShard, words: &[u32], least: f64) -> Result<Vec<TextMatch
     hits.extend(exact.iter().map(|document| (*document, runs.len() as u32)));
     let mut out = Vec::new();
     for (i, n) in hits {
-        let (exact, overlap) =
-            (exact.contains(&i), if runs.is_empty() { 1.0 } else { f64::from(n) / runs.len() as f64 });
+        let (exact, overlap) = (exact.contains(&i), in_common(n, (runs.len(), n_runs), spans.document(i).len()));
         if !shard.keeps(shard.shard.number_of(i)) || !exact && overlap < least {
             continue;
         }

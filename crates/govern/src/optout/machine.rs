@@ -23,6 +23,8 @@ pub enum Refusal {
     Withdrawn,
     #[error("there was a {0} already, and there can be one only")]
     Again(OptOutAction),
+    #[error("it is your own request: who made it appeals its decision, or asks for it to be rejected")]
+    OwnRequest,
     #[error("after a counter-notice it can be restored from {from} on (milliseconds since 1970), now it is {now}")]
     TooEarly { from: i64, now: i64 },
     #[error("its decision could be appealed until {until} (milliseconds since 1970), now it is {now}")]
@@ -45,8 +47,8 @@ pub fn after(action: OptOutAction) -> &'static [OptOutState] {
     }
 }
 
-/// What a request is after a step at a time.
-pub fn becomes(optout: &OptOut, action: OptOutAction, now: i64) -> Result<OptOutState, Refusal> {
+/// What a request, which withholds something now or not, is after a step at a time.
+pub fn becomes(optout: &OptOut, is_held: bool, action: OptOutAction, now: i64) -> Result<OptOutState, Refusal> {
     let states = after(action);
     if !states.contains(&optout.state) {
         let names: Vec<&str> = states.iter().map(|s| s.name()).collect();
@@ -59,7 +61,7 @@ pub fn becomes(optout: &OptOut, action: OptOutAction, now: i64) -> Result<OptOut
     match action {
         A::Hold => {
             refuse(optout.legal_hold, Refusal::Again(A::Hold))?;
-            refuse(withdrawn || optout.hold.is_none(), Refusal::NothingToKeep)?;
+            refuse(!is_held, Refusal::NothingToKeep)?;
         }
         A::EndHold => refuse(!optout.legal_hold, Refusal::NotOnHold)?,
         A::Counter => refuse(had(A::Counter), Refusal::Again(A::Counter))?,
@@ -159,18 +161,24 @@ mod tests {
         for (state, allowed) in ALLOWED {
             for action in OptOutAction::ALL {
                 let expected = allowed.iter().find(|(a, _)| a == action).map(|(_, s)| *s);
-                assert_eq!(becomes(&optout(*state), *action, 0).ok(), expected, "{action} of one that is {state}");
+                assert_eq!(
+                    becomes(&optout(*state), true, *action, 0).ok(),
+                    expected,
+                    "{action} of one that is {state}"
+                );
             }
         }
     }
 
     #[test]
     fn what_the_history_forbids_is_refused() {
-        let check = |optout: &OptOut, action, refusal| assert_eq!(becomes(optout, action, 10), Err(refusal));
+        let check = |optout: &OptOut, action, refusal| {
+            assert_eq!(becomes(optout, optout.removal.is_none(), action, 10), Err(refusal))
+        };
         let on_hold = OptOut { legal_hold: true, ..optout(S::Rejected) };
         check(&on_hold, A::Restore, Refusal::OnHold);
         check(&on_hold, A::Hold, Refusal::Again(A::Hold));
-        assert_eq!(becomes(&on_hold, A::EndHold, 10), Ok(S::Rejected));
+        assert_eq!(becomes(&on_hold, true, A::EndHold, 10), Ok(S::Rejected));
         check(&optout(S::Rejected), A::EndHold, Refusal::NotOnHold);
         let gone = OptOut { removal: Some(2), ..optout(S::Rejected) };
         check(&gone, A::Restore, Refusal::Withdrawn);
@@ -178,7 +186,7 @@ mod tests {
         let mut countered = optout(S::Countered);
         countered.request.restore_from_unix_ms = Some(11);
         check(&countered, A::Restore, Refusal::TooEarly { from: 11, now: 10 });
-        assert_eq!(becomes(&countered, A::Restore, 11), Ok(S::Restored));
+        assert_eq!(becomes(&countered, true, A::Restore, 11), Ok(S::Restored));
         let again = OptOut { events: vec![event(A::Counter)], ..optout(S::UnderReview) };
         check(&again, A::Counter, Refusal::Again(A::Counter));
         let again = OptOut { events: vec![event(A::Appeal)], ..optout(S::Rejected) };

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
-use silo_core::{ContentHash, Document, OptOut, OptOutSelection, OptOutState, SourceId};
+use silo_core::{Document, OptOut, OptOutSelection, OptOutState, SourceId};
 
 pub use machine::{Refusal, after, becomes};
 pub use plan::{OptOutPlan, Quote};
@@ -84,59 +84,40 @@ pub struct KeptOut {
     pub hit: Hit,
 }
 
-/// Whether documents that a request withholds must not come in anew meanwhile.
-fn withholds(state: OptOutState) -> bool {
-    use OptOutState as S;
-    matches!(state, S::Quarantined | S::UnderReview | S::Countered | S::Rejected | S::Appealed | S::Upheld)
-}
-
 impl Governor {
-    /// What is kept out now.
-    fn suppressed(&self) -> Result<Suppressed, GovernError> {
-        Ok(Suppressed::new(self.store().suppressions()?))
-    }
-
-    /// Whether a source takes no documents, by which request.
+    /// Whether a source takes no documents, by which request: all of it is in quarantine, or was granted.
     fn closed_by(&self, source: &SourceId) -> Result<Option<u64>, GovernError> {
         use OptOutState as S;
-        let closes = |o: &OptOut| {
-            let all = matches!(&o.request.selection, OptOutSelection::Source { source: named } if named == source);
-            all && (withholds(o.state) || matches!(o.state, S::Purged | S::Proven))
-        };
-        Ok(self.store().optouts()?.iter().find(|o| closes(o)).map(|o| o.id))
+        for optout in self.store().optouts()? {
+            let all = matches!(&optout.request.selection, OptOutSelection::Source { source: named } if named == source);
+            let granted = matches!(optout.state, S::Upheld | S::Purged | S::Proven)
+                || optout.removal.is_some() && matches!(optout.state, S::UnderReview | S::Appealed);
+            if all && (granted || optout.removal.is_none() && self.is_held(&optout)?) {
+                return Ok(Some(optout.id));
+            }
+        }
+        Ok(None)
     }
 
-    /// The documents that must not come in, by what was upheld and what is in quarantine; and whether the source takes any.
+    /// Whether a request withholds something now.
+    pub(crate) fn is_held(&self, optout: &OptOut) -> Result<bool, GovernError> {
+        Ok(!self.store().held(optout)?.is_empty())
+    }
+
+    /// The documents that must not come in, by requests that are open or were granted.
     pub fn kept_out(&self, source: &SourceId, documents: &[Document]) -> Result<Vec<KeptOut>, GovernError> {
         if let Some(optout) = self.closed_by(source)? {
             return Err(GovernError::Closed { source_id: source.clone(), optout });
         }
-        let (suppressed, quarantined) = (self.suppressed()?, self.quarantined()?);
-        if suppressed.is_empty() && quarantined.is_empty() {
+        let suppressed = Suppressed::new(self.store().suppressions()?);
+        if suppressed.is_empty() {
             return Ok(Vec::new());
         }
         let key = self.store().suppression_key()?;
-        let overlap = self.config().optout.suppression_overlap;
-        let found = documents.iter().enumerate().filter_map(|(index, document)| {
-            let held = quarantined.iter().find(|(hash, _)| *hash == document.hash());
-            let hit = match held {
-                Some((_, optout)) => Hit { optout: *optout, overlap: 1.0 },
-                None => suppressed.check(&Sketch::of(&key, &document.text), overlap)?,
-            };
-            Some(KeptOut { index, uri: document.uri.clone(), hit })
-        });
-        Ok(found.collect())
-    }
-
-    /// The documents that requests withhold, and by which.
-    fn quarantined(&self) -> Result<BTreeSet<(ContentHash, u64)>, GovernError> {
-        let mut out = BTreeSet::new();
-        for optout in self.store().optouts()?.into_iter().filter(|o| withholds(o.state)) {
-            let parts = self.store().held(&optout)?;
-            let held = self.store().documents_of_parts(&parts, 0)?;
-            out.extend(held.into_iter().map(|d| (d.hash, optout.id)));
-        }
-        Ok(out)
+        let sketches: Vec<Sketch> = documents.iter().map(|d| Sketch::of(&key, &d.text)).collect();
+        let hits = suppressed.check_all(&sketches, self.config().optout.suppression_overlap);
+        let found = documents.iter().zip(hits).enumerate();
+        Ok(found.filter_map(|(index, (d, hit))| Some(KeptOut { index, uri: d.uri.clone(), hit: hit? })).collect())
     }
 
     /// A request, for somebody who may see it.
@@ -179,6 +160,11 @@ impl Governor {
         }
         optout.request.matches.retain(|found| caller.sees(&found.source));
         optout.request.spared.retain(|(source, _)| caller.sees(source));
+        // A withdrawal that reached others is not shown: its number alone would tell that they had the text.
+        let reached = optout.removal.map(|id| self.sources_of(id)).transpose()?.unwrap_or_default();
+        if !reached.iter().all(|source| caller.sees(source)) {
+            optout.removal = None;
+        }
         Ok(Some(optout))
     }
 

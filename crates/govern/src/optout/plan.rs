@@ -9,6 +9,9 @@ use silo_store::{PartDocument, RemovalPart, StoreError, TextMatch};
 use super::NewOptOut;
 use crate::{Caller, GovernError, Governor};
 
+/// Documents of a plan of which the titles are read.
+const LISTED: usize = 1000;
+
 /// A document elsewhere that holds much of one that a request names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quote {
@@ -37,13 +40,19 @@ pub struct OptOutPlan {
     pub n_not_compared: u64,
     /// The model in use, and which of the sources are in its training text.
     pub model: TrainedOn,
-    /// Shards that could not be looked into.
+    /// Shards of the caller's sources that could not be looked into.
     pub n_unavailable: u64,
-    /// What is withdrawn by them.
-    pub(super) what: Vec<Selection>,
 }
 
-impl OptOutPlan {
+/// What a request names.
+pub(super) struct Named {
+    /// As selections; none, if a passage stands nowhere.
+    pub(super) what: Vec<Selection>,
+    /// Where a passage was found, and whether that is within the caller's sources.
+    pub(super) matches: Vec<(TextMatch, bool)>,
+}
+
+impl Named {
     /// Matches as they are kept.
     pub(super) fn kept_matches(&self) -> Vec<PassageMatch> {
         let kept = |(m, quarantined): &(TextMatch, bool)| PassageMatch {
@@ -58,48 +67,64 @@ impl OptOutPlan {
 }
 
 impl Governor {
-    /// What a request would do; changes nothing. A caller with own sources sees and puts in quarantine what is in those only: what a passage is
-    /// found in elsewhere is noted for the decision.
-    pub fn plan_optout(&self, caller: &Caller, new: &NewOptOut) -> Result<OptOutPlan, GovernError> {
-        let store = self.store();
+    /// What a selection names now. A caller with own sources names what is in those only: what a passage is found in elsewhere is noted.
+    pub(super) fn named(&self, caller: &Caller, selection: &OptOutSelection) -> Result<Named, GovernError> {
         let mut matches = Vec::new();
-        let what = match &new.selection {
+        let what = match selection {
             OptOutSelection::Source { source } => vec![Selection::Source(source.clone())],
             OptOutSelection::Documents { source, documents } => {
                 vec![Selection::Documents { source: source.clone(), documents: documents.clone() }]
             }
-            OptOutSelection::UriPrefix { source, prefix } => {
-                let prefix = prefix.clone().unwrap_or_default();
-                vec![Selection::UriPrefix { source: source.clone(), prefix }]
+            OptOutSelection::UriPrefix { source, prefix: Some(prefix) } => {
+                vec![Selection::UriPrefix { source: source.clone(), prefix: prefix.clone() }]
             }
-            OptOutSelection::Passage { text, .. } => {
-                let text = text.as_deref().unwrap_or_default();
+            OptOutSelection::Passage { text: Some(text), .. } => {
                 self.check_passage(text)?;
-                let found = store.find_text(text, self.config().optout.passage_overlap)?;
+                let found = self.store().find_text(text, self.config().optout.passage_overlap)?;
                 matches = found.into_iter().map(|m| (caller.sees(&m.source), m)).map(|(own, m)| (m, own)).collect();
                 selections(matches.iter().filter(|(_, own)| *own).map(|(m, _)| (m.source.clone(), m.document)))
             }
+            // It was granted: what was written in it is gone.
+            OptOutSelection::UriPrefix { prefix: None, .. } | OptOutSelection::Passage { text: None, .. } => Vec::new(),
         };
-        let parts = match store.plan_all(&what) {
+        Ok(Named { what, matches })
+    }
+
+    /// What a request would do; changes nothing.
+    pub fn plan_optout(&self, caller: &Caller, new: &NewOptOut) -> Result<OptOutPlan, GovernError> {
+        let named = self.named(caller, &new.selection)?;
+        let parts = match self.store().plan_all(&named.what) {
             // A passage may be kept out before it ever came.
-            Err(StoreError::NothingSelected) if what.is_empty() => Vec::new(),
+            Err(StoreError::NothingSelected) if named.what.is_empty() => Vec::new(),
             other => other?,
         };
+        self.plan_of(caller, named, parts)
+    }
+
+    /// The plan of what is in these parts.
+    pub(super) fn plan_of(
+        &self,
+        caller: &Caller,
+        named: Named,
+        parts: Vec<RemovalPart>,
+    ) -> Result<OptOutPlan, GovernError> {
         let most = self.config().optout.max_quoted_documents;
-        let documents = store.documents_of_parts(&parts, usize::MAX)?;
-        let n_tokens = documents.iter().filter_map(|d| d.stored.as_ref()).map(|d| d.tokens.len() as u64).sum();
+        let documents = self.store().documents_of_parts(&parts, most.max(LISTED))?;
         let quotes = self.quotes(caller, &documents[..documents.len().min(most)], &documents)?;
         let sources: BTreeSet<SourceId> = documents.iter().map(|d| d.source.clone()).collect();
+        let mut n_unavailable = 0;
+        for id in self.store().unavailable().into_keys() {
+            n_unavailable += u64::from(caller.sees(&self.store().shard(id)?.source));
+        }
         Ok(OptOutPlan {
-            n_tokens,
+            n_tokens: documents.iter().map(|d| d.n_tokens).sum(),
             n_not_compared: documents.len().saturating_sub(most) as u64,
             model: self.model_trained_on(&sources),
-            n_unavailable: store.unavailable().len() as u64,
+            n_unavailable,
             parts,
             documents,
-            matches,
+            matches: named.matches,
             quotes,
-            what,
         })
     }
 

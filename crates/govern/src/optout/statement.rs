@@ -31,15 +31,18 @@ fn about(selection: &OptOutSelection) -> String {
     }
 }
 
-fn effect(optout: &OptOut) -> String {
+fn effect(optout: &OptOut, is_held: bool) -> String {
     use OptOutState as S;
+    let open = matches!(optout.state, S::Quarantined | S::UnderReview | S::Countered | S::Appealed);
     match optout.state {
-        S::Acknowledged => "Nothing that the request names is in the store.".into(),
-        S::Quarantined | S::UnderReview | S::Countered => {
-            "What the request names is in quarantine: it is kept, and used for nothing.".into()
+        _ if open && optout.removal.is_some() => {
+            "What the request names is withdrawn, and stays so while the decision is looked into again.".into()
         }
-        S::Appealed if optout.removal.is_some() => "What the request names stays withdrawn while its decision is looked into again.".into(),
-        S::Appealed => "The decision is looked into again.".into(),
+        _ if open && is_held => "What the request names is in quarantine: it is kept, and used for nothing.".into(),
+        S::UnderReview | S::Countered | S::Appealed | S::Quarantined => {
+            "Nothing of what the request names is in quarantine. The decision is open.".into()
+        }
+        S::Acknowledged => "Nothing that the request names is in the store.".into(),
         S::Upheld if optout.legal_hold => {
             "The request is granted. What it names is in quarantine, and is deleted when the legal hold on it ends.".into()
         }
@@ -75,7 +78,8 @@ impl Governor {
         let _ = writeln!(out, "Store: {}", self.store().id()?);
         let _ = writeln!(out, "Made by: {} ({})", optout.request.claimant, optout.request.contact);
         let _ = writeln!(out, "It concerns: {}", about(&optout.request.selection));
-        let _ = writeln!(out, "State: {}\n\n{}", optout.state, effect(&optout));
+        let _ =
+            writeln!(out, "State: {}\n\n{}", optout.state, effect(&optout, !self.store().held(&optout)?.is_empty()));
         if let OptOutSelection::Passage { .. } = optout.request.selection {
             let exact = optout.request.matches.iter().filter(|m| m.exact).count();
             let n = optout.request.matches.len();

@@ -1,16 +1,20 @@
 //! Steps: each is checked, and done in one transaction with what it does to the store.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use silo_core::{
-    ContentHash, Document, OptOut, OptOutAction, OptOutEvent, OptOutRequest, OptOutSelection, OptOutState, ReasonCode,
-    SourceId,
+    ContentHash, Document, OptOut, OptOutAction, OptOutEvent, OptOutRequest, OptOutSelection, OptOutState,
+    PassageMatch, ReasonCode, SourceId,
 };
-use silo_store::{AddedShard, NewShard, OptOutAct, OptOutStep, Purged, Removal, StoreError, Suppression, now_unix_ms};
+use silo_store::{
+    AddedShard, NewShard, OptOutAct, OptOutStep, Purged, Removal, RemovalPart, StoreError, Suppression, now_unix_ms,
+};
 
 use super::plan::selections;
-use super::{KeptOut, NewOptOut, OptOutPlan, Sketch, becomes};
-use crate::{Caller, GovernError, Governor};
+use super::{KeptOut, NewOptOut, OptOutPlan, Refusal, Sketch, becomes};
+use crate::{Caller, GovernError, Governor, Role};
 
 /// What the store does without being asked is done by it.
 const SILO: &str = "silo";
@@ -65,7 +69,7 @@ impl Governor {
         caller: &Caller,
         new: &NewOptOut,
     ) -> Result<(OptOut, Option<Removal>, OptOutPlan), GovernError> {
-        let _one = self.workflow();
+        let start = Instant::now();
         for (field, text) in [("the claimant", &new.claimant), ("the contact", &new.contact)] {
             self.check_note(field, text)?;
         }
@@ -73,14 +77,14 @@ impl Governor {
         if new.claimant.trim().is_empty() {
             return Err(GovernError::Missing { field: "claimant", rule: "say who asks" });
         }
-        let plan = self.plan_optout(caller, new)?;
+        let named = self.named(caller, &new.selection)?;
         let now = now_unix_ms();
-        let state = if plan.what.is_empty() { OptOutState::Acknowledged } else { OptOutState::Quarantined };
+        let state = if named.what.is_empty() { OptOutState::Acknowledged } else { OptOutState::Quarantined };
         let request = OptOutRequest {
             selection: new.selection.clone(),
             claimant: new.claimant.clone(),
             contact: new.contact.clone(),
-            matches: plan.kept_matches(),
+            matches: named.kept_matches(),
             spared: Vec::new(),
             decide_by_unix_ms: now + i64::from(self.config().optout.decide_days) * DAY_MS,
             restore_from_unix_ms: None,
@@ -90,9 +94,40 @@ impl Governor {
         let event = OptOutEvent { at_unix_ms: now, actor, action, becomes: state, reason, note };
         let events = vec![event];
         let optout = OptOut { id: 0, state, legal_hold: false, hold: None, removal: None, request, events };
-        let (optout, removal) = self.store().by(&caller.name).submit_optout(&plan.what, optout)?;
-        let shown = self.optout(caller, optout.id)?;
-        Ok((shown, removal, plan))
+        let (optout, removal) = {
+            let _one = self.workflow();
+            let made = self.store().by(&caller.name).submit_optout(&named.what, optout, start)?;
+            let is_passage = matches!(new.selection, OptOutSelection::Passage { .. });
+            if !is_passage || caller.sources.is_none() {
+                self.keep_out(&made.0)?;
+            }
+            made
+        };
+        // What it names is out of use: there is time for the rest.
+        let parts = removal.as_ref().map(|removal| removal.record.parts.clone()).unwrap_or_default();
+        let plan = self.plan_of(caller, named, parts)?;
+        Ok((self.optout(caller, optout.id)?, removal, plan))
+    }
+
+    /// Keeps out what a request names, from its submission on: its passage, or each of its documents. A passage that somebody with own sources
+    /// submitted is kept out of others' when it is granted.
+    fn keep_out(&self, optout: &OptOut) -> Result<(), GovernError> {
+        let new = self.suppressions_of(optout, &self.store().held(optout)?)?;
+        Ok(self.store().by(SILO).suppress(&new)?)
+    }
+
+    /// Keeps out what requests name of which a crash cut that off.
+    pub(crate) fn keep_out_anew(&self) -> Result<(), GovernError> {
+        let _one = self.workflow();
+        let known: BTreeSet<u64> = self.store().suppressions()?.into_iter().map(|s| s.optout).collect();
+        for optout in self.store().optouts()? {
+            let is_passage = matches!(optout.request.selection, OptOutSelection::Passage { .. });
+            let open = !is_passage && optout.removal.is_none() && self.is_held(&optout)?;
+            if open && !known.contains(&optout.id) {
+                self.keep_out(&optout)?;
+            }
+        }
+        Ok(())
     }
 
     /// Decides a request. A withdrawal by it is in force when this returns; under a legal hold it comes when the hold ends.
@@ -127,8 +162,9 @@ impl Governor {
             }
             return self.withdraw_optout(caller, &optout, action, request, &decision.why);
         }
-        let withdrawn_again = action == OptOutAction::Reject && optout.removal.is_some();
-        let act = if withdrawn_again { OptOutAct::Lift } else { OptOutAct::Nothing };
+        // What is in quarantine is kept out until it is put back.
+        let lifts = action == OptOutAction::Reject && !self.is_held(&optout)?;
+        let act = if lifts { OptOutAct::Lift } else { OptOutAct::Nothing };
         let (legal_hold, why) = (optout.legal_hold, &decision.why);
         self.step(caller, &optout, Step { action, request, legal_hold, why, act })
     }
@@ -155,6 +191,10 @@ impl Governor {
     pub fn counter_optout(&self, caller: &Caller, id: u64, why: &Why) -> Result<OptOut, GovernError> {
         let _one = self.workflow();
         let optout = self.optout_in_full(caller, id)?;
+        let own = optout.events.first().is_some_and(|event| event.actor == caller.name);
+        if own && matches!(caller.role, Role::Owner | Role::Curator) {
+            return Err(GovernError::OptOutStep { id, refusal: Refusal::OwnRequest });
+        }
         let mut request = optout.request.clone();
         let days = i64::from(self.config().optout.restore_after_counter_days);
         request.restore_from_unix_ms = Some(self.now(&optout) + days * DAY_MS);
@@ -216,7 +256,8 @@ impl Governor {
         let Step { action, request, legal_hold, why, act } = new;
         self.check_note("the note", &why.note)?;
         let (id, now) = (optout.id, self.now(optout));
-        let state = becomes(optout, action, now).map_err(|refusal| GovernError::OptOutStep { id, refusal })?;
+        let is_held = self.is_held(optout)?;
+        let state = becomes(optout, is_held, action, now).map_err(|refusal| GovernError::OptOutStep { id, refusal })?;
         let Why { reason, note } = why.clone();
         let event = OptOutEvent { at_unix_ms: now, actor: caller.name.clone(), action, becomes: state, reason, note };
         let step = OptOutStep { event: &event, legal_hold, request: &request, act };
@@ -224,38 +265,57 @@ impl Governor {
         Ok((self.shown_to(caller, optout)?.ok_or(StoreError::UnknownOptOut(id))?, removal))
     }
 
-    /// A step that withdraws what a request names, but for what is spared, and keeps it out from now on.
+    /// A step that withdraws what a request names, but for what is spared, and keeps it out: what it withholds, and what came since.
     fn withdraw_optout(
         &self,
         caller: &Caller,
         optout: &OptOut,
         action: OptOutAction,
-        request: OptOutRequest,
+        mut request: OptOutRequest,
         why: &Why,
     ) -> Result<(OptOut, Option<Removal>), GovernError> {
         let spare = request.spared.clone();
-        let found = request.matches.iter().filter(|m| !m.quarantined).map(|m| (m.source.clone(), m.document));
-        let more = selections(found.filter(|document| !spare.contains(document)));
-        let suppress = self.suppressions_of(optout, &request)?;
+        let named = self.named(caller, &request.selection)?;
+        let known: BTreeSet<(SourceId, ContentHash)> =
+            request.matches.iter().map(|m| (m.source.clone(), m.document)).collect();
+        let came = named.kept_matches().into_iter().filter(|m| !known.contains(&(m.source.clone(), m.document)));
+        request.matches.extend(came.map(|m| PassageMatch { quarantined: false, ..m }));
+        let noted = request.matches.iter().filter(|m| !m.quarantined && caller.sees(&m.source));
+        let noted = noted.map(|m| (m.source.clone(), m.document));
+        let more = [named.what, selections(noted)].concat();
+        let parts = match self.store().plan_all(&more) {
+            Err(StoreError::NothingSelected) => Vec::new(),
+            parts => parts?,
+        };
+        let (mut suppress, mut unsuppress) = (self.suppressions_of(optout, &parts)?, Vec::new());
+        let kept = self.store().suppressions()?.into_iter().filter(|s| s.optout == optout.id);
+        let kept: BTreeSet<ContentHash> = kept.map(|s| s.text).collect();
+        let key = self.store().suppression_key()?;
+        let held = self.store().held(optout)?;
+        self.store().each_text(&[held, parts].concat(), &mut |source, document, text| {
+            if spare.contains(&(source.clone(), document)) {
+                unsuppress.push(Sketch::of(&key, text).text);
+            }
+        })?;
+        suppress.retain(|s| !kept.contains(&s.text) && !unsuppress.contains(&s.text));
         let request = OptOutRequest { selection: request.selection.forgotten(), ..request };
-        let act = OptOutAct::Withdraw { spare: &spare, more: &more, suppress: &suppress };
+        let (suppress, unsuppress) = (&suppress[..], &unsuppress[..]);
+        let act = OptOutAct::Withdraw { spare: &spare, more: &more, suppress, unsuppress };
         self.step(caller, optout, Step { action, request, legal_hold: false, why, act })
     }
 
-    /// What a request keeps out: its passage, or each of its documents.
-    fn suppressions_of(&self, optout: &OptOut, request: &OptOutRequest) -> Result<Vec<Suppression>, GovernError> {
-        if optout.removal.is_some() {
-            return Ok(Vec::new()); // granted again, after an appeal: it is kept out already
-        }
+    /// What a request keeps out: its passage, or each of the documents in some parts.
+    fn suppressions_of(&self, optout: &OptOut, parts: &[RemovalPart]) -> Result<Vec<Suppression>, GovernError> {
         let key = self.store().suppression_key()?;
-        if let OptOutSelection::Passage { text, .. } = &request.selection {
+        if let OptOutSelection::Passage { text, .. } = &optout.request.selection {
             let sketch = text.as_deref().map(|text| Sketch::of(&key, text));
             return Ok(sketch.map(|s| s.suppression(optout.id, true)).into_iter().collect());
         }
-        let held = self.store().documents_of_parts(&self.store().held(optout)?, usize::MAX)?;
-        let granted = held.into_iter().filter(|d| !request.spared.contains(&(d.source.clone(), d.hash)));
-        let texts = granted.filter_map(|d| d.stored).map(|d| d.document.text);
-        Ok(texts.map(|text| Sketch::of(&key, &text).suppression(optout.id, false)).collect())
+        let mut out = Vec::new();
+        self.store().each_text(parts, &mut |_, _, text| {
+            out.push(Sketch::of(&key, text).suppression(optout.id, false));
+        })?;
+        Ok(out)
     }
 
     /// Notes what became of requests that were granted: their bytes are gone.
@@ -306,28 +366,40 @@ impl Governor {
         progress: &dyn Fn(u64, u64),
     ) -> Result<AddedShard, GovernError> {
         let steps = self.store().n_optout_steps()?;
-        self.refuse_kept_out(source, documents)?;
+        self.refuse_kept_out(caller, source, documents)?;
         let new = NewShard { source, documents };
         let by = self.store().by(&caller.name);
         let prepared = by.prepare_shard(&new, &*self.model, cancel, progress)?;
         // No step is taken from here until the shard is entered.
         let _one = self.workflow();
         if self.store().n_optout_steps()? != steps {
-            self.refuse_kept_out(source, documents)?;
+            self.refuse_kept_out(caller, source, documents)?;
         }
         Ok(by.enter_shard(prepared)?)
     }
 
     /// Refuses documents of which something must not come in.
-    pub fn refuse_kept_out(&self, source: &SourceId, documents: &[Document]) -> Result<(), GovernError> {
+    pub fn refuse_kept_out(
+        &self,
+        caller: &Caller,
+        source: &SourceId,
+        documents: &[Document],
+    ) -> Result<(), GovernError> {
         let found = self.kept_out(source, documents)?;
-        if found.is_empty() { Ok(()) } else { Err(GovernError::KeptOut(found)) }
+        match found.is_empty() {
+            true => Ok(()),
+            // Which request it is, and how near the texts are, is for those who see all requests.
+            false => Err(GovernError::KeptOut { found, in_full: caller.sources.is_none() }),
+        }
     }
 }
 
 /// The first few of what is kept out, for a message.
-pub(crate) fn some(found: &[KeptOut]) -> String {
-    let one = |k: &KeptOut| format!("{} (opt-out {}, {:.0} % in common)", k.uri, k.hit.optout, k.hit.overlap * 100.0);
+pub(crate) fn some(found: &[KeptOut], in_full: bool) -> String {
+    let one = |k: &KeptOut| match in_full {
+        true => format!("{} (opt-out {}, {:.0} % in common)", k.uri, k.hit.optout, k.hit.overlap * 100.0),
+        false => k.uri.clone(),
+    };
     let mut out: Vec<String> = found.iter().take(5).map(one).collect();
     if found.len() > out.len() {
         out.push(format!("and {} more", found.len() - out.len()));

@@ -12,7 +12,7 @@ const KEPT_OF: usize = 16;
 /// but at least so many.
 const LEAST_KEPT: usize = 64;
 /// So many runs must be those of a longer text for a text to be a part of it.
-const LEAST_COMMON: usize = 8;
+const LEAST_COMMON: usize = 4;
 
 /// A text as its hashes under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +85,38 @@ impl Suppressed {
         self.list.is_empty()
     }
 
+    /// What keeps texts out that come together: what keeps out each, and whatever holds the parts of something that is kept out among them.
+    pub fn check_all(&self, sketches: &[Sketch], overlap: f64) -> Vec<Option<Hit>> {
+        let mut found: Vec<Option<Hit>> = sketches.iter().map(|sketch| self.check(sketch, overlap)).collect();
+        // Of each that is kept out: which of its kept runs came, and with which texts.
+        let mut came: BTreeMap<u32, (BTreeSet<u64>, BTreeSet<usize>)> = BTreeMap::new();
+        for (place, sketch) in sketches.iter().enumerate() {
+            for (shingle, i) in self.common(sketch) {
+                let (runs, texts) = came.entry(i).or_default();
+                runs.insert(shingle);
+                texts.insert(place);
+            }
+        }
+        for (i, (runs, texts)) in came {
+            let kept = &self.list[i as usize];
+            let hit = Hit { optout: kept.optout, overlap: runs.len() as f64 / kept.sketch.len().max(1) as f64 };
+            if hit.overlap >= overlap && runs.len() >= LEAST_COMMON {
+                for place in texts {
+                    found[place].get_or_insert(hit);
+                }
+            }
+        }
+        found
+    }
+
+    /// The runs of a text that are kept, and of which each is.
+    fn common<'a>(&'a self, sketch: &'a Sketch) -> impl Iterator<Item = (u64, u32)> + 'a {
+        sketch.shingles.iter().flat_map(|shingle| {
+            let from = self.shingles.partition_point(|(h, _)| h < shingle);
+            self.shingles[from..].iter().take_while(move |(h, _)| h == shingle).copied()
+        })
+    }
+
     /// What keeps a text out: the same text, letter case, spaces and punctuation aside; one that has at least the part `overlap` of the runs of
     /// words of one that is kept out; or one that is to that part made of it. Of several the one with most in common.
     pub fn check(&self, sketch: &Sketch, overlap: f64) -> Option<Hit> {
@@ -92,11 +124,7 @@ impl Suppressed {
             return Some(Hit { optout: self.list[*i].optout, overlap: 1.0 });
         }
         let mut common: BTreeMap<u32, usize> = BTreeMap::new();
-        for shingle in &sketch.shingles {
-            let from = self.shingles.partition_point(|(h, _)| h < shingle);
-            let equal = self.shingles[from..].iter().take_while(|(h, _)| h == shingle);
-            equal.for_each(|(_, i)| *common.entry(*i).or_default() += 1);
-        }
+        self.common(sketch).for_each(|(_, i)| *common.entry(i).or_default() += 1);
         let hits = common.into_iter().map(|(i, n)| {
             let s = &self.list[i as usize];
             Hit { optout: s.optout, overlap: in_common(s, sketch, n) }
@@ -158,6 +186,16 @@ mod tests {
         assert!(check(&passage, true, &(text(500, 400) + &passage + &text(1000, 400))).is_some());
         assert_eq!(check(&passage, true, &text(0, 12)), None, "a line of it");
         assert_eq!(check(&passage, true, &passage), Some(1.0));
+    }
+
+    #[test]
+    fn a_text_that_comes_in_pieces_stays_out() {
+        let list = Suppressed::new(vec![Sketch::of(KEY, &text(0, 6000)).suppression(7, false)]);
+        let pieces: Vec<Sketch> = (0..120).map(|i| Sketch::of(KEY, &text(i * 50, 50))).collect();
+        let others = [Sketch::of(KEY, &text(9000, 50))];
+        let found = list.check_all(&[&pieces[..], &others].concat(), 0.5);
+        // Of a piece none of the runs may be kept.
+        assert!(found.iter().filter(|hit| hit.is_some()).count() > 90 && found[120].is_none());
     }
 
     #[test]

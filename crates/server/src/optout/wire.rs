@@ -141,7 +141,7 @@ pub(super) fn plan(plan: &OptOutPlan, may_display: &dyn Fn(&SourceId) -> bool) -
         v1::PlannedDocument {
             source: d.source.to_string(),
             document: d.hash.to_string(),
-            n_tokens: d.stored.as_ref().map_or(0, |s| s.tokens.len() as u64),
+            n_tokens: d.n_tokens,
             uri: shown.map(|s| s.document.uri.clone()).unwrap_or_default(),
             title: shown.map(|s| s.document.title.clone()).unwrap_or_default(),
         }

@@ -53,6 +53,8 @@ pub(crate) struct NewStep<'a> {
     pub(crate) legal_hold: bool,
     pub(crate) request: &'a OptOutRequest,
     pub(crate) suppress: &'a [Suppression],
+    /// Texts that are kept out no longer, by their keyed hashes.
+    pub(crate) unsuppress: &'a [ContentHash],
     /// What it kept out may come in again.
     pub(crate) lift: bool,
 }
@@ -94,9 +96,9 @@ fn change(id: u64, event: &OptOutEvent) -> silo_core::Change {
 }
 
 /// Enters a request; its steps so far are in it.
-fn insert(t: &Transaction<'_>, new: &OptOut) -> rusqlite::Result<()> {
+fn insert(t: &Transaction<'_>, new: &OptOut, stale: bool) -> rusqlite::Result<()> {
     let sql = "INSERT INTO optouts (id, state, legal_hold, hold_id, removal_id, request, stale)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)";
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     let number = |id: Option<u64>| id.map(|id| id as i64);
     let row = params![
         new.id as i64,
@@ -104,7 +106,8 @@ fn insert(t: &Transaction<'_>, new: &OptOut) -> rusqlite::Result<()> {
         new.legal_hold,
         number(new.hold),
         number(new.removal),
-        json(&new.request)?
+        json(&new.request)?,
+        stale
     ];
     t.execute(sql, row)?;
     new.events.iter().zip(1..).try_for_each(|(event, n)| insert_event(t, new.id, n, event))
@@ -112,7 +115,7 @@ fn insert(t: &Transaction<'_>, new: &OptOut) -> rusqlite::Result<()> {
 
 /// The same for a new one, which is also entered in the log of changes.
 fn submit(t: &Transaction<'_>, new: &OptOut) -> rusqlite::Result<()> {
-    insert(t, new)?;
+    insert(t, new, false)?;
     new.events.iter().try_for_each(|event| append(t, &event.actor, &change(new.id, event)))
 }
 
@@ -123,7 +126,7 @@ fn insert_event(t: &Transaction<'_>, id: u64, n: u64, event: &OptOutEvent) -> ru
 
 /// Enters a step, by which the request was withdrawn if there is a `removal`.
 fn step(t: &Transaction<'_>, new: &NewStep<'_>, removal: Option<u64>) -> rusqlite::Result<()> {
-    let NewStep { id, event, legal_hold, request, suppress, lift } = *new;
+    let NewStep { id, event, legal_hold, request, suppress, unsuppress, lift } = *new;
     let sql = "UPDATE optouts SET state = ?2, legal_hold = ?3, removal_id = coalesce(?4, removal_id),
                                   stale = iif(request = ?5, stale, ?6), request = ?5 WHERE id = ?1";
     let (removal, request) = (removal.map(|id| id as i64), json(request)?);
@@ -133,6 +136,9 @@ fn step(t: &Transaction<'_>, new: &NewStep<'_>, removal: Option<u64>) -> rusqlit
     insert_event(t, id, n as u64, event)?;
     if lift {
         t.execute("DELETE FROM suppressions WHERE optout_id = ?1", [id as i64])?;
+    }
+    for text in unsuppress {
+        t.execute("DELETE FROM suppressions WHERE optout_id = ?1 AND text = ?2", params![id as i64, text.0])?;
     }
     suppress.iter().try_for_each(|s| insert_suppression(t, s))?;
     append(t, &event.actor, &change(id, event))
@@ -211,6 +217,11 @@ impl Catalog {
         self.transaction(|t| step(t, new, None))
     }
 
+    /// Enters what a request keeps out.
+    pub(crate) fn suppress(&self, new: &[Suppression]) -> Result<(), StoreError> {
+        self.transaction(|t| new.iter().try_for_each(|s| insert_suppression(t, s)))
+    }
+
     /// What is kept out.
     pub(crate) fn suppressions(&self) -> Result<Vec<Suppression>, StoreError> {
         let sql = "SELECT optout_id, text, is_part, n_shingles, sketch FROM suppressions ORDER BY id";
@@ -235,7 +246,8 @@ impl Catalog {
             for table in ["suppressions", "optout_events", "optouts", "suppression_key"] {
                 t.execute(&format!("DELETE FROM {table}"), [])?;
             }
-            later.optouts.iter().try_for_each(|optout| insert(t, optout))?;
+            // Those of the backup may have held what was struck out since.
+            later.optouts.iter().try_for_each(|optout| insert(t, optout, true))?;
             later.suppressions.iter().try_for_each(|s| insert_suppression(t, s))?;
             self.take_policies(t, &later.policies)?;
             t.execute("INSERT INTO suppression_key (key) VALUES (?1)", [&later.key]).map(drop)

@@ -190,6 +190,12 @@ impl Catalog {
         })
     }
 
+    /// Whether a hold was not ended.
+    pub(crate) fn is_held(&self, hold: u64) -> Result<bool, StoreError> {
+        let sql = "SELECT NOT EXISTS (SELECT 1 FROM removals WHERE ends = ?1)";
+        self.run(|c| c.query_row(sql, [hold as i64], |r| r.get(0)))
+    }
+
     /// What is withheld of each shard by holds that were not ended, all `but` one.
     pub(crate) fn withheld(&self, but: Option<u64>) -> Result<BTreeMap<ShardId, Numbers>, StoreError> {
         let sql = "SELECT shard_id, numbers FROM removals h JOIN removal_parts ON removal_id = h.id

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::recipes::{event, request, source};
 use super::reference::{Change, RefShard, Reference, State, numbered};
@@ -254,7 +255,7 @@ fn perform(store: &Store, plan: &Plan, operation: &Operation) -> Result<Option<S
         Operation::Suspend(id) => store.by("test").suspend_shard(*id).map(|_| None),
         Operation::Resume(id) => store.by("test").resume_shard(*id).map(|_| None),
         Operation::Submit(selection, text) => {
-            store.by("test").submit_optout(std::slice::from_ref(selection), request(text)).map(|_| None)
+            store.by("test").submit_optout(std::slice::from_ref(selection), request(text), Instant::now()).map(|_| None)
         }
         Operation::Decide { request, uphold } => decide(store, *request, *uphold).map(|_| None),
         Operation::Rebuild(id) => {
@@ -273,7 +274,7 @@ fn decide(store: &Store, id: u64, uphold: bool) -> Result<OptOut, StoreError> {
     // A decided request holds no text, whatever was decided: this one's would be searched for in the files.
     let request = OptOutRequest { selection: optout.request.selection.forgotten(), ..optout.request };
     let (event, act) = if uphold {
-        let act = OptOutAct::Withdraw { spare: &[], more: &[], suppress: &[] };
+        let act = OptOutAct::Withdraw { spare: &[], more: &[], suppress: &[], unsuppress: &[] };
         (event(OptOutAction::Uphold, OptOutState::Upheld), act)
     } else {
         (event(OptOutAction::Restore, OptOutState::Restored), OptOutAct::Release)

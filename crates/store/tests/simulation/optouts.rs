@@ -1,6 +1,7 @@
 //! Requests that withhold documents, and what becomes of them.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
@@ -18,10 +19,11 @@ impl World {
         let kind = *kinds.choose(&mut self.rng).unwrap();
         let selection = self.any_selection(kind);
         let expected = self.reference.resolve(&selection);
-        let (optout, removal) = match self.store().by("test").submit_optout(&[selection], request("some text")) {
-            Err(StoreError::NothingSelected) => return assert!(expected.is_empty(), "{expected:?}"),
-            other => other.unwrap(),
-        };
+        let (optout, removal) =
+            match self.store().by("test").submit_optout(&[selection], request("some text"), Instant::now()) {
+                Err(StoreError::NothingSelected) => return assert!(expected.is_empty(), "{expected:?}"),
+                other => other.unwrap(),
+            };
         self.reference.apply(Change::Hold(optout.id, expected));
         self.check_change(&removal.unwrap());
         assert_eq!(optout, self.store().optout(optout.id).unwrap());
@@ -37,7 +39,7 @@ impl World {
         let expected = self.reference.withheld_parts(optout.id, &spare);
         let before = log::held(&self.reference);
         let (action, becomes, act) = if uphold {
-            let act = OptOutAct::Withdraw { spare: &spare, more: &[], suppress: &[] };
+            let act = OptOutAct::Withdraw { spare: &spare, more: &[], suppress: &[], unsuppress: &[] };
             (OptOutAction::Uphold, OptOutState::Upheld, act)
         } else {
             (OptOutAction::Restore, OptOutState::Restored, OptOutAct::Release)
