@@ -108,6 +108,13 @@ impl ServeConfig {
             e.context.stride_tokens == 0 || e.context.query_tokens == 0 || e.context.max_passage_tokens == 0,
             "engine.context: stride_tokens, query_tokens and max_passage_tokens must be above 0",
         );
+        let o = &self.govern.optout;
+        let part = |x: f64| x > 0.0 && x <= 1.0;
+        fault(
+            !part(o.passage_overlap) || !part(o.suppression_overlap),
+            "govern.optout: passage_overlap and suppression_overlap must be over 0 and at most 1",
+        );
+        fault(o.min_passage_words == 0, "govern.optout.min_passage_words is 0; it must be 1 or more");
         fault(
             self.server.max_message_bytes <= self.govern.max_document_bytes,
             "server.max_message_bytes must be more than govern.max_document_bytes, so that every document fits a message",

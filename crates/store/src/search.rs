@@ -30,11 +30,13 @@ struct Visible<'a> {
 /// The shards that a mask shows, that are live now, and whose sources may be used for this now. A snapshot may list shards that were removed since; they are not looked up
 /// anywhere but here, so they give nothing. A text that several visible shards of a source hold counts once.
 fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask, purpose: Purpose) -> Vec<Visible<'a>> {
+    // What a snapshot of now shows is permitted.
+    let is_now = live.snapshot.epoch == snapshot.epoch;
+    let permitted = |id: ShardId| is_now || live.allows(id, purpose);
     let shown = snapshot.shards.iter().enumerate().filter(|(i, _)| mask.sees(*i));
     let mut out: Vec<Visible<'a>> = shown
         .filter_map(|(i, view)| {
-            let LiveShard { shard, hidden, .. } =
-                live.shards.get(&view.id).filter(|_| live.allows(view.id, purpose))?;
+            let LiveShard { shard, hidden, .. } = live.shards.get(&view.id).filter(|_| permitted(view.id))?;
             let hidden = hidden.as_deref();
             Some(Visible { id: view.id, index: ShardIndex(i as u32), shard, hidden, copies: Vec::new() })
         })
