@@ -55,6 +55,9 @@ pub struct DataConfig {
     /// About so many bytes of validation text per tier: whole documents, until there are as many.
     #[serde(default = "validation_bytes")]
     pub validation_bytes: usize,
+    /// A file of documents that are left out whatever else is asked for: the SHA-256 of a text per line (`silo optout left-out`).
+    #[serde(default)]
+    pub left_out: Option<PathBuf>,
 }
 
 fn validation_bytes() -> usize {

@@ -14,6 +14,8 @@ pub enum TrainError {
     Corpus(#[from] silo_corpus::CorpusError),
     #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other sources or tiers", path.display())]
     NoText { path: PathBuf, what: String },
+    #[error("{} does not say which documents are left out: {reason}; it has the SHA-256 of a text per line (`silo optout left-out`)", path.display())]
+    LeftOut { path: PathBuf, reason: String },
     #[error("{} declares no source '{name}', so the model card could not give it credit; name the directory of its declaration",
             path.display())]
     Undeclared { path: PathBuf, name: String },

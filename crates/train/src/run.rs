@@ -192,6 +192,9 @@ fn with_run(
     config.check()?;
     progress("reading the corpus", None);
     let text = Text::read(config)?;
+    if text.n_left_out > 0 {
+        progress(&format!("{} documents are left out by opt-outs", text.n_left_out), None);
+    }
     let declarations = card::declarations(config, &text)?;
     let tokenizer_json = tokenizer_of(config, &text, progress)?;
     let tokenizer = ByteLevelTokenizer::from_json(tokenizer_json.as_bytes(), Some(END_OF_TEXT), &[END_OF_TEXT])

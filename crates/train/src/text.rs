@@ -1,7 +1,7 @@
 //! The text of a run: through the licence gate, into tokens.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -21,6 +21,17 @@ pub(crate) struct Text {
     pub(crate) validation: Vec<CorpusDocument>,
     /// Reports of the sources that training documents come from.
     pub(crate) sources: Vec<SourceReport>,
+    /// Documents that were left out because somebody asked for it.
+    pub(crate) n_left_out: usize,
+}
+
+/// The documents that a file says are left out.
+fn left_out(path: Option<&Path>) -> Result<BTreeSet<ContentHash>, TrainError> {
+    let Some(path) = path else { return Ok(BTreeSet::new()) };
+    let failed = |reason: String| TrainError::LeftOut { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+    let hash = |(i, line): (usize, &str)| line.trim().parse().map_err(|e| failed(format!("line {}: {e}", i + 1)));
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(hash).collect()
 }
 
 impl Text {
@@ -35,6 +46,7 @@ impl Text {
             return Err(missing(&format!("source '{unknown}'")));
         }
         let gate = LicenceGate::new(&config.data.tiers);
+        let (left_out, mut n_left_out) = (left_out(config.data.left_out.as_deref())?, 0);
         let (mut training, mut validation, mut sources) = (Vec::new(), Vec::new(), Vec::new());
         let mut validation_bytes: BTreeMap<Tier, usize> = BTreeMap::new();
         for source in report.sources {
@@ -45,6 +57,10 @@ impl Text {
             let file: PathBuf = path.join(format!("{}.jsonl.zst", source.name));
             let before = training.len();
             for document in read_documents(&file)?.into_iter().filter(|d| d.excluded.is_none()) {
+                if left_out.contains(&document.hash) {
+                    n_left_out += 1;
+                    continue;
+                }
                 // Sources that were named must pass as a whole; of all others, only documents of the tiers asked for are taken.
                 let asked_for = named || config.data.tiers.contains(&document.tier);
                 match document.split {
@@ -67,7 +83,7 @@ impl Text {
         if training.is_empty() {
             return Err(missing("training document of the tiers and sources asked for"));
         }
-        Ok(Self { training, validation, sources })
+        Ok(Self { training, validation, sources, n_left_out })
     }
 }
 

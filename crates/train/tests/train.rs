@@ -38,7 +38,12 @@ fn split(i: usize) -> Split {
 }
 
 fn corpus(root: &Path, tier: Tier) {
-    let documents: Vec<CorpusDocument> = (0..30).map(|i| document(i, tier, split(i))).collect();
+    corpus_without(root, tier, &[]);
+}
+
+fn corpus_without(root: &Path, tier: Tier, without: &[usize]) {
+    let documents = (0..30).filter(|i| !without.contains(i)).map(|i| document(i, tier, split(i)));
+    let documents: Vec<CorpusDocument> = documents.collect();
     std::fs::create_dir_all(root).unwrap();
     write_documents(&root.join("tales.jsonl.zst"), &documents).unwrap();
     let report = SourceReport {
@@ -82,7 +87,7 @@ fn config(root: &Path, run: &str) -> TrainConfig {
             work: root.join(run),
             output: root.join(format!("{run}-model")),
         },
-        data: DataConfig { tiers: vec![Tier::PublicDomain], sources: Vec::new(), validation_bytes: 1 },
+        data: DataConfig { tiers: vec![Tier::PublicDomain], sources: Vec::new(), validation_bytes: 1, left_out: None },
         tokenizer: TokenizerConfig { vocab_size: 300 },
         model: ModelShape {
             dim: 32,
@@ -185,6 +190,27 @@ fn a_run_that_was_stopped_twice_gives_the_bits_of_one_that_was_not() {
 }
 
 /// The runtime's f32 pass over the saved weights and the trainer's own loss are two ways to one number.
+#[test]
+fn what_is_left_out_is_as_if_it_had_never_been_there() {
+    let root = tempfile::tempdir().unwrap();
+    let (all, some) = (root.path().join("all"), root.path().join("some"));
+    corpus(&all.join("corpus"), Tier::PublicDomain);
+    corpus_without(&some.join("corpus"), Tier::PublicDomain, &[1, 12]);
+    let hashes = [1, 12].map(|i| document(i, Tier::PublicDomain, split(i)).hash.to_string());
+    let file = root.path().join("left-out.txt");
+    std::fs::write(&file, hashes.join("\n") + "\n\n").unwrap();
+    let (plain, never) = (config(&all, "plain"), config(&some, "never"));
+    let mut less = config(&all, "less");
+    less.data.left_out = Some(file.clone());
+    for config in [&plain, &less, &never] {
+        assert_eq!(run(config, None).unwrap(), Outcome::Finished);
+    }
+    assert!(weights(&less) == weights(&never) && weights(&less) != weights(&plain));
+    std::fs::write(&file, "no hash").unwrap();
+    let refused = run(&TrainConfig { paths: config(&all, "other").paths, ..less }, None).unwrap_err().to_string();
+    assert!(refused.contains("line 1"), "{refused}");
+}
+
 #[test]
 fn the_model_that_is_written_is_the_one_that_was_trained() {
     let root = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! `silo optout`.
 
+mod left_out;
 mod print;
 mod receipt;
 mod steps;
@@ -35,6 +36,8 @@ pub enum OptOut {
     Restore(steps::Objection),
     /// List what must not come in again.
     Suppressions(Suppressions),
+    /// Write down which documents of a corpus must not be trained on, for `left_out` in the configuration of a training run.
+    LeftOut(left_out::LeftOut),
     /// Get the receipt of a withdrawal.
     Receipt(receipt::GetReceipt),
     /// Verify a receipt. Needs the receipt and the public key of the one who issued it, and nothing else.
@@ -106,6 +109,7 @@ impl OptOut {
             Self::Appeal(c) => c.appeal(as_json).await,
             Self::Restore(c) => c.restore(as_json).await,
             Self::Suppressions(c) => c.run(as_json).await,
+            Self::LeftOut(c) => c.run(as_json),
             Self::Receipt(c) => c.run(as_json).await,
             Self::Verify(c) => c.run(as_json),
         }
