@@ -55,7 +55,7 @@ fn a_catalog_of_version_1_is_brought_up_to_date() {
 /// What versions 2 to 4 did not have.
 const WITHOUT_REQUESTS: &str = "
 PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;
-DROP TABLE suppressions; DROP TABLE optout_events; DROP TABLE optouts; DROP TABLE suppression_key;
+DROP TABLE suppressions; DROP TABLE optout_events; DROP TABLE optouts; DROP TABLE suppression_key; DROP TABLE policies;
 ALTER TABLE removals RENAME TO removals_5;
 DROP INDEX holds; DROP INDEX ended_holds;
 CREATE TABLE removals (id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL UNIQUE REFERENCES epochs (epoch), at_unix_ms INTEGER NOT NULL,
