@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use silo_core::{Selection, ShardId, SnapshotProvider, SourceId};
-use silo_govern::{Caller, GovernConfig, GovernError, Governor, Look, ShardState, StoreError};
+use silo_govern::{Caller, GovernConfig, GovernError, Governor, Look, Removal, ShardState, StoreError};
 use silo_proto::v1::datastore_service_server::DatastoreService;
 use silo_proto::{longrunning as lro, v1};
 use tokio::sync::Semaphore;
@@ -70,15 +70,19 @@ impl Datastore {
             }
             let removal = g.withdraw(&caller, &selection).map_err(govern)?;
             note(&caller, format_args!("withdrew by {}: change {}", removal.record.selector, removal.record.id));
-            let purge = registry.purge();
-            // It is done: what cannot be said of it must not make it look undone.
-            let unknown = |e| vec![format!("(the list of backups cannot be read: {e})")];
-            let backups = g.backups_with(&removal).unwrap_or_else(unknown);
-            let removal = to_proto::removal(&removal, purge, backups);
+            let removal = change(g, &removal, registry.purge());
             Ok((removal.parts.clone(), Some(removal)))
         });
         Ok(done.await?.into_inner())
     }
+}
+
+/// A change of what is retrieved, with the operation that deletes what it withdrew.
+pub(crate) fn change(governor: &Governor, removal: &Removal, purge: String) -> v1::Removal {
+    // It is done: what cannot be said of it must not make it look undone.
+    let unknown = |e| vec![format!("(the list of backups cannot be read: {e})")];
+    let backups = governor.backups_with(removal).unwrap_or_else(unknown);
+    to_proto::removal(removal, purge, backups)
 }
 
 /// A shard of a source that does not exist for the caller is not there.

@@ -12,9 +12,9 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::access::caller;
-use crate::datastore::{blocking, check_scope, note};
+use crate::datastore::{blocking, change, check_scope, note};
 use crate::operations::Registry;
-use crate::{page, status, to_proto};
+use crate::{page, status};
 
 /// Entries of the log that one answer holds.
 const MAX_ENTRIES: u32 = 1000;
@@ -107,13 +107,6 @@ fn check_selection(caller: &Caller, selection: &OptOutSelection) -> Result<(), S
         }
         OptOutSelection::UriPrefix { source: None, .. } | OptOutSelection::Passage { .. } => Ok(()),
     }
-}
-
-/// A change of what is retrieved, with the operation that deletes what it withdrew.
-fn change(governor: &Governor, removal: &Removal, purge: String) -> v1::Removal {
-    let unknown = |e| vec![format!("(the list of backups cannot be read: {e})")];
-    let backups = governor.backups_with(removal).unwrap_or_else(unknown);
-    to_proto::removal(removal, purge, backups)
 }
 
 /// A withdrawal that touched sources which do not exist for the caller is not there.
