@@ -119,7 +119,7 @@ impl World {
             let dense = tokens[from..to].windows(2).all(|two| two.iter().any(has_letter));
             let cuts = |w: units::Word| w.at.start < before.len() && before.len() < w.at.end;
             let n_complete = words.len() - usize::from(!complete && !words.is_empty());
-            dense && n_complete > 1 && !units::words(&text).any(cuts) && of.contains(&run)
+            dense && n_complete > 2 && !units::words(&text).any(cuts) && of.contains(&run)
         };
         let windows = (prompt + 1..=tokens.len()).flat_map(|to| (0..to).map(move |from| (from, to)));
         windows.filter(|(from, to)| stands(*from, *to)).map(|(from, to)| to - from).max().unwrap_or(0)

@@ -2,7 +2,7 @@
 //!
 //! A run is counted in tokens of the text that leaves, prompt and output joined, and found by its words: letter case, spaces, line ends and
 //! punctuation do not count. A word that begins before a run is not looked at, and runs with fewer letters than one for every two tokens, or fewer than
-//! two complete words, are let pass. What was put before the prompt as passages is not part of the text.
+//! three complete words, are let pass. What was put before the prompt as passages is not part of the text.
 
 use serde::{Deserialize, Serialize};
 use silo_core::{Datastore, Epoch, Run, SearchError, Tier, TokenId, Tokenizer, units};
@@ -56,7 +56,7 @@ impl Default for GuardConfig {
 const BEFORE: usize = 32;
 
 /// Runs with fewer complete words than this are not looked for, but longer ones that end with them: too much holds so few words.
-const LEAST_WORDS: usize = 2;
+const LEAST_WORDS: usize = 3;
 
 /// Words that are looked for to see that nothing holds them.
 const PROBE_WORDS: usize = 5;
