@@ -8,9 +8,9 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    Document, Entry, Epoch, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
-    PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot,
-    SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
+    Document, Entry, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
+    PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot, SnapshotProvider, Source,
+    SourceId, SpanSearch, Tier, Tokenizer,
 };
 use silo_engine::{
     Attribution, ContextParameters, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation,
@@ -328,10 +328,6 @@ impl SpanSearch for Withdrawing {
 
     fn is_free(&self, run: &Run<'_>) -> Result<bool, SearchError> {
         self.store.is_free(run)
-    }
-
-    fn spans_epoch(&self) -> Epoch {
-        self.store.spans_epoch()
     }
 }
 

@@ -66,6 +66,8 @@ const PROBE_WORDS: usize = 5;
 pub(crate) struct Guard {
     /// Each limit in tokens with the tiers that it is that of, the least first.
     limits: Vec<(usize, Vec<Tier>)>,
+    /// All of these tiers.
+    tiers: Vec<Tier>,
     free_elsewhere: bool,
     /// So many tokens in a row may be refused.
     max_refused: usize,
@@ -95,7 +97,8 @@ impl Guard {
         }
         limits.sort_by_key(|(limit, _)| *limit);
         let max_refused = if config.on_run == OnRun::End { 0 } else { config.max_redraws };
-        Self { limits, free_elsewhere: config.free_elsewhere, max_refused }
+        let tiers = limits.iter().flat_map(|(_, tiers)| tiers.clone()).collect();
+        Self { limits, tiers, free_elsewhere: config.free_elsewhere, max_refused }
     }
 
     /// Whether a text ends because so many tokens in a row would not do.
@@ -113,7 +116,7 @@ impl Guard {
     ) -> Result<bool, SearchError> {
         let Some((least, _)) = self.limits.first() else { return Ok(false) };
         let n = text.len() + 1;
-        let epoch = store.spans_epoch();
+        let epoch = store.snapshot().epoch;
         if n <= *least || watched.clear_until.is_some_and(|(until, at)| at == epoch && n < until) {
             return Ok(false);
         }
@@ -124,42 +127,24 @@ impl Guard {
                 return Ok(true);
             }
         }
-        self.look_ahead(store, tokenizer, watched, (text, token), epoch)?;
+        self.look_ahead((store, tokenizer), watched, (text, token), epoch)?;
         Ok(false)
-    }
-
-    /// The same for a token that is only shown, beside the text.
-    pub(crate) fn refuses_to_show(
-        &self,
-        (store, tokenizer): (&dyn Datastore, &dyn Tokenizer),
-        mut watched: Watched,
-        text: &[TokenId],
-        token: TokenId,
-    ) -> Result<bool, SearchError> {
-        self.refuses((store, tokenizer), &mut watched, text, token)
     }
 
     /// If not even the last few words stand anywhere, a run that is too long must begin after the first of them.
     fn look_ahead(
         &self,
-        store: &dyn Datastore,
-        tokenizer: &dyn Tokenizer,
+        (store, tokenizer): (&dyn Datastore, &dyn Tokenizer),
         watched: &mut Watched,
         (text, token): (&[TokenId], TokenId),
         epoch: Epoch,
     ) -> Result<(), SearchError> {
-        let (least, tiers) = (self.limits[0].0, self.limits.iter().flat_map(|(_, tiers)| tiers.clone()));
-        let tiers: Vec<Tier> = tiers.collect();
-        for span in 1..=least {
-            let found = found(tokenizer, text, token, span);
-            if found.words.len() < PROBE_WORDS {
-                continue;
-            }
-            if !store.is_guarded(&Run { begun: "", ..found.run() }, &tiers)? {
-                // The run begins at the second token of the span at the earliest, and has more than `least` tokens.
-                watched.clear_until = Some((text.len() + 1 - (span - 1) + least + 1, epoch));
-            }
-            return Ok(());
+        let least = self.limits[0].0;
+        let found = found(tokenizer, text, token, least);
+        let Some(first) = found.words.len().checked_sub(PROBE_WORDS) else { return Ok(()) };
+        if !store.is_guarded(&Run { words: &found.words[first..], begun: "" }, &self.tiers)? {
+            // The run begins after the token that the first of them begins in, and has more than `least` tokens.
+            watched.clear_until = Some((found.begins_in[first] + 2 + least, epoch));
         }
         Ok(())
     }
@@ -168,6 +153,8 @@ impl Guard {
 /// The words of the end of a text.
 struct Found {
     words: Vec<u32>,
+    /// The place in the text of the token that each begins in.
+    begins_in: Vec<usize>,
     begun: String,
     n_letters: usize,
 }
@@ -195,25 +182,32 @@ fn least_run(tokenizer: &dyn Tokenizer, text: &[TokenId], token: TokenId, n_toke
 fn found(tokenizer: &dyn Tokenizer, text: &[TokenId], token: TokenId, n_tokens: usize) -> Found {
     let first = (text.len() + 1).saturating_sub(n_tokens);
     let before = first.saturating_sub(BEFORE);
-    let bytes_of = |tokens: &[TokenId]| tokens.iter().flat_map(|&t| tokenizer.bytes(t)).copied().collect::<Vec<u8>>();
-    let mut bytes = bytes_of(&text[before..first.min(text.len())]);
-    let start = bytes.len();
-    bytes.extend(bytes_of(&text[first.min(text.len())..]));
-    bytes.extend_from_slice(tokenizer.bytes(token));
-    let (mut out, mut at) = (Found { words: Vec::new(), begun: String::new(), n_letters: 0 }, 0);
+    // The bytes from some tokens before on, and where those of each token end.
+    let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+    for &token in text[before..].iter().chain([&token]) {
+        bytes.extend_from_slice(tokenizer.bytes(token));
+        ends.push(bytes.len());
+    }
+    let start = if first == before { 0 } else { ends[first - before - 1] };
+    let mut out = Found { words: Vec::new(), begins_in: Vec::new(), begun: String::new(), n_letters: 0 };
+    let mut at = 0;
     for chunk in bytes.utf8_chunks() {
-        let valid = chunk.valid();
-        for word in units::words(valid).filter(|word| at + word.at.start >= start) {
+        let (valid_end, end) = (at + chunk.valid().len(), at + chunk.valid().len() + chunk.invalid().len());
+        for word in units::words(chunk.valid()) {
+            let (begins, ends_at) = (at + word.at.start, at + word.at.end);
+            if begins < start {
+                continue;
+            }
             out.n_letters += word.text.chars().count();
-            if at + word.at.end == bytes.len() - chunk.invalid().len()
-                && at + valid.len() + chunk.invalid().len() == bytes.len()
-            {
+            // Nothing stands behind it, but perhaps the beginning of a character.
+            if ends_at == valid_end && end == bytes.len() {
                 out.begun = word.text;
             } else {
                 out.words.push(word.unit());
+                out.begins_in.push(before + ends.partition_point(|end| *end <= begins));
             }
         }
-        at += valid.len() + chunk.invalid().len();
+        at = end;
     }
     out
 }

@@ -249,7 +249,9 @@ impl Sequence {
         let mut out = Vec::with_capacity(all.len());
         for (token, log_p) in all {
             let (store, tokenizer) = (&*shared.store, &*shared.tokenizer);
-            if !shared.guard.refuses_to_show((store, tokenizer), self.watched, &self.text, token)? {
+            // What is learnt about a token that is only shown says nothing about the text.
+            let mut watched = self.watched;
+            if !shared.guard.refuses((store, tokenizer), &mut watched, &self.text, token)? {
                 out.push((token, log_p));
             }
         }

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use silo_core::{Epoch, Purpose, Run, SearchError, Source, SpanSearch, Tier, units};
-
+use silo_core::{Purpose, Run, SearchError, Source, SpanSearch, Tier, units};
 use silo_spans::{END, SORTED_BY};
 
 use crate::live::{Live, LiveShard};
@@ -74,9 +73,5 @@ impl SpanSearch for Store {
 
     fn is_free(&self, run: &Run<'_>) -> Result<bool, SearchError> {
         stands(&self.live(), run, |s| s.permissions.allows(Purpose::Verbatim))
-    }
-
-    fn spans_epoch(&self) -> Epoch {
-        self.live().snapshot.epoch
     }
 }

@@ -53,8 +53,8 @@ pub use backup::BackupManifest;
 pub use boundary::{AtBoundary, Boundary};
 pub use build::ShardBuilder;
 pub use catalog::{
-    BackupRecord, Moments, RemovalKind, RemovalPart, RemovalRecord, ShardRecord, ShardState, Suppression, Workflow,
-    now_unix_ms,
+    BackupRecord, Moments, RemovalKind, RemovalPart, RemovalRecord, SILO, ShardRecord, ShardState, Suppression,
+    Workflow, now_unix_ms,
 };
 pub use contents::{ChangeLog, Contents};
 pub use detail::ShardDetail;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use silo_core::{ContentHash, OptOut, OptOutEvent, OptOutRequest, Selection, ShardId, SourceId};
+use silo_core::{ContentHash, OptOut, OptOutEvent, OptOutRequest, OptOutState, Selection, ShardId, SourceId};
 
 use crate::catalog::{NewStep, RemovalKind, RemovalPart, WithRemoval};
 use crate::withdraw::{Applied, Removal};
-use crate::{By, Numbers, Store, StoreError, StoredDocument, Suppression};
+use crate::{By, Numbers, Shard, Store, StoreError, StoredDocument, Suppression};
 
 /// What a step does to the store.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -149,6 +149,11 @@ impl Store {
         self.catalog.optouts()
     }
 
+    /// Requests in a state.
+    pub fn optouts_in(&self, state: OptOutState) -> Result<Vec<OptOut>, StoreError> {
+        self.catalog.optouts_in(state)
+    }
+
     /// What is kept out.
     pub fn suppressions(&self) -> Result<Vec<Suppression>, StoreError> {
         self.catalog.suppressions()
@@ -184,7 +189,7 @@ impl Store {
     }
 
     /// What a hold withholds of what is still there, shard by shard.
-    fn held_by(&self, hold: u64) -> Result<Vec<RemovalPart>, StoreError> {
+    pub(crate) fn held_by(&self, hold: u64) -> Result<Vec<RemovalPart>, StoreError> {
         let mut out = Vec::new();
         for part in self.catalog.removal(hold)?.map(|record| record.parts).unwrap_or_default() {
             let Some(shard) = self.catalog.shard(part.shard)? else { continue };
@@ -226,47 +231,44 @@ impl Store {
 
     /// The documents that parts name; the first `n_texts` with their texts, but for those of shards that cannot be read.
     pub fn documents_of_parts(&self, parts: &[RemovalPart], n_texts: usize) -> Result<Vec<PartDocument>, StoreError> {
-        let live = self.live();
         let mut out = Vec::new();
-        for part in parts {
-            let record = self.shard(part.shard)?;
-            let open = live.shards.get(&part.shard).or_else(|| live.suspended.get(&part.shard));
-            for (number, hash) in self.kept_by(&record)? {
-                if part.numbers.as_ref().is_some_and(|numbers| !numbers.contains(number)) {
-                    continue;
-                }
-                let place = open.and_then(|s| Some((&s.shard, s.shard.index_of(number)?)));
-                let n_tokens = place.map_or(0, |(shard, i)| shard.tokens_of(i).len() as u64);
-                let read = place.filter(|_| out.len() < n_texts);
-                let stored = read.map(|(shard, i)| shard.document(i)).transpose()?;
-                out.push(PartDocument { source: record.source.clone(), hash, n_tokens, stored });
-            }
-        }
+        self.walk(parts, &mut |source, hash, place| {
+            let n_tokens = place.map_or(0, |(shard, i)| shard.tokens_of(i).len() as u64);
+            let read = place.filter(|_| out.len() < n_texts);
+            let stored = read.map(|(shard, i)| shard.document(i)).transpose()?;
+            out.push(PartDocument { source: source.clone(), hash, n_tokens, stored });
+            Ok(())
+        })?;
         Ok(out)
     }
 
-    /// The texts of the documents that parts name, one after the other; gives how many of them cannot be read.
+    /// The texts of the documents that parts name, one after the other; not those of shards that cannot be read.
     pub fn each_text(
         &self,
         parts: &[RemovalPart],
         each: &mut dyn FnMut(&SourceId, ContentHash, &str),
-    ) -> Result<u64, StoreError> {
+    ) -> Result<(), StoreError> {
+        self.walk(parts, &mut |source, hash, place| {
+            let Some((shard, i)) = place else { return Ok(()) };
+            each(source, hash, &shard.document(i)?.document.text);
+            Ok(())
+        })
+    }
+
+    /// Goes through the documents that parts name: their source, their hash, and where they lie, if their shard can be read.
+    fn walk(&self, parts: &[RemovalPart], each: &mut EachPlace<'_>) -> Result<(), StoreError> {
         let live = self.live();
-        let mut unread = 0;
         for part in parts {
             let record = self.shard(part.shard)?;
             let open = live.shards.get(&part.shard).or_else(|| live.suspended.get(&part.shard));
             for (number, hash) in self.kept_by(&record)? {
-                if part.numbers.as_ref().is_some_and(|numbers| !numbers.contains(number)) {
-                    continue;
-                }
-                match open.and_then(|s| Some((&s.shard, s.shard.index_of(number)?))) {
-                    Some((shard, i)) => each(&record.source, hash, &shard.document(i)?.document.text),
-                    None => unread += 1,
+                if part.numbers.as_ref().is_none_or(|numbers| numbers.contains(number)) {
+                    let place = open.and_then(|s| Some((&*s.shard, s.shard.index_of(number)?)));
+                    each(&record.source, hash, place)?;
                 }
             }
         }
-        Ok(unread)
+        Ok(())
     }
 
     /// The hold of a request, if it was not ended.
@@ -285,6 +287,9 @@ impl Store {
         }
     }
 }
+
+/// What is done with each document of a part.
+type EachPlace<'a> = dyn FnMut(&SourceId, ContentHash, Option<(&Shard, usize)>) -> Result<(), StoreError> + 'a;
 
 /// Parts of which each shard has one.
 fn merge(parts: impl IntoIterator<Item = RemovalPart>) -> Vec<RemovalPart> {

@@ -28,7 +28,7 @@ impl Store {
     pub fn apply_terms(&self) -> Result<Vec<SourceId>, StoreError> {
         let due = |now: i64| -> Result<Vec<(SourceId, PolicyRow)>, StoreError> {
             let mut due = Vec::new();
-            for (id, declared, row) in self.catalog.policies()? {
+            for (id, declared, row) in self.catalog.policies_with_terms()? {
                 if row.policy.permits(declared, now) != row.in_force {
                     due.push((id, row));
                 }

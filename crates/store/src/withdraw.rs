@@ -171,14 +171,14 @@ pub(crate) struct Applied<'a> {
 impl Store {
     /// Refuses a withdrawal of what must be kept as evidence, by other requests than `but`.
     pub(crate) fn check_legal_holds(&self, parts: &[RemovalPart], but: Option<u64>) -> Result<(), StoreError> {
-        for held in self.optouts()?.into_iter().filter(|optout| optout.legal_hold && Some(optout.id) != but) {
-            for kept in self.held(&held)? {
+        for (id, hold) in self.catalog.legal_holds()?.into_iter().filter(|(id, _)| Some(*id) != but) {
+            for kept in self.held_by(hold)? {
                 let both = |part: &RemovalPart| {
                     let (numbers, kept) = (part.numbers.as_ref(), kept.numbers.as_ref());
                     numbers.zip(kept).is_none_or(|(a, b)| a.iter().any(|n| b.contains(n)))
                 };
                 if parts.iter().any(|part| part.shard == kept.shard && both(part)) {
-                    return Err(StoreError::LegalHold(held.id));
+                    return Err(StoreError::LegalHold(id));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Where runs of words stand.
 
-use crate::{Epoch, SearchError, Tier};
+use crate::{SearchError, Tier};
 
 /// A run of words, of which the last may not be complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Run<'a> {
 /// Search for runs of words.
 ///
 /// Contract: what is found stands in one live document, letter case, spaces and punctuation aside; nothing that was withdrawn or is withheld is
-/// found, from the moment since which no search finds it.
+/// found, from the moment since which no search finds it. The answers change with the epoch only.
 pub trait SpanSearch: Send + Sync {
     /// Whether a run stands in a live document of a source of one of these tiers whose text may not leave at length
     /// ([`crate::Purpose::Verbatim`]).
@@ -22,7 +22,4 @@ pub trait SpanSearch: Send + Sync {
 
     /// Whether a run stands in a live document of a source whose text may leave at length.
     fn is_free(&self, run: &Run<'_>) -> Result<bool, SearchError>;
-
-    /// Until this changes, the answers stay what they are.
-    fn spans_epoch(&self) -> Epoch;
 }

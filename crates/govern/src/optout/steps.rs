@@ -9,15 +9,13 @@ use silo_core::{
     PassageMatch, ReasonCode, SourceId,
 };
 use silo_store::{
-    AddedShard, NewShard, OptOutAct, OptOutStep, Purged, Removal, RemovalPart, StoreError, Suppression, now_unix_ms,
+    AddedShard, NewShard, OptOutAct, OptOutStep, Purged, Removal, RemovalPart, SILO, StoreError, Suppression,
+    now_unix_ms,
 };
 
 use super::plan::selections;
 use super::{KeptOut, NewOptOut, OptOutPlan, Refusal, Sketch, becomes};
 use crate::{Caller, GovernError, Governor, Role};
-
-/// What the store does without being asked is done by it.
-const SILO: &str = "silo";
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 

@@ -7,7 +7,7 @@ use super::{Catalog, now_unix_ms};
 use crate::StoreError;
 
 /// Who does what nobody asked for.
-pub(crate) const SILO: &str = "silo";
+pub const SILO: &str = "silo";
 
 /// Where the log of changes speaks of a withdrawal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

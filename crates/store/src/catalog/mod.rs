@@ -20,8 +20,7 @@ use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use silo_core::{Change, Epoch, Permissions, ShardId, Source};
 
-pub use changes::Moments;
-pub(crate) use changes::SILO;
+pub use changes::{Moments, SILO};
 pub(crate) use head::{HEAD, Head};
 pub(crate) use optouts::{NewStep, WithRemoval};
 pub use optouts::{Suppression, Workflow};

@@ -196,6 +196,19 @@ impl Catalog {
         self.run(|c| c.query_row(&sql, [id as i64], |r| read_optout(c, r)).optional())
     }
 
+    /// Requests under a legal hold, each with the entry by which it is withheld.
+    pub(crate) fn legal_holds(&self) -> Result<Vec<(u64, u64)>, StoreError> {
+        let sql = "SELECT id, hold_id FROM optouts WHERE legal_hold AND hold_id IS NOT NULL";
+        let read = |r: &Row<'_>| Ok((r.get::<_, i64>(0)? as u64, r.get::<_, i64>(1)? as u64));
+        self.run(|c| c.prepare_cached(sql)?.query_map([], read)?.collect())
+    }
+
+    /// Requests in a state.
+    pub(crate) fn optouts_in(&self, state: OptOutState) -> Result<Vec<OptOut>, StoreError> {
+        let sql = format!("{COLUMNS} WHERE state = ?1 ORDER BY id");
+        self.run(|c| c.prepare(&sql)?.query_map([state.name()], |r| read_optout(c, r))?.collect())
+    }
+
     /// All requests.
     pub(crate) fn optouts(&self) -> Result<Vec<OptOut>, StoreError> {
         let sql = format!("{COLUMNS} ORDER BY id");

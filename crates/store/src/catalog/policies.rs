@@ -48,10 +48,21 @@ impl Catalog {
 
     /// All sources about which something was said: with what their declarations permit.
     pub(crate) fn policies(&self) -> Result<Vec<(SourceId, Permissions, PolicyRow)>, StoreError> {
+        self.policies_where("TRUE")
+    }
+
+    /// The same of sources with a term: only what these permit changes by itself.
+    pub(crate) fn policies_with_terms(&self) -> Result<Vec<(SourceId, Permissions, PolicyRow)>, StoreError> {
+        let term = |end: &str| format!("policy ->> '$.policy.term.{end}' IS NOT NULL");
+        self.policies_where(&format!("{} OR {}", term("starts_unix_ms"), term("ends_unix_ms")))
+    }
+
+    fn policies_where(&self, condition: &str) -> Result<Vec<(SourceId, Permissions, PolicyRow)>, StoreError> {
         let permissions = |text: &str| serde_json::from_str::<Permissions>(text).map_err(|e| e.to_string());
-        let sql = "SELECT name, permissions, policy FROM policies JOIN sources ON id = source_id ORDER BY name";
+        let from = "SELECT name, permissions, policy FROM policies JOIN sources ON id = source_id";
+        let sql = format!("{from} WHERE {condition} ORDER BY name");
         let read = |r: &Row<'_>| Ok((source(r, 0)?, parsed(r, 1, permissions)?, row(r, 2)?));
-        self.run(|c| c.prepare_cached(sql)?.query_map([], read)?.collect())
+        self.run(|c| c.prepare_cached(&sql)?.query_map([], read)?.collect())
     }
 
     /// Enters a policy, with the change that it makes.
