@@ -8,9 +8,9 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    Document, Entry, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
-    PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot, SnapshotProvider, Source,
-    SourceId, SpanSearch, Tier, Tokenizer,
+    Document, Entry, Epoch, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
+    PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot,
+    SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
 };
 use silo_engine::{
     Attribution, ContextParameters, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation,
@@ -56,6 +56,7 @@ fn source(name: &str, tier: Tier) -> Source {
         owner: "somebody".into(),
         licence: "LicenseRef-test".into(),
         licence_stated_at: "here".into(),
+        notice: String::new(),
         tier,
         permissions: Permissions::of_tier(tier),
     }
@@ -293,20 +294,29 @@ fn removed_equals_never_added(language: &Language, recipe: &Recipe, seed: u64) {
 struct Withdrawing {
     store: Arc<Store>,
     nth: usize,
+    /// Before the search has looked whether anything changed, or behind its back.
+    within: bool,
     selection: Selection,
     searches: AtomicUsize,
     read: AtomicUsize,
 }
 
 impl NeighborSearch for Withdrawing {
-    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
-        let found = self.store.neighbors(queries);
-        if self.searches.fetch_add(1, Ordering::SeqCst) == self.nth {
+    fn neighbors_as_of(&self, queries: &[NeighborQuery<'_>]) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError> {
+        if self.searches.fetch_add(1, Ordering::SeqCst) != self.nth {
+            return self.store.neighbors_as_of(queries);
+        }
+        let withdraw = || {
             while self.read.load(Ordering::SeqCst) < self.nth {
                 std::thread::yield_now();
             }
             self.store.by("test").withdraw(&self.selection).unwrap();
+        };
+        if self.within {
+            return self.store.neighbors_across(queries, &withdraw);
         }
+        let found = self.store.neighbors_as_of(queries);
+        withdraw();
         found
     }
 
@@ -350,27 +360,43 @@ fn request(prompt: Vec<u32>, n: usize) -> GenerateRequest {
     request
 }
 
+/// What is withdrawn, and when.
+#[derive(Clone, Copy)]
+struct Removed {
+    /// A shard, or a document of one.
+    shard: bool,
+    /// See [`Withdrawing::within`].
+    within: bool,
+}
+
+const WITHIN: Removed = Removed { shard: true, within: true };
+
 /// What a stream says across a removal in its search for token `nth`, and how it ends; and what was said before and would be after it.
-fn across_a_removal(nth: usize, change: impl Fn(&mut GenerateRequest, &[TokenEvent])) -> [Vec<TokenEvent>; 2] {
+fn across_a_removal(
+    nth: usize,
+    removed: Removed,
+    change: impl Fn(&mut GenerateRequest, &[TokenEvent]),
+) -> [Vec<TokenEvent>; 2] {
     const N: usize = 12;
     let (language, recipe) = (Language::open(), recipe("ivf.toml"));
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let of = |name: &str, text: &str| {
-        let (uri, licence) = (format!("pkg:{name}"), "LicenseRef-test".to_owned());
+        let (uri, licence) = (format!("pkg:{name}/{}", text.len()), "LicenseRef-test".to_owned());
         let source: SourceId = name.parse().unwrap();
         Document { source, uri, title: String::new(), licence, tier: Tier::Restricted, text: text.into() }
     };
     let said = "The north wind blew as hard as he could, but the more he blew the more closely did the traveller fold his cloak.";
-    let (gone, kept) = (of("ant", said), of("bee", &words(&mut rng, 80)));
+    let (gone, kept) = (of("ant", said), of(if removed.shard { "bee" } else { "ant" }, &words(&mut rng, 80)));
     let (never, with) = (World::new(&language, &recipe), World::new(&language, &recipe));
     never.fill(&[&kept], &mut rng);
     with.fill(&[&gone, &kept], &mut rng);
     let prompt = language.tokenizer.encode("The north wind blew as").unwrap();
     let before = read(with.engine.generate(request(prompt.clone(), N)).unwrap());
 
-    let selection = Selection::Source(gone.source.clone());
+    let selection = Selection::UriPrefix { source: None, prefix: gone.uri.clone() };
     let (searches, read_tokens) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let store = Withdrawing { store: with.store.clone(), nth, selection, searches, read: read_tokens };
+    let store =
+        Withdrawing { store: with.store.clone(), nth, within: removed.within, selection, searches, read: read_tokens };
     let (store, model, tokenizer) = (Arc::new(store), language.model.clone(), language.tokenizer.clone());
     let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store.clone()).unwrap();
     let mut asked = request(prompt.clone(), N);
@@ -390,19 +416,22 @@ fn across_a_removal(nth: usize, change: impl Fn(&mut GenerateRequest, &[TokenEve
 
 #[test]
 fn a_stream_that_is_to_go_on_goes_on_as_if_it_had_never_been() {
-    let [said, after] = across_a_removal(5, |request, _| request.on_removal = OnRemoval::Repin);
-    assert_eq!(said[5..], after);
+    for (shard, within) in [(true, true), (true, false), (false, true), (false, false)] {
+        let removed = Removed { shard, within };
+        let [said, after] = across_a_removal(5, removed, |request, _| request.on_removal = OnRemoval::Repin);
+        assert_eq!(said[5..], after, "shard {shard}, within {within}");
+    }
 }
 
 #[test]
 fn a_stream_that_is_to_end_ends_before_the_token() {
-    let [said, _] = across_a_removal(5, |request, _| request.on_removal = OnRemoval::End);
+    let [said, _] = across_a_removal(5, WITHIN, |request, _| request.on_removal = OnRemoval::End);
     assert_eq!(said.len(), 5);
 }
 
 #[test]
 fn text_that_waits_for_a_stop_string_does_not_come_after_a_removal() {
-    let [said, _] = across_a_removal(5, |request, before| {
+    let [said, _] = across_a_removal(5, WITHIN, |request, before| {
         request.on_removal = OnRemoval::Repin;
         request.stop = vec![format!("{}~~~", before[4].text)];
     });

@@ -42,6 +42,7 @@ fn source(name: &str, verbatim: bool) -> Source {
         owner: "somebody".into(),
         licence: "LicenseRef-test".into(),
         licence_stated_at: String::new(),
+        notice: String::new(),
         tier: Tier::Restricted,
         permissions: Permissions { verbatim, ..Permissions::of_tier(Tier::Restricted) },
     }

@@ -34,6 +34,7 @@ fn source(id: &str) -> Source {
         owner: "somebody".into(),
         licence: "LicenseRef-any".into(),
         licence_stated_at: String::new(),
+        notice: String::new(),
         tier: Tier::Restricted,
         permissions: Permissions::of_tier(Tier::Restricted),
     }

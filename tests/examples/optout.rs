@@ -89,6 +89,7 @@ fn read(max_bytes: usize) -> Vec<(Source, Vec<Document>)> {
                 owner: "somebody".into(),
                 licence: "LicenseRef-any".into(),
                 licence_stated_at: String::new(),
+                notice: String::new(),
                 tier: Tier::Restricted,
                 permissions: Permissions::of_tier(Tier::Restricted),
             };

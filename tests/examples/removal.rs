@@ -93,6 +93,7 @@ fn source(id: &str) -> Source {
         owner: "nobody".into(),
         licence: "LicenseRef-synthetic".into(),
         licence_stated_at: "nowhere".into(),
+        notice: String::new(),
         tier: Tier::Restricted,
         permissions: Permissions::of_tier(Tier::Restricted),
     }
@@ -247,9 +248,8 @@ impl Bench {
         let opening = Instant::now();
         let store = self.open(root);
         let open_seconds = opening.elapsed().as_secs_f64();
-        let log = store.removals(0).expect("a log");
         let unpurged = store.status().expect("a catalog").n_unpurged;
-        json!({"changes": log.len(), "unpurged_removals": unpurged, "open_seconds": open_seconds})
+        json!({"changes": store.removals(0).expect("a log").len(), "unpurged_removals": unpurged, "open_seconds": open_seconds})
     }
 
     fn measure(&self, root: &Path, entries: usize, n_shards: usize) -> Value {

@@ -50,6 +50,7 @@ impl World {
             owner: "somebody".into(),
             licence: "LicenseRef-test".into(),
             licence_stated_at: "here".into(),
+            notice: String::new(),
             tier: silo_core::Tier::Restricted,
             permissions: silo_core::Permissions::of_tier(silo_core::Tier::Restricted),
         };

@@ -153,6 +153,7 @@ mod tests {
             owner: "o".into(),
             licence: "MIT".into(),
             licence_stated_at: "here".into(),
+            notice: String::new(),
             tier,
             permissions: Permissions { context: tier.is_open(), ..Permissions::of_tier(tier) },
         })

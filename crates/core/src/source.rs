@@ -109,6 +109,22 @@ pub struct Source {
     pub tier: Tier,
     /// What it may be used for.
     pub permissions: Permissions,
+    /// What its licence asks to be given with what is made from it, word for word; empty, where a line that names owner and licence will do.
+    #[serde(default)]
+    pub notice: String,
+}
+
+impl Source {
+    /// What is given with an answer that it had a part in: its notice, else a line that names it, its owner and licence. Nothing for the public
+    /// domain, which asks for nothing.
+    pub fn notice(&self) -> Option<String> {
+        if !self.notice.is_empty() {
+            return Some(self.notice.clone());
+        }
+        let stated = if self.licence_stated_at.is_empty() { "" } else { &format!(" ({})", self.licence_stated_at) };
+        let line = || format!("{}: {}, {}{stated}", self.id, self.owner, self.licence);
+        (self.tier != Tier::PublicDomain).then(line)
+    }
 }
 
 #[cfg(test)]
@@ -120,6 +136,23 @@ mod tests {
         let p = Permissions::of_tier(Tier::Restricted);
         assert!(!p.allows(Purpose::Train) && !p.allows(Purpose::Verbatim));
         assert!(p.allows(Purpose::Knn) && p.allows(Purpose::Context) && p.allows(Purpose::Display));
+    }
+
+    #[test]
+    fn every_tier_but_the_public_domain_has_a_notice() {
+        let source = |tier, notice: &str| Source {
+            id: "s".parse().unwrap(),
+            owner: "The owner".into(),
+            licence: "CC-BY-4.0".into(),
+            licence_stated_at: "LICENSE".into(),
+            tier,
+            permissions: Permissions::of_tier(tier),
+            notice: notice.into(),
+        };
+        let line = "s: The owner, CC-BY-4.0 (LICENSE)";
+        assert_eq!(source(Tier::Attribution, "").notice().as_deref(), Some(line));
+        assert_eq!(source(Tier::Restricted, "Copyright").notice().as_deref(), Some("Copyright"));
+        assert_eq!(source(Tier::PublicDomain, "").notice(), None);
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct SourceDeclaration {
     pub licence: String,
     /// Where the licence is stated.
     pub licence_stated_at: String,
+    /// What the licence asks to be given with what is made from it, word for word; a line that names owner and licence, if left out.
+    #[serde(default)]
+    pub notice: String,
     /// A tier more restrictive than the licence's, if wanted.
     pub tier: Option<Tier>,
     /// Permissions; the tier's defaults if left out.
@@ -157,6 +160,7 @@ impl SourceDeclaration {
             owner: self.owner.clone(),
             licence: self.licence.clone(),
             licence_stated_at: self.licence_stated_at.clone(),
+            notice: self.notice.clone(),
             tier,
             permissions: self.permissions.map_or(of_tier, |p| p.and(of_tier)),
         }

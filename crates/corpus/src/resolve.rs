@@ -147,6 +147,7 @@ mod tests {
             owner: "o".into(),
             licence: licence.into(),
             licence_stated_at: "here".into(),
+            notice: String::new(),
             tier: None,
             permissions: None,
             role: Role::Domain,

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use silo_core::{
-    Calibration, Datastore, KnnParameters, LanguageModel, ModelError, Neighbor, NeighborQuery, Positions, SearchError,
-    SequenceStep, Snapshot, StepOutput, TokenId, Tokenizer,
+    Calibration, Datastore, Epoch, KnnParameters, LanguageModel, ModelError, Neighbor, NeighborQuery, Positions,
+    SearchError, SequenceStep, Snapshot, StepOutput, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
@@ -389,7 +389,7 @@ impl Worker {
             match sequence.check_liveness(shared, parameters) {
                 Liveness::Ended => done[i] = true,
                 // Its passages have changed: the model has to read again.
-                Liveness::Repinned if context => {}
+                Liveness::Repinned { .. } if context => {}
                 _ if output.draws => drawing.push((i, output.output)),
                 _ => {}
             }
@@ -402,8 +402,8 @@ impl Worker {
             let mut again = Vec::new();
             for (n, (i, output)) in drawing.into_iter().enumerate() {
                 let sequence = &mut self.active[i];
-                let found = match &neighbors {
-                    Ok(found) => &found[n],
+                let (found, as_of) = match &neighbors {
+                    Ok((found, as_of)) => (&found[n], *as_of),
                     Err(error) => {
                         done[i] = sequence.fail(EngineError::Search(error.clone())) == Progress::Done;
                         continue;
@@ -411,15 +411,21 @@ impl Worker {
                 };
                 // Looked at again: the search may have run across a removal. What the model said holds nothing of what was removed, unless
                 // passages stood before the text.
-                match sequence.check_liveness(shared, parameters) {
-                    Liveness::Unchanged => {
+                let liveness = sequence.check_liveness(shared, parameters);
+                let holds = match liveness {
+                    Liveness::Unchanged => true,
+                    Liveness::Repinned { asks_the_same } => asks_the_same && as_of == sequence.pinned.snapshot.epoch,
+                    Liveness::Ended => false,
+                };
+                match liveness {
+                    Liveness::Ended => done[i] = true,
+                    Liveness::Repinned { .. } if sequence.request.retrieval.mode.context() => {}
+                    _ if holds => {
                         done[i] = sequence.advance(shared, output.logits.row(0), found) == Progress::Done;
                     }
-                    Liveness::Repinned if sequence.request.retrieval.mode.context() => {}
                     // In the next step: what else waits must have its turn.
-                    Liveness::Repinned if attempt == SEARCHES => sequence.read_last_again(),
-                    Liveness::Repinned => again.push((i, output)),
-                    Liveness::Ended => done[i] = true,
+                    _ if attempt == SEARCHES => sequence.read_last_again(),
+                    _ => again.push((i, output)),
                 }
             }
             drawing = again;
@@ -460,7 +466,7 @@ fn search(
     shared: &Shared,
     active: &[Sequence],
     drawing: &[(usize, StepOutput)],
-) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError> {
     let asks: Vec<bool> = drawing.iter().map(|(i, _)| active[*i].request.retrieval.mode.knn()).collect();
     let queries: Vec<NeighborQuery<'_>> = (drawing.iter().zip(&asks).filter(|(_, asks)| **asks))
         .map(|((i, output), _)| {
@@ -473,10 +479,11 @@ fn search(
             }
         })
         .collect();
-    let mut found = match queries.is_empty() {
-        true => Vec::new(),
-        false => shared.store.neighbors(&queries)?,
+    if queries.is_empty() {
+        return Ok((vec![Vec::new(); drawing.len()], shared.store.snapshot().epoch));
     }
-    .into_iter();
-    Ok(asks.into_iter().map(|asks| if asks { found.next().unwrap_or_default() } else { Vec::new() }).collect())
+    let (found, as_of) = shared.store.neighbors_as_of(&queries)?;
+    let mut found = found.into_iter();
+    let all = asks.into_iter().map(|asks| if asks { found.next().unwrap_or_default() } else { Vec::new() });
+    Ok((all.collect(), as_of))
 }

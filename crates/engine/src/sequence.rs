@@ -181,10 +181,12 @@ impl Sequence {
             self.fail(EngineError::SourceRemoved);
             return Liveness::Ended;
         }
-        self.pinned = Pinned::new(&*shared.store, &self.request.retrieval, parameters);
+        let pinned = Pinned::new(&*shared.store, &self.request.retrieval, parameters);
+        let asks_the_same = pinned.asks_the_same(&self.pinned);
+        self.pinned = pinned;
         let renewed = if mode.context() { self.lay_out(shared) } else { Ok(()) };
         match renewed {
-            Ok(()) => Liveness::Repinned,
+            Ok(()) => Liveness::Repinned { asks_the_same },
             Err(error) => {
                 self.fail(error);
                 Liveness::Ended
@@ -356,7 +358,10 @@ pub(crate) enum Liveness {
     /// All is live.
     Unchanged,
     /// The sequence goes on with another snapshot.
-    Repinned,
+    Repinned {
+        /// Of the same shards, and for as many neighbours.
+        asks_the_same: bool,
+    },
     /// The sequence has ended.
     Ended,
 }
@@ -412,5 +417,10 @@ impl Pinned {
             knn_temperature: retrieval.knn.knn_temperature.unwrap_or(calibrated.knn_temperature),
         };
         Self { snapshot, view, knn_mask, context_mask, knn }
+    }
+
+    fn asks_the_same(&self, before: &Self) -> bool {
+        let shards = |pinned: &Self| pinned.snapshot.shards.iter().map(|view| view.id).collect::<Vec<_>>();
+        self.knn_mask == before.knn_mask && self.knn.k == before.knn.k && shards(self) == shards(before)
     }
 }

@@ -58,6 +58,7 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
             owner: "the teller".into(),
             licence: "LicenseRef-test".into(),
             licence_stated_at: "here".into(),
+            notice: String::new(),
             tier: Tier::Restricted,
             permissions: Permissions::of_tier(Tier::Restricted),
         };

@@ -15,11 +15,16 @@ pub struct Declaration {
     pub licence: String,
     /// Where the licence is stated.
     pub licence_stated_at: String,
+    /// What the licence asks to be given with what is made from it.
+    pub notice: String,
     /// A tier, if it should be more restrictive than the licence.
     pub tier: Option<Tier>,
     /// What is permitted; the tier's defaults if left out.
     pub permissions: Option<Permissions>,
 }
+
+/// A notice goes with every answer that its source has a part in.
+const MAX_NOTICE_BYTES: usize = 16 * 1024;
 
 /// Checks a declaration. The tier is the licence's unless a more restrictive one is declared; permissions are never more than
 /// the tier's.
@@ -30,6 +35,9 @@ pub fn declare(declaration: &Declaration, policy: &LicencePolicy) -> Result<Sour
             field: "owner",
             rule: "say who holds the rights, or who gave the collection out",
         });
+    }
+    if declaration.notice.len() > MAX_NOTICE_BYTES {
+        return Err(GovernError::Long { field: "notice", bytes: declaration.notice.len(), limit: MAX_NOTICE_BYTES });
     }
     let by_licence = policy.tier(&declaration.licence)?;
     let tier = declaration.tier.unwrap_or(by_licence);
@@ -43,6 +51,7 @@ pub fn declare(declaration: &Declaration, policy: &LicencePolicy) -> Result<Sour
         owner: declaration.owner.clone(),
         licence: declaration.licence.clone(),
         licence_stated_at: declaration.licence_stated_at.clone(),
+        notice: declaration.notice.clone(),
         tier,
         permissions: declaration.permissions.map_or(of_tier, |p| p.and(of_tier)),
     })
@@ -58,6 +67,7 @@ mod tests {
             owner: "o".into(),
             licence: licence.into(),
             licence_stated_at: String::new(),
+            notice: String::new(),
             tier,
             permissions: None,
         }
@@ -90,5 +100,7 @@ mod tests {
     fn what_is_missing_is_named() {
         let anonymous = Declaration { owner: " ".into(), ..declaration("MIT", None) };
         assert!(check(&anonymous).unwrap_err().to_string().starts_with("owner is missing"));
+        let long = Declaration { notice: "x".repeat(MAX_NOTICE_BYTES + 1), ..declaration("MIT", None) };
+        assert!(check(&long).unwrap_err().to_string().contains("at most 16384 bytes"));
     }
 }

@@ -24,6 +24,8 @@ pub enum GovernError {
     TierTooOpen { declared: Tier, licence: String, by_licence: Tier },
     #[error("{field} is missing; {rule}")]
     Missing { field: &'static str, rule: &'static str },
+    #[error("{field} has {bytes} bytes; it may have at most {limit} bytes")]
+    Long { field: &'static str, bytes: usize, limit: usize },
     #[error("document {uri}: {reason}")]
     Document { uri: String, reason: String },
     #[error("these documents are kept out by opt-outs, leave them out: {}", crate::optout::some(found, *in_full))]

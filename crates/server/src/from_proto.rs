@@ -219,6 +219,7 @@ pub(crate) fn declaration(m: v1::Source) -> Result<Declaration> {
         owner: m.owner,
         licence: m.licence,
         licence_stated_at: m.licence_stated_at,
+        notice: m.notice,
         permissions,
     })
 }

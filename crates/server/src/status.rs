@@ -169,7 +169,7 @@ pub(crate) fn govern(error: &GovernError) -> Status {
             Shape { field: Some("licence"), ..Shape::new(Code::InvalidArgument, "NOT_AN_SPDX_EXPRESSION") }
         }
         E::TierTooOpen { .. } => Shape { field: Some("tier"), ..Shape::new(Code::InvalidArgument, "TIER_TOO_OPEN") },
-        E::Missing { field: name, .. } => field(name),
+        E::Missing { field: name, .. } | E::Long { field: name, .. } => field(name),
         E::Document { .. } => {
             Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "DOCUMENT_REFUSED") }
         }

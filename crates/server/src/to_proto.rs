@@ -174,6 +174,7 @@ pub(crate) fn source(s: &Source) -> v1::Source {
         owner: s.owner.clone(),
         licence: s.licence.clone(),
         licence_stated_at: s.licence_stated_at.clone(),
+        notice: s.notice.clone(),
         tier: tier(s.tier).into(),
         permissions: Some(permissions(s.permissions)),
         ..v1::Source::default()

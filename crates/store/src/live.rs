@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 use silo_core::{ContentHash, Epoch, Permissions, Purpose, ShardId, ShardView, Snapshot, Source, SourceId, merkle};
-use silo_vector::MergedLists;
+use silo_vector::{Lists, MergedLists};
 
 use crate::policy::permitted;
 use crate::{Numbers, Shard};
@@ -162,6 +162,8 @@ pub(crate) struct Live {
     pub(crate) shards: HashMap<ShardId, LiveShard>,
     /// Whole, but not retrieved from until they are resumed.
     pub(crate) suspended: HashMap<ShardId, LiveShard>,
+    /// When something last came back, or changed otherwise than by going, since the store was opened.
+    grown: Epoch,
     /// Sources with live documents.
     pub(crate) sources: BTreeMap<SourceId, Arc<SourceState>>,
     pub(crate) key_dim: usize,
@@ -238,8 +240,9 @@ impl Live {
         let epoch = snapshot.epoch;
         let (sources, snapshot) = (BTreeMap::new(), Arc::new(snapshot));
         let no_shards = HashMap::new();
+        let (grown, merged) = (Epoch(0), None);
         let mut live =
-            Self { snapshot, shards: no_shards, suspended, sources, key_dim, n_lists, merged: None, unavailable };
+            Self { snapshot, shards: no_shards, suspended, grown, sources, key_dim, n_lists, merged, unavailable };
         let mut shards: Vec<(ShardId, LiveShard)> = shards.into_iter().collect();
         shards.sort_by_key(|(id, _)| *id);
         for (id, shard) in shards {
@@ -255,37 +258,42 @@ impl Live {
         let Some(n_lists) = self.n_lists else { return };
         let mut slots: Vec<ShardId> = self.shards.keys().copied().collect();
         slots.sort_unstable();
-        // Every open shard of such a recipe has lists; one without would be an empty slot.
-        let none = vec![0; n_lists + 1];
-        let parts: Vec<&[u32]> = slots.iter().map(|id| self.offsets_of(*id).unwrap_or(&none)).collect();
+        let parts: Vec<Option<Lists<'_>>> = slots.iter().map(|id| self.lists_of(*id)).collect();
         let lists = MergedLists::new(n_lists, &parts);
         self.merged = Some(Arc::new(Merged { slots, lists }));
     }
 
-    fn offsets_of(&self, id: ShardId) -> Option<&[u32]> {
-        Some(self.shards.get(&id)?.shard.lists()?.offsets)
+    fn lists_of(&self, id: ShardId) -> Option<Lists<'_>> {
+        self.shards.get(&id)?.shard.lists()
     }
 
-    /// The same where only one shard came, or has other files.
+    /// Drops from memory what the lists of a shard that has gone left there.
+    pub(crate) fn drop_lists_of(&mut self, id: ShardId) {
+        if self.merged.as_ref().is_some_and(|merged| merged.slots.binary_search(&id).is_ok()) {
+            self.merge_lists_of(id);
+        }
+    }
+
+    /// Merges the lists anew where only one shard came, or has other files.
     fn merge_lists_of(&mut self, id: ShardId) {
-        let (Some(n_lists), Some(merged)) = (self.n_lists, &self.merged) else { return self.merge_lists() };
-        let slot = merged.slots.binary_search(&id).unwrap_or_else(|slot| slot);
-        let between = merged.slots.get(slot).is_some_and(|there| *there != id);
+        let Some(merged) = &self.merged else { return self.merge_lists() };
+        let mut slots = merged.slots.clone();
+        let slot = slots.binary_search(&id).unwrap_or_else(|slot| slot);
+        let between = slots.get(slot).is_some_and(|there| *there != id);
         // Slots of shards that have gone are cleared away when they are many.
-        if between || merged.slots.len() > 2 * self.shards.len() {
+        if between || slots.len() > 2 * self.shards.len() {
             return self.merge_lists();
         }
-        let none = vec![0; n_lists + 1];
-        let lists = merged.lists.with(slot as u32, self.offsets_of(id).unwrap_or(&none));
-        let mut slots = merged.slots.clone();
         if slot == slots.len() {
             slots.push(id);
         }
+        let lists = merged.lists.with(slot as u32, &|slot| self.lists_of(slots[slot as usize]));
         self.merged = Some(Arc::new(Merged { slots, lists }));
     }
 
     /// Adds a shard, or puts it in the place of one with the same number.
     pub(crate) fn insert(&mut self, id: ShardId, mut shard: LiveShard, suspended: bool, epoch: Epoch) {
+        self.grown = epoch;
         // What a running stream saw of it may be withdrawn: other files do not bring it back.
         let old = self.shards.get(&id).or_else(|| self.suspended.get(&id));
         shard.shrunk = old.map_or(epoch, |old| old.shrunk);
@@ -345,6 +353,7 @@ impl Live {
 
     /// Puts documents of a shard back that were withheld, all but `still`.
     pub(crate) fn release(&mut self, id: ShardId, still: &Numbers, epoch: Epoch) {
+        self.grown = epoch;
         let renewed = |old: &LiveShard| {
             let shard = LiveShard::new(old.shard.clone(), &old.withdrawn(), still);
             // Snapshots from before show them, but searches did not find them for a time.
@@ -360,6 +369,7 @@ impl Live {
 
     /// Changes what a source may be used for. Searches in snapshots from before may find less than these show, or more.
     pub(crate) fn permit(&mut self, id: &SourceId, permissions: Permissions, epoch: Epoch) {
+        self.grown = epoch;
         for source in &mut Arc::make_mut(&mut self.snapshot).sources {
             if source.id == *id {
                 *source = permitted(source, permissions);
@@ -367,6 +377,18 @@ impl Live {
         }
         let shards = self.shards.values_mut().chain(self.suspended.values_mut());
         shards.filter(|s| s.shard.manifest().source == *id).for_each(|s| s.shrunk = epoch);
+    }
+
+    /// Whether nothing else can be found than before: all that may have happened is that something went.
+    pub(crate) fn only_shrank_since(&self, before: &Self) -> bool {
+        self.grown <= before.snapshot.epoch
+    }
+
+    /// Whether an entry of a shard's files is still found, in the same files.
+    pub(crate) fn shows_as(&self, before: &Self, id: ShardId, row: u32) -> bool {
+        let same = |a: &LiveShard, b: &LiveShard| Arc::ptr_eq(&a.shard, &b.shard);
+        let hides = |s: &LiveShard| s.hidden.as_ref().is_some_and(|h| h.entries.contains(row as usize));
+        before.shards.get(&id).zip(self.shards.get(&id)).is_some_and(|(old, new)| same(old, new) && !hides(new))
     }
 
     /// What the source of a live shard may be used for now.
@@ -385,6 +407,7 @@ impl Live {
     /// Puts a suspended shard back.
     pub(crate) fn resume(&mut self, id: ShardId, epoch: Epoch) {
         if let Some(shard) = self.suspended.remove(&id) {
+            self.grown = epoch;
             // Snapshots from before show it, but searches did not find it for a time.
             self.show(id, LiveShard { shrunk: epoch, ..shard });
             self.merge_lists_of(id);

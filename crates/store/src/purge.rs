@@ -74,6 +74,10 @@ impl Store {
     fn delete(&self, record: &ShardRecord) -> Result<u64, StoreError> {
         // A rebuild under way holds copies of the text. The removal has told it to stop, and it deletes them before it ends.
         let _rewrite = Rewrite::wait(self, record.id);
+        {
+            let _change = self.change();
+            self.show(self.changed(self.live().snapshot.epoch, |live| live.drop_lists_of(record.id)));
+        }
         let there = self.directory(&record.directory).exists();
         self.delete_directory(&record.directory)?;
         self.at(Boundary::FilesDeleted);

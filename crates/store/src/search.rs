@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 use silo_core::{
-    Detokenizer, Entry, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, Purpose,
+    Detokenizer, Entry, Epoch, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, Purpose,
     SearchError, ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
@@ -111,18 +112,39 @@ fn by_logical_id(a: (&Shard, u32), b: (&Shard, u32)) -> Ordering {
 }
 
 fn neighbor(visible: &Visible<'_>, c: &Candidate) -> Neighbor {
-    let (shard, row) = (visible.shard, c.row);
-    Neighbor { distance: c.distance, value: shard.value(row), shard: visible.index, row: shard.lasting_row(row) }
+    let (value, row) = visible.shard.value_and_lasting_row(c.row);
+    Neighbor { distance: c.distance, value, shard: visible.index, row }
+}
+
+/// What a query got.
+struct Answer {
+    neighbors: Vec<Neighbor>,
+    /// Entries by their rows in the files. While these are there, and nothing else comes, the neighbours are what they are.
+    rests_on: Vec<(ShardId, u32)>,
+}
+
+impl Answer {
+    fn new<'a>(nearest: &[Candidate], ranked: &[Candidate], of: impl Fn(u32) -> &'a Visible<'a>) -> Self {
+        Self {
+            neighbors: nearest.iter().map(|c| neighbor(of(c.part), c)).collect(),
+            rests_on: ranked.iter().map(|c| (of(c.part).id, c.row)).collect(),
+        }
+    }
+
+    /// Whether it is also what `now` would say.
+    fn holds(&self, before: &Live, now: &Live) -> bool {
+        now.only_shrank_since(before) && self.rests_on.iter().all(|(id, row)| now.shows_as(before, *id, *row))
+    }
 }
 
 impl Store {
     /// Looks at every entry, for queries that see the same shards.
-    fn scan_all(&self, key_dim: usize, visible: &[Visible<'_>], queries: &[Query<'_>]) -> Vec<Vec<Neighbor>> {
+    fn scan_all(&self, key_dim: usize, visible: &[Visible<'_>], queries: &[Query<'_>]) -> Vec<Answer> {
         let of = |id: u32| &visible[id as usize];
         let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((of(a.0).shard, a.1), (of(b.0).shard, b.1));
         let parts: Vec<Part<'_>> = visible.iter().zip(0..).map(|(v, id)| v.part(id, queries.len())).collect();
         let found = self.threads().install(|| exact_search(key_dim, &parts, queries, &order));
-        found.iter().map(|candidates| candidates.iter().map(|c| neighbor(of(c.part), c)).collect()).collect()
+        found.iter().map(|nearest| Answer::new(nearest, nearest, of)).collect()
     }
 
     /// Looks into inverted lists, for queries that see the same shards.
@@ -132,7 +154,7 @@ impl Store {
         visible: &[Visible<'_>],
         queries: &[Query<'_>],
         (probe, quantizer): (Probe, &Quantizer),
-    ) -> Vec<Vec<Neighbor>> {
+    ) -> Vec<Answer> {
         let mut parts: Vec<Option<ListPart<'_>>> = Vec::with_capacity(merged.slots.len());
         let mut of_slot = vec![0; merged.slots.len()];
         // Slots and what is visible are both in the order of the shards' numbers.
@@ -147,7 +169,7 @@ impl Store {
         let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((of(a.0).shard, a.1), (of(b.0).shard, b.1));
         let collection = Collection { merged: &merged.lists, parts: &parts };
         let found = self.threads().install(|| ivf_search(quantizer, collection, queries, probe, &order));
-        found.iter().map(|candidates| candidates.iter().map(|c| neighbor(of(c.part), c)).collect()).collect()
+        found.iter().map(|found| Answer::new(&found.nearest, &found.ranked, of)).collect()
     }
 }
 
@@ -159,7 +181,18 @@ impl Store {
         queries: &[NeighborQuery<'_>],
         probe: Option<Probe>,
     ) -> Result<Vec<Vec<Neighbor>>, SearchError> {
-        self.search(queries, probe.zip(self.recipe().quantizer().map(|(_, quantizer)| quantizer)))
+        let lists = probe.zip(self.recipe().quantizer().map(|(_, quantizer)| quantizer));
+        Ok(self.search(queries, lists, &|| ())?.0)
+    }
+
+    /// The same as [`NeighborSearch::neighbors_as_of`], with something that happens in the midst of it: what streams meet that search while
+    /// something is withdrawn.
+    pub fn neighbors_across(
+        &self,
+        queries: &[NeighborQuery<'_>],
+        happens: &dyn Fn(),
+    ) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError> {
+        self.search(queries, self.recipe().quantizer().map(|(ivf, quantizer)| (ivf.probe(), quantizer)), happens)
     }
 
     /// How many entries' codes a search for a key in so many lists compares; `None` where all keys are.
@@ -169,14 +202,35 @@ impl Store {
         Some(n_compared(quantizer, &merged.lists, key, n_probe))
     }
 
+    /// Answers of the store as it is at the end. A withdrawal that comes in the midst of a search touches few of its answers: the others hold.
     fn search(
         &self,
         queries: &[NeighborQuery<'_>],
         lists: Option<(Probe, &Quantizer)>,
-    ) -> Result<Vec<Vec<Neighbor>>, SearchError> {
-        let live = self.live();
-        check_dimensions(&live, queries)?;
-        let mut out = vec![Vec::new(); queries.len()];
+        happens: &dyn Fn(),
+    ) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError> {
+        let before = Arc::clone(&self.live());
+        let mut answers = self.search_in(&before, queries, lists)?;
+        happens();
+        let now = Arc::clone(&self.live());
+        if now.snapshot.epoch != before.snapshot.epoch {
+            let touched: Vec<usize> = (0..queries.len()).filter(|&i| !answers[i].holds(&before, &now)).collect();
+            let again: Vec<NeighborQuery<'_>> = touched.iter().map(|&i| queries[i]).collect();
+            for (i, answer) in touched.into_iter().zip(self.search_in(&now, &again, lists)?) {
+                answers[i] = answer;
+            }
+        }
+        Ok((answers.into_iter().map(|answer| answer.neighbors).collect(), now.snapshot.epoch))
+    }
+
+    fn search_in(
+        &self,
+        live: &Live,
+        queries: &[NeighborQuery<'_>],
+        lists: Option<(Probe, &Quantizer)>,
+    ) -> Result<Vec<Answer>, SearchError> {
+        check_dimensions(live, queries)?;
+        let mut out: Vec<(usize, Answer)> = Vec::with_capacity(queries.len());
         let mut left: Vec<usize> = (0..queries.len()).collect();
         while let Some(&first) = left.first() {
             let (snapshot, mask) = (queries[first].snapshot, queries[first].mask);
@@ -185,22 +239,21 @@ impl Store {
             left = rest;
             let vectors: Vec<Query<'_>> =
                 group.iter().map(|&i| Query { key: queries[i].key, k: queries[i].k }).collect();
-            let visible = visible(&live, snapshot, mask, Purpose::Knn);
+            let visible = visible(live, snapshot, mask, Purpose::Knn);
             let found = match lists.zip(live.merged.as_deref()) {
                 Some((recipe, merged)) => self.scan_lists(merged, &visible, &vectors, recipe),
                 None => self.scan_all(live.key_dim, &visible, &vectors),
             };
-            for (i, neighbors) in group.into_iter().zip(found) {
-                out[i] = neighbors;
-            }
+            out.extend(group.into_iter().zip(found));
         }
-        Ok(out)
+        out.sort_by_key(|(i, _)| *i);
+        Ok(out.into_iter().map(|(_, answer)| answer).collect())
     }
 }
 
 impl NeighborSearch for Store {
-    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
-        self.search(queries, self.recipe().quantizer().map(|(ivf, quantizer)| (ivf.probe(), quantizer)))
+    fn neighbors_as_of(&self, queries: &[NeighborQuery<'_>]) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError> {
+        self.neighbors_across(queries, &|| ())
     }
 
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {

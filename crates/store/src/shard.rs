@@ -218,12 +218,6 @@ impl Shard {
         &self.records()[self.document_of(row)]
     }
 
-    /// The row by which entry `row` of the files is known, now and after other documents are gone from them.
-    pub(crate) fn lasting_row(&self, row: u32) -> u32 {
-        let record = self.record_of(row);
-        (record.first_row + u64::from(row) - record.first_entry) as u32
-    }
-
     /// The entry of the files that is known by a lasting row; `None` if it is gone from them.
     pub(crate) fn row_of(&self, lasting: u32) -> Option<u32> {
         let records = self.records();
@@ -239,12 +233,13 @@ impl Shard {
         (ContentHash(record.hash), u64::from(row) - record.first_entry)
     }
 
-    /// The token that entry `row` predicts.
-    pub(crate) fn value(&self, row: u32) -> TokenId {
+    /// The token that entry `row` of the files predicts, and the row by which the entry is known, now and after other documents are gone from
+    /// the files.
+    pub(crate) fn value_and_lasting_row(&self, row: u32) -> (TokenId, u32) {
         let record = self.record_of(row);
-        let first_value = record.n_tokens - record.n_entries;
-        let token = record.first_token + first_value + u64::from(row) - record.first_entry;
-        self.tokens.slice::<u32>()[token as usize]
+        let entry = u64::from(row) - record.first_entry;
+        let token = record.first_token + record.n_tokens - record.n_entries + entry;
+        (self.tokens.slice::<u32>()[token as usize], (record.first_row + entry) as u32)
     }
 
     /// The document of an entry: its place in the files, and the place of the entry's value among its tokens.

@@ -24,7 +24,7 @@ mod top_k;
 
 pub use exact::{Keys, Part, Query, exact_search, squared_l2};
 pub use ivf::{
-    Collection, ListPart, Lists, MergedLists, Probe, Quantizer, QuantizerError, Training, ivf_search, n_compared,
-    train_quantizer,
+    Collection, Found, ListPart, Lists, MergedLists, Probe, Quantizer, QuantizerError, Training, ivf_search,
+    n_compared, train_quantizer,
 };
 pub use top_k::{Candidate, RowOrder, TopK};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{ContentHash, ShardIndex, ShardMask, Snapshot, SourceId, SpanSearch, TokenId};
+use crate::{ContentHash, Epoch, ShardIndex, ShardMask, Snapshot, SourceId, SpanSearch, TokenId};
 
 /// One neighbour of a query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,7 +76,12 @@ pub struct Entry {
 /// lists it. What a query gets does not depend on the other queries of the call.
 pub trait NeighborSearch: Send + Sync {
     /// Answers a batch of queries.
-    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError>;
+    fn neighbors(&self, queries: &[NeighborQuery<'_>]) -> Result<Vec<Vec<Neighbor>>, SearchError> {
+        Ok(self.neighbors_as_of(queries)?.0)
+    }
+
+    /// The same, and the epoch that they are answers of: a query with that epoch's snapshot, if it lists the same shards, gets the same.
+    fn neighbors_as_of(&self, queries: &[NeighborQuery<'_>]) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError>;
 
     /// Describes a neighbour with up to `context_tokens` of the text before it; `None` if it is no longer live.
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry>;

@@ -43,8 +43,11 @@ pub struct Create {
     /// Where the licence is stated.
     #[arg(long)]
     licence_stated_at: Option<String>,
+    /// What the licence asks to be given with what is made from it, word for word.
+    #[arg(long)]
+    notice: Option<String>,
     /// Take all of this from a declaration, as those in `datastore/`.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["name", "owner", "licence", "licence_stated_at"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["name", "owner", "licence", "licence_stated_at", "notice"])]
     declaration: Option<PathBuf>,
 }
 
@@ -56,6 +59,7 @@ impl Create {
                 owner: self.owner.unwrap_or_default(),
                 licence: self.licence.unwrap_or_default(),
                 licence_stated_at: self.licence_stated_at.unwrap_or_default(),
+                notice: self.notice.unwrap_or_default(),
                 ..v1::Source::default()
             });
         };
@@ -72,6 +76,7 @@ impl Create {
             owner: d.owner,
             licence: d.licence,
             licence_stated_at: d.licence_stated_at,
+            notice: d.notice,
             tier: d.tier.map_or(0, tier_number),
             permissions,
             ..v1::Source::default()
@@ -89,7 +94,7 @@ pub struct List {
 pub(super) fn describe(s: &v1::Source) -> Value {
     let p = s.permissions.unwrap_or_default();
     json!({
-        "name": s.name, "owner": s.owner, "licence": s.licence, "licence_stated_at": s.licence_stated_at,
+        "name": s.name, "owner": s.owner, "licence": s.licence, "licence_stated_at": s.licence_stated_at, "notice": s.notice,
         "tier": tier_name(s.tier),
         "permissions": {"train": p.train, "knn": p.knn, "context": p.context, "verbatim": p.verbatim, "display": p.display},
     })

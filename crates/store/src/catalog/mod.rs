@@ -161,7 +161,7 @@ impl Catalog {
                 removals::chain_anew(t)?;
                 set_version(t)
             })?,
-            version @ 2..=4 => self.transaction(|t| {
+            version @ 2..=5 => self.transaction(|t| {
                 if version == 2 {
                     t.execute_batch(schema::FROM_2)?;
                 }
@@ -169,8 +169,11 @@ impl Catalog {
                     t.execute_batch(schema::FROM_3)?;
                     changes::new_log(t)?;
                 }
-                t.execute_batch(schema::FROM_4)?;
-                optouts::new_key(t)?;
+                if version < 5 {
+                    t.execute_batch(schema::FROM_4)?;
+                    optouts::new_key(t)?;
+                }
+                t.execute_batch(schema::FROM_5)?;
                 set_version(t)
             })?,
             found => self.check_version(found)?,
@@ -267,11 +270,12 @@ impl Catalog {
         if self.run(|c| c.query_row(taken, [source.id.as_str()], |r| r.get(0)))? {
             return Ok(false);
         }
-        let sql = "INSERT INTO sources (name, owner, licence, licence_stated_at, tier, permissions)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let sql = "INSERT INTO sources (name, owner, licence, licence_stated_at, tier, permissions, notice)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
         let permissions = serde_json::json!(source.permissions).to_string();
         let (name, tier) = (source.id.as_str(), source.tier.name());
-        let row = params![name, source.owner, source.licence, source.licence_stated_at, tier, permissions];
+        let stated = &source.licence_stated_at;
+        let row = params![name, source.owner, source.licence, stated, tier, permissions, source.notice];
         let (id, licence, tier) = (source.id.clone(), source.licence.clone(), source.tier);
         let change = Change::CreateSource { source: id, licence, tier };
         self.change(actor, &change, |t| t.execute(sql, row).map(drop))?;
@@ -280,7 +284,8 @@ impl Catalog {
 
     /// All sources with what they may be used for, sorted by name.
     pub(crate) fn sources(&self) -> Result<Vec<Source>, StoreError> {
-        let sql = "SELECT name, owner, licence, licence_stated_at, tier, permissions FROM sources ORDER BY name";
+        let sql =
+            "SELECT name, owner, licence, licence_stated_at, tier, permissions, notice FROM sources ORDER BY name";
         let mut all: Vec<Source> = self.run(|c| c.prepare(sql)?.query_map([], read_source)?.collect())?;
         for (id, _, row) in self.policies()? {
             all.iter_mut().filter(|source| source.id == id).for_each(|source| source.permissions = row.in_force);
@@ -367,6 +372,7 @@ fn small_tables_are_whole(c: &Connection) -> rusqlite::Result<bool> {
         "optouts",
         "suppressions",
         "policies",
+        "ledger",
     ] {
         let answer: String = c.query_row(&format!("PRAGMA integrity_check({table})"), [], |r| r.get(0))?;
         if answer != "ok" {
@@ -434,5 +440,6 @@ fn read_source(row: &Row<'_>) -> rusqlite::Result<Source> {
         licence_stated_at: row.get(3)?,
         tier: parsed(row, 4, str::parse)?,
         permissions: parsed(row, 5, permissions)?,
+        notice: row.get(6)?,
     })
 }

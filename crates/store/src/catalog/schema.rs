@@ -1,13 +1,50 @@
 //! Tables of the catalog, and how older ones become them.
 
 /// Version of the schema; SQLite's `user_version`.
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 
 /// The tables and indexes, as a list in SQL.
 pub(super) const NAMES: &str = "'sources', 'epochs', 'shards', 'shards_of_source', 'documents', 'documents_by_uri', 'documents_of_shard_by_uri',
     'documents_by_hash', 'other_uris', 'other_uris_by_uri', 'removals', 'removal_parts', 'backups', 'duplicates', 'quarantined', 'store',
     'changes', 'changes_by_epoch', 'moments', 'kept_parts', 'log', 'holds', 'ended_holds', 'optouts', 'optout_events', 'suppressions',
-    'suppressions_of_optout', 'suppression_key', 'policies'";
+    'suppressions_of_optout', 'suppression_key', 'policies',
+    'ledger'";
+
+/// Sources as they were declared.
+macro_rules! sources {
+    () => {
+        "
+CREATE TABLE sources (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
+    name TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    licence TEXT NOT NULL,
+    licence_stated_at TEXT NOT NULL,
+    tier TEXT NOT NULL,
+    permissions TEXT NOT NULL,              -- JSON object, one boolean per purpose
+    notice TEXT NOT NULL                    -- what its licence asks to be given with what is made from it
+) STRICT;
+"
+    };
+}
+
+/// What sources gave to answers.
+macro_rules! ledger {
+    () => {
+        "
+CREATE TABLE ledger (                       -- what sources gave to answers
+    hour INTEGER NOT NULL,                  -- since 1970
+    source_id INTEGER NOT NULL REFERENCES sources (id),
+    n_responses INTEGER NOT NULL,           -- that it had a part in
+    n_tokens INTEGER NOT NULL,              -- in which it had a share
+    share REAL NOT NULL,                    -- summed, in tokens
+    n_passage_responses INTEGER NOT NULL,   -- before which passages of it stood
+    n_verbatim_tokens INTEGER NOT NULL,     -- that stand in runs of words of it
+    PRIMARY KEY (hour, source_id)
+) STRICT, WITHOUT ROWID;
+"
+    };
+}
 
 /// What the log of changes is kept in.
 macro_rules! changes {
@@ -100,17 +137,8 @@ CREATE TABLE suppression_key (
 
 /// What makes the version of today of nothing.
 pub(super) const SCHEMA: &str = concat!(
-    "
-CREATE TABLE sources (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never reused
-    name TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    licence TEXT NOT NULL,
-    licence_stated_at TEXT NOT NULL,
-    tier TEXT NOT NULL,
-    permissions TEXT NOT NULL               -- JSON object, one boolean per purpose
-) STRICT;
-CREATE TABLE epochs (
+    sources!(),
+    "CREATE TABLE epochs (
     epoch INTEGER PRIMARY KEY AUTOINCREMENT,
     at_unix_ms INTEGER NOT NULL,
     change TEXT NOT NULL                    -- 'add shard', 'rebuild shard', 'remove', 'suspend', 'resume', 'hold', 'release', 'update source', 'quarantine', 'repair', 'open', 'restore'
@@ -174,7 +202,8 @@ CREATE TABLE store (
 ) STRICT;
 ",
     changes!(),
-    optouts!()
+    optouts!(),
+    ledger!()
 );
 
 /// What makes version 4 of version 3: its log begins when it is opened.
@@ -193,6 +222,19 @@ PRAGMA legacy_alter_table = OFF;
     optouts!()
 );
 
+/// What makes version 6 of version 5.
+pub(super) const FROM_5: &str = concat!(
+    "PRAGMA legacy_alter_table = ON;
+ALTER TABLE sources RENAME TO sources_5;
+",
+    sources!(),
+    "INSERT INTO sources SELECT *, '' FROM sources_5;
+DROP TABLE sources_5;
+PRAGMA legacy_alter_table = OFF;
+",
+    ledger!()
+);
+
 /// What makes the version of today of version 1, in which shards were withdrawn as a whole and removals were no table. Its shards have files of an
 /// older format: they stay, are not retrieved from, and can be removed.
 pub(super) const FROM_1: &str = "
@@ -206,7 +248,7 @@ pub(super) const FROM_2: &str = "CREATE TABLE quarantined (directory TEXT PRIMAR
 
 /// The second half, after [`SCHEMA`].
 pub(super) const FROM_1_COPY: &str = "
-INSERT INTO sources SELECT * FROM sources_1;
+INSERT INTO sources SELECT *, '' FROM sources_1;
 INSERT INTO epochs SELECT * FROM epochs_1;
 INSERT INTO shards SELECT *, NULL, NULL FROM shards_1;
 INSERT INTO removals (epoch, at_unix_ms, kind, selector, chain, purged_at_unix_ms)

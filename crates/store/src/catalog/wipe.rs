@@ -165,7 +165,7 @@ mod tests {
         documents.shuffle(&mut rng);
         catalog
             .transaction(|t| {
-                t.execute("INSERT INTO sources VALUES (1, 'one', '', '', '', '', '')", [])?;
+                t.execute("INSERT INTO sources VALUES (1, 'one', '', '', '', '', '', '')", [])?;
                 t.execute(
                     "INSERT INTO shards VALUES (1, 1, 'live', '', '', '', '', 0, 0, 0, NULL, NULL, NULL, NULL)",
                     [],

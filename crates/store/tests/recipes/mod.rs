@@ -48,6 +48,7 @@ pub fn source(id: &str) -> Source {
         owner: format!("owner of {id}"),
         licence: "LicenseRef-test".into(),
         licence_stated_at: "here".into(),
+        notice: String::new(),
         tier: Tier::Restricted,
         permissions: Permissions::of_tier(Tier::Restricted),
     }

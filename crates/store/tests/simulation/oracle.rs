@@ -60,10 +60,10 @@ pub fn neighbors(model: &dyn LanguageModel, recipe: &Recipe, visible: &Visible<'
             }
             let lists = Lists { offsets: &offsets, rows: &rows, codes: &sorted };
             let part = ListPart { id: 0, keys: Keys::F32(&all.keys), lists, hidden: None };
-            let merged = MergedLists::new(quantizer.n_lists(), &[&offsets]);
+            let merged = MergedLists::new(quantizer.n_lists(), &[Some(lists)]);
             let collection = Collection { merged: &merged, parts: &[Some(part)] };
             let found = ivf_search(quantizer, collection, &[Query { key: query, k }], ivf.probe(), &|a, b| a.cmp(&b));
-            found[0].iter().map(|c| (c.distance, c.row as usize)).collect()
+            found[0].nearest.iter().map(|c| (c.distance, c.row as usize)).collect()
         }
     };
     let describe = |&(distance, row): &(f32, usize)| {

@@ -1,5 +1,6 @@
 //! The store through its public interface: additions, removals, restarts, damage.
 
+mod across;
 #[path = "../crash/mod.rs"]
 mod crash;
 mod damage;

@@ -52,6 +52,18 @@ fn a_catalog_of_version_1_is_brought_up_to_date() {
     assert_eq!(verify(root.path()).unwrap().faults, []);
 }
 
+/// What versions 2 to 5 did not have.
+const WITHOUT_NOTICES: &str = "
+PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;
+DROP TABLE ledger;
+ALTER TABLE sources RENAME TO sources_6;
+CREATE TABLE sources (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, licence TEXT NOT NULL,
+    licence_stated_at TEXT NOT NULL, tier TEXT NOT NULL, permissions TEXT NOT NULL) STRICT;
+INSERT INTO sources SELECT id, name, owner, licence, licence_stated_at, tier, permissions FROM sources_6;
+DROP TABLE sources_6;
+PRAGMA legacy_alter_table = OFF;
+";
+
 /// What versions 2 to 4 did not have.
 const WITHOUT_REQUESTS: &str = "
 PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;
@@ -76,13 +88,31 @@ fn a_catalog_of_version_4_is_brought_up_to_date() {
     let (before, moments) = (store.snapshot(), store.moments(removal.id).unwrap());
     drop(store);
     let old = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
-    old.execute_batch(&format!("{WITHOUT_REQUESTS} PRAGMA user_version = 4;")).unwrap();
+    old.execute_batch(&format!("{WITHOUT_NOTICES} {WITHOUT_REQUESTS} PRAGMA user_version = 4;")).unwrap();
     drop(old);
     let store = open(root.path());
     assert_eq!(*store.snapshot(), *before);
     let moments = (moments.unwrap().logged, store.moments(removal.id).unwrap().unwrap().logged);
     assert_eq!(moments.0, moments.1);
     assert_eq!(store.removals(0).unwrap()[0].chain, removal.chain);
+    drop(store);
+    assert_eq!(verify(root.path()).unwrap().faults, []);
+}
+
+/// Version 5 knew no notices and no ledger.
+#[test]
+fn a_catalog_of_version_5_is_brought_up_to_date() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    add(&store, "one", &["some text"]).unwrap();
+    let before = store.snapshot();
+    drop(store);
+    let old = rusqlite::Connection::open(root.path().join("catalog.sqlite")).unwrap();
+    old.execute_batch(&format!("{WITHOUT_NOTICES} PRAGMA user_version = 5;")).unwrap();
+    drop(old);
+    let store = open(root.path());
+    assert_eq!(*store.snapshot(), *before);
+    add(&store, "two", &["other text"]).unwrap();
     drop(store);
     assert_eq!(verify(root.path()).unwrap().faults, []);
 }
@@ -101,7 +131,7 @@ fn a_catalog_of_version_2_is_brought_up_to_date() {
         "UPDATE sqlite_schema SET sql = replace(sql, '-- never reused', '-- another word') WHERE name = 'shards'";
     let later = "DROP TABLE moments; DROP TABLE kept_parts; DROP TABLE changes; DROP TABLE log;";
     let sql = format!(
-        "DROP TABLE quarantined; {later} {WITHOUT_REQUESTS} PRAGMA writable_schema = ON; {comment}; PRAGMA user_version = 2;"
+        "DROP TABLE quarantined; {later} {WITHOUT_NOTICES} {WITHOUT_REQUESTS} PRAGMA writable_schema = ON; {comment}; PRAGMA user_version = 2;"
     );
     old.execute_batch(&sql).unwrap();
     drop(old);

@@ -13,5 +13,5 @@ mod train;
 
 pub use merged::MergedLists;
 pub use quantizer::{Quantizer, QuantizerError};
-pub use search::{Collection, ListPart, Lists, Probe, ivf_search, n_compared};
+pub use search::{Collection, Found, ListPart, Lists, Probe, ivf_search, n_compared};
 pub use train::{Training, train_quantizer};

@@ -5,10 +5,8 @@ use std::borrow::Cow;
 use fixedbitset::FixedBitSet;
 use rayon::prelude::*;
 
-use super::merged::Span;
 use super::{MergedLists, Quantizer};
 use crate::exact::squared_l2;
-use crate::prefetch::prefetch;
 use crate::{Candidate, Keys, Query, RowOrder, TopK};
 
 /// Lists that one job looks into.
@@ -68,6 +66,15 @@ impl Collection<'_> {
     }
 }
 
+/// What a query found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The k nearest rows, nearest first.
+    pub nearest: Vec<Candidate>,
+    /// All whose exact distance was looked at. While these are visible, and nothing else becomes so, the nearest stay what they are.
+    pub ranked: Vec<Candidate>,
+}
+
 /// The k nearest rows that the probe finds for each query, nearest first; rows of equal distance in `order`. Distances are exact.
 pub fn ivf_search(
     quantizer: &Quantizer,
@@ -75,15 +82,14 @@ pub fn ivf_search(
     queries: &[Query<'_>],
     probe: Probe,
     order: &RowOrder<'_>,
-) -> Vec<Vec<Candidate>> {
+) -> Vec<Found> {
     queries.par_iter().map(|query| one(quantizer, collection, query, probe, order)).collect()
 }
 
 /// How many entries lie in the lists that a search for a key looks into first: what it costs, whoever sees them.
 pub fn n_compared(quantizer: &Quantizer, merged: &MergedLists, key: &[f32], n_probe: usize) -> usize {
     let (_, lists) = quantizer.query(key);
-    let sizes = lists.iter().take(n_probe).flat_map(|list| merged.spans(*list)).map(|s| (s.to - s.from) as usize);
-    sizes.sum()
+    lists.iter().take(n_probe).map(|list| merged.n_entries(*list)).sum()
 }
 
 fn one(
@@ -92,9 +98,9 @@ fn one(
     query: &Query<'_>,
     probe: Probe,
     order: &RowOrder<'_>,
-) -> Vec<Candidate> {
+) -> Found {
     if query.k == 0 {
-        return Vec::new();
+        return Found { nearest: Vec::new(), ranked: Vec::new() };
     }
     let (scaled, lists) = quantizer.query(query.key);
     let wanted = query.k.max(probe.rerank);
@@ -110,9 +116,9 @@ fn one(
         let (more, n) = scan_list(&scaled, collection, list, TopK::new(wanted), by_place);
         (best, seen) = (best.merge(more, by_place), seen + n);
     }
-    let mut candidates = best.into_kept(by_place);
-    candidates.iter_mut().for_each(|c| c.row = row((c.part, c.row)));
-    rerank(quantizer.dim(), collection, query, &candidates, order)
+    let mut ranked = best.into_kept(by_place);
+    ranked.iter_mut().for_each(|c| c.row = row((c.part, c.row)));
+    Found { nearest: rerank(quantizer.dim(), collection, query, &ranked, order), ranked }
 }
 
 /// The best of some lists, and the number of entries that were visible there.
@@ -133,9 +139,6 @@ fn scan_all(
     lists.par_chunks(JOB_LISTS).map(job).reduce(|| (TopK::new(wanted), 0), merge)
 }
 
-/// Spans that are asked for from memory ahead of the one that is looked at: with many parts each lies somewhere else.
-const SPANS_AHEAD: usize = 12;
-
 fn scan_list(
     query: &[i16],
     collection: Collection<'_>,
@@ -144,26 +147,19 @@ fn scan_list(
     order: &RowOrder<'_>,
 ) -> (TopK, usize) {
     let mut seen = 0;
-    let spans = collection.merged.spans(list);
-    let part_of = |span: &Span| collection.parts[span.slot as usize].as_ref();
-    for (i, span) in spans.iter().enumerate() {
-        if let Some((ahead, part)) = spans.get(i + SPANS_AHEAD).and_then(|s| Some((s, part_of(s)?))) {
-            prefetch(part.lists.codes, ahead.from as usize * query.len());
-            if part.hidden.is_some() {
-                prefetch(part.lists.rows, ahead.from as usize);
+    for group in collection.merged.groups() {
+        for span in group.spans(list) {
+            let Some(part) = &collection.parts[span.slot as usize] else { continue };
+            let (rows, codes) = group.entries(span, &part.lists, query.len());
+            let hidden = part.hidden.as_deref();
+            for ((place, code), row) in (span.from..).zip(codes.chunks_exact(query.len())).zip(rows) {
+                if hidden.is_some_and(|h| h.contains(*row as usize)) {
+                    continue;
+                }
+                seen += 1;
+                let distance = code_distance(query, code) as f32;
+                best.push(Candidate { distance, part: part.id, row: place }, order);
             }
-        }
-        let Some(part) = part_of(span) else { continue };
-        let (from, to) = (span.from as usize, span.to as usize);
-        let hidden = part.hidden.as_deref();
-        let codes = part.lists.codes[from * query.len()..to * query.len()].chunks_exact(query.len());
-        for (place, code) in (span.from..span.to).zip(codes) {
-            if hidden.is_some_and(|h| h.contains(part.lists.rows[place as usize] as usize)) {
-                continue;
-            }
-            seen += 1;
-            let distance = code_distance(query, code) as f32;
-            best.push(Candidate { distance, part: part.id, row: place }, order);
         }
     }
     (best, seen)
@@ -246,10 +242,10 @@ mod tests {
         probe: Probe,
         order: &RowOrder<'_>,
     ) -> Vec<Candidate> {
-        let offsets: Vec<&[u32]> = parts.iter().map(|p| p.lists.offsets).collect();
-        let merged = MergedLists::new(quantizer.n_lists(), &offsets);
+        let lists: Vec<Option<Lists<'_>>> = parts.iter().map(|p| Some(p.lists)).collect();
+        let merged = MergedLists::new(quantizer.n_lists(), &lists);
         let parts: Vec<Option<ListPart<'_>>> = parts.into_iter().map(Some).collect();
-        ivf_search(quantizer, Collection { merged: &merged, parts: &parts }, &[query], probe, order).remove(0)
+        ivf_search(quantizer, Collection { merged: &merged, parts: &parts }, &[query], probe, order).remove(0).nearest
     }
 
     /// A part's own arrays.
@@ -301,7 +297,7 @@ mod tests {
             let query = &keys[..DIM];
             let queries = [Query { key: query, k }];
             let probe = Probe { n_probe: quantizer.n_lists(), rerank: n };
-            let merged = MergedLists::new(quantizer.n_lists(), &[&owned.offsets]);
+            let merged = MergedLists::new(quantizer.n_lists(), &[Some(owned.part(0, 0..0).lists)]);
             prop_assert_eq!(n_compared(&quantizer, &merged, query, quantizer.n_lists()), n);
             prop_assert!(n_compared(&quantizer, &merged, query, 1) <= n);
             let got = vec![search(&quantizer, vec![owned.part(0, hidden.clone())], queries[0], probe, &|a, b| a.cmp(&b))];
