@@ -128,11 +128,15 @@ fn reason(status: &Status) -> String {
 }
 
 /// Who may do what matters most, in so many words.
-const MAY: [(&str, &[Role]); 14] = [
+const MAY: [(&str, &[Role]); 18] = [
     ("/Generate", &[Role::Generator, Role::Admin]),
     ("/GenerateStream", &[Role::Generator, Role::Admin]),
     ("/Score", &[Role::Generator, Role::Admin]),
     ("/Search", &[Role::Reader, Role::Curator, Role::Legal, Role::Auditor, Role::Admin]),
+    ("/AttributeResponse", &[Role::Generator, Role::Legal, Role::Auditor, Role::Admin]),
+    ("/AttributeText", &[Role::Reader, Role::Curator, Role::Legal, Role::Auditor, Role::Admin]),
+    ("/CompareWithout", &[Role::Generator, Role::Legal, Role::Auditor, Role::Admin]),
+    ("/GetSourceReport", &[Role::Owner, Role::Curator, Role::Legal, Role::Auditor, Role::Admin]),
     ("/RemoveShard", &[Role::Legal, Role::Admin]),
     ("/RemoveDocuments", &[Role::Legal, Role::Admin]),
     ("/ResumeShard", &[Role::Legal, Role::Admin]),

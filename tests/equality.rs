@@ -8,8 +8,8 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    Document, Entry, Epoch, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch, Passage,
-    PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot,
+    ContentHash, Document, Entry, Epoch, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch,
+    Passage, PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot,
     SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
 };
 use silo_engine::{
@@ -192,7 +192,7 @@ fn questions(rng: &mut ChaCha8Rng) -> Vec<Question> {
             knn_temperature: Some(rng.random_range(1.0..50.0)),
         };
         let context = ContextParameters { passages: rng.random_range(1..4), stride_tokens: 8, ..Default::default() };
-        let retrieval = Retrieval { mode, filter, knn, context: Some(context) };
+        let retrieval = Retrieval { mode, filter, knn, context: Some(context), ..Default::default() };
         let n = rng.random_range(3..20);
         Question { text: words(rng, n), retrieval, seed: rng.random() }
     };
@@ -318,6 +318,14 @@ impl NeighborSearch for Withdrawing {
         let found = self.store.neighbors_as_of(queries);
         withdraw();
         found
+    }
+
+    fn compares_all(&self) -> bool {
+        self.store.compares_all()
+    }
+
+    fn place(&self, snapshot: &Snapshot, neighbor: &Neighbor) -> Option<(ContentHash, u32)> {
+        self.store.place(snapshot, neighbor)
     }
 
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {

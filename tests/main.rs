@@ -4,6 +4,8 @@
 mod access;
 /// Which crate may know which.
 mod arrows;
+/// Shares, comparisons, answers that are kept, the ledger, runs of words.
+mod attribution;
 /// Removed equals never added, with the default model and at random.
 mod equality;
 /// Receipts of a real store, and forgeries of them.

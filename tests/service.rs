@@ -7,9 +7,10 @@ use std::time::Duration;
 use prost::Message;
 use silo_core::LanguageModel;
 use silo_engine::{Engine, EngineConfig};
-use silo_govern::{GovernConfig, Governor};
+use silo_govern::{AttributionConfig, GovernConfig, Governor};
 use silo_model::{CpuLlama, LoadedModel};
 use silo_proto::longrunning::operations_client::OperationsClient;
+use silo_proto::v1::attribution_service_client::AttributionServiceClient;
 use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
 use silo_proto::v1::generation_service_client::GenerationServiceClient;
 use silo_proto::v1::opt_out_service_client::OptOutServiceClient;
@@ -26,6 +27,7 @@ pub(crate) struct Service {
     pub(crate) generation: GenerationServiceClient<Channel>,
     pub(crate) datastore: DatastoreServiceClient<Channel>,
     operations: OperationsClient<Channel>,
+    pub(crate) attribution: AttributionServiceClient<Channel>,
     pub(crate) channel: Channel,
     /// The engine behind the server, for what the transport would hide.
     pub(crate) engine: Arc<Engine>,
@@ -73,7 +75,10 @@ fn parts_with(root: &Path, recipe: Recipe, limits: Limits, key: Option<PathBuf>)
     let tokenizer: Arc<dyn silo_core::Tokenizer> = Arc::new(loaded.tokenizer);
     let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
     let store = Arc::new(Store::open(root, model.card(), recipe, tokenizer.clone(), options).unwrap());
-    let govern = GovernConfig { backups: Some(root.join("backups")), signing_key: key, ..GovernConfig::default() };
+    // Texts of answers are kept, so that tests see them go.
+    let attribution = AttributionConfig { keep_text: true, ..AttributionConfig::default() };
+    let govern =
+        GovernConfig { backups: Some(root.join("backups")), signing_key: key, attribution, ..Default::default() };
     let governor = Governor::new(govern, store.clone(), model.clone(), tokenizer.clone()).unwrap();
     let Limits { max_active, max_queued, stream_buffer_tokens } = limits;
     let engine = EngineConfig { max_active, max_queued, stream_buffer_tokens, ..EngineConfig::default() };
@@ -108,6 +113,7 @@ async fn serve(root: TempDir, (engine, governor): (Arc<Engine>, Arc<Governor>)) 
         generation: GenerationServiceClient::new(channel.clone()),
         datastore: DatastoreServiceClient::new(channel.clone()),
         operations: OperationsClient::new(channel.clone()),
+        attribution: AttributionServiceClient::new(channel.clone()),
         channel,
         engine,
         stop: Some(stop),
@@ -171,8 +177,8 @@ impl Service {
 
     /// Stops the service, and gives its store's place.
     pub(crate) async fn stop(self) -> TempDir {
-        let Self { generation, datastore, operations, channel, engine, stop, served, root } = self;
-        drop((generation, datastore, operations, channel));
+        let Self { generation, datastore, operations, attribution, channel, engine, stop, served, root } = self;
+        drop((generation, datastore, operations, attribution, channel));
         stop.unwrap().send(()).unwrap();
         served.unwrap().await.unwrap().unwrap();
         drop(engine);
@@ -301,7 +307,7 @@ async fn streaming_and_unary_give_the_same_and_shares_sum_to_one() {
     let mut s = start().await;
     s.add("one", &["the other thing and the thing", "the thing is nothing without the other thing"]).await;
     for mode in MODES {
-        let whole = s.generation.generate(generate("the thing", 24, mode)).await.unwrap().into_inner();
+        let mut whole = s.generation.generate(generate("the thing", 24, mode)).await.unwrap().into_inner();
         let mut stream = s.generation.generate_stream(generate("the thing", 24, mode)).await.unwrap().into_inner();
         let (mut tokens, mut finished) = (Vec::new(), None);
         while let Some(chunk) = stream.message().await.unwrap() {
@@ -311,8 +317,12 @@ async fn streaming_and_unary_give_the_same_and_shares_sum_to_one() {
             }
         }
         assert_eq!(whole.tokens, tokens, "{mode:?}");
-        assert_eq!(whole.finished, finished);
-        let f = finished.unwrap();
+        let mut f = *finished.unwrap();
+        assert_ne!(
+            std::mem::take(&mut whole.finished.as_mut().unwrap().response_id),
+            std::mem::take(&mut f.response_id)
+        );
+        assert_eq!(whole.finished.as_ref(), Some(&f));
         let usage = f.usage.unwrap();
         let total = f.parametric_total + f.sources.iter().map(|s| s.total).sum::<f64>();
         assert!((total - usage.new_tokens as f64).abs() < 1e-9, "{total}");

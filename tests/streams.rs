@@ -17,7 +17,7 @@ async fn rest(stream: &mut tonic::Streaming<v1::GenerateChunk>) -> (Vec<v1::Toke
     loop {
         match stream.message().await.unwrap().expect("a stream ends with `finished`").message.unwrap() {
             v1::generate_chunk::Message::Token(t) => tokens.push(t),
-            v1::generate_chunk::Message::Finished(f) => return (tokens, f),
+            v1::generate_chunk::Message::Finished(f) => return (tokens, *f),
         }
     }
 }
@@ -77,7 +77,7 @@ async fn nothing_of_a_removed_source_follows_its_removal() {
         let mut last = None;
         while let Some(event) = generation.next().await {
             if let silo_engine::Event::Token(token, _) = &event {
-                assert!(token.shares.iter().flatten().next().is_none(), "a token of the removed source: {token:?}");
+                assert!(token.credit.iter().all(|c| c.sources.is_empty()), "a token of the removed source: {token:?}");
             }
             last = Some(event);
         }

@@ -6,19 +6,27 @@
 //! Texts, tokens, passages and runs of words are real. Keys have four values, so that the store is built in minutes: nothing here searches them.
 //! Prints a JSON object.
 
-use std::io::BufRead;
+#[path = "common/documents.rs"]
+mod documents;
+#[path = "common/no_cache.rs"]
+mod no_cache;
+#[path = "common/short.rs"]
+mod short;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use documents::read;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
+use short::Short;
 use silo_core::{
-    ContentHash, Document, KeySite, LanguageModel, Matrix, ModelCard, ModelError, OptOutSelection, Permissions,
-    ReasonCode, SequenceCache, SequenceStep, SnapshotProvider, Source, StepOutput, Tier, Tokenizer, units,
+    ContentHash, Document, KeySite, LanguageModel, ModelCard, OptOutSelection, ReasonCode, SnapshotProvider, Tokenizer,
+    units,
 };
 use silo_govern::{Caller, Decision, GovernConfig, Governor, NewOptOut, Sketch, Suppressed, Verdict, Why};
 use silo_log::{KeyFile, Receipt};
@@ -33,74 +41,6 @@ const ALTERED: usize = 24;
 const REQUESTS: usize = 20;
 const SUPPRESSED: usize = 2000;
 const OVERLAP: f64 = 0.5;
-
-/// Keys that say nothing.
-struct Short(ModelCard);
-
-struct NoCache(usize);
-
-impl SequenceCache for NoCache {
-    fn len(&self) -> usize {
-        self.0
-    }
-
-    fn truncate(&mut self, len: usize) {
-        self.0 = len;
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
-        self
-    }
-}
-
-impl LanguageModel for Short {
-    fn card(&self) -> &ModelCard {
-        &self.0
-    }
-
-    fn new_cache(&self) -> Box<dyn SequenceCache> {
-        Box::new(NoCache(0))
-    }
-
-    fn step(&self, batch: &mut [SequenceStep<'_>], _: &AtomicBool) -> Result<Vec<StepOutput>, ModelError> {
-        let one = |step: &mut SequenceStep<'_>| {
-            let n = step.tokens.len() - step.keys.first(step.tokens.len());
-            let keys = Matrix { n_cols: self.0.key_dim, data: vec![0.5; n * self.0.key_dim] };
-            StepOutput { logits: Matrix { n_cols: self.0.vocab_size, data: Vec::new() }, keys }
-        };
-        Ok(batch.iter_mut().map(one).collect())
-    }
-}
-
-/// Documents from the standard input, source by source.
-fn read(max_bytes: usize) -> Vec<(Source, Vec<Document>)> {
-    let (mut out, mut bytes): (Vec<(Source, Vec<Document>)>, usize) = (Vec::new(), 0);
-    for line in std::io::stdin().lock().lines() {
-        let line: Value = serde_json::from_str(&line.expect("text")).expect("a document a line");
-        let field = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
-        let (id, text) = (field("source"), field("text"));
-        if text.trim().is_empty() || bytes > max_bytes {
-            continue;
-        }
-        bytes += text.len();
-        if out.last().is_none_or(|(source, _)| source.id.as_str() != id) {
-            let source = Source {
-                id: id.parse().expect("a plain name"),
-                owner: "somebody".into(),
-                licence: "LicenseRef-any".into(),
-                licence_stated_at: String::new(),
-                notice: String::new(),
-                tier: Tier::Restricted,
-                permissions: Permissions::of_tier(Tier::Restricted),
-            };
-            out.push((source, Vec::new()));
-        }
-        let (source, documents) = out.last_mut().expect("one was pushed");
-        let (uri, title, licence) = (field("uri"), field("title"), source.licence.clone());
-        documents.push(Document { source: source.id.clone(), uri, title, licence, tier: Tier::Restricted, text });
-    }
-    out
-}
 
 fn governor(root: &Path) -> Governor {
     let loaded = LoadedModel::open(Path::new("models/silo-open-6m")).expect("the default model");

@@ -5,12 +5,16 @@
 //! Eight streams generate with neighbours, by the model of `models/`. Keys are synthetic, for size: those of real text with noise added.
 //! Prints a JSON object per store. With `log CHANGES` instead of `ENTRIES SHARDS`: how long a store with so many changes in its log takes to open.
 
+#[path = "common/no_cache.rs"]
+mod no_cache;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use no_cache::NoCache;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -42,22 +46,6 @@ struct Synthetic {
     card: ModelCard,
     pool: Matrix,
     next: AtomicU64,
-}
-
-struct NoCache(usize);
-
-impl SequenceCache for NoCache {
-    fn len(&self) -> usize {
-        self.0
-    }
-
-    fn truncate(&mut self, len: usize) {
-        self.0 = len;
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
-        self
-    }
 }
 
 impl LanguageModel for Synthetic {

@@ -110,6 +110,7 @@ struct Asked {
     optout: u64,
     removal: u64,
     operation: String,
+    response: String,
 }
 
 /// What all tests of this program log, from here on.
@@ -168,16 +169,28 @@ async fn after_an_opt_out_no_call_says_anything_of_it() {
         why: why.clone(),
         ..Default::default()
     };
-    let before = Asked { shard: shard.id, optout: 1, removal: 1, operation: "operations/0".into() };
+    // An answer that is kept.
+    let answer = service.generation.generate(requests::copying()).await.unwrap().into_inner();
+    let response = answer.finished.unwrap().response_id;
+    let operation = "operations/0".into();
+    let before = Asked { shard: shard.id, optout: 1, removal: 1, operation, response: response.clone() };
     // Before, the calls that show text do show it: the test would notice.
-    let show = ["/Generate", "/GenerateStream", "/Search", "/SubmitOptOut"];
+    let show = [
+        "/Generate",
+        "/GenerateStream",
+        "/Search",
+        "/SubmitOptOut",
+        "/AttributeResponse",
+        "/AttributeText",
+        "/CompareWithout",
+    ];
     assert_eq!(saying(&service, &before, Some(&show)).await.len(), show.len());
     let optout = optouts.submit_opt_out(request).await.unwrap().into_inner().opt_out.unwrap().id;
     let uphold = v1::decide_opt_out_request::Verdict::Uphold.into();
     let decision = v1::DecideOptOutRequest { id: optout, verdict: uphold, why, spare: Vec::new() };
     let change = optouts.decide_opt_out(decision).await.unwrap().into_inner().change.unwrap();
     let _: v1::PurgeResponse = service.finish(change.purge_operation.clone()).await.unwrap();
-    let asked = Asked { shard: shard.id, optout, removal: change.id, operation: change.purge_operation };
+    let asked = Asked { shard: shard.id, optout, removal: change.id, operation: change.purge_operation, response };
     assert_eq!(saying(&service, &asked, None).await, Vec::<String>::new());
     let state = optouts.get_opt_out(v1::GetOptOutRequest { id: optout, with_statement: false }).await.unwrap();
     assert!(

@@ -21,6 +21,7 @@ pub fn requests(asked: &Asked) -> Requests {
         ("silo.v1.GenerationService", generation()),
         ("silo.v1.DatastoreService", datastore(asked.shard)),
         ("silo.v1.OptOutService", optouts(asked)),
+        ("silo.v1.AttributionService", attribution(&asked.response)),
         ("google.longrunning.Operations", operations(&asked.operation)),
         ("grpc.health.v1.Health", vec![("Check", Vec::new()), ("Watch", Vec::new())]),
         ("grpc.reflection.v1.ServerReflection", vec![("ServerReflectionInfo", Vec::new())]),
@@ -33,12 +34,31 @@ pub fn requests(asked: &Asked) -> Requests {
     out
 }
 
-fn generation() -> Vec<(&'static str, Vec<u8>)> {
-    // What follows the beginning of the text is copied from it, if it is there.
+/// What follows the beginning of the text is copied from it, if it is there.
+pub(super) fn copying() -> v1::GenerateRequest {
     let mut copying = generate(PROMPT, 48, v1::RetrievalMode::Knn);
     let retrieval = copying.retrieval.as_mut().unwrap();
     (retrieval.knn_weight, retrieval.k, retrieval.knn_temperature) = (Some(1.0), Some(1), Some(0.01));
     copying.sampling = Some(v1::Sampling { temperature: Some(0.0), ..Default::default() });
+    copying
+}
+
+fn attribution(response_id: &str) -> Vec<(&'static str, Vec<u8>)> {
+    use v1::compare_without_request::Compared;
+    let response = v1::AttributeResponseRequest { response_id: response_id.into() };
+    let of = v1::AttributeTextRequest { text: text(), k: Some(50), passages: Some(50), ..Default::default() };
+    let (sources, compared) = (vec!["other".into()], Some(Compared::Generate(copying())));
+    let report = v1::GetSourceReportRequest { source: "gone".into(), ..Default::default() };
+    vec![
+        ("AttributeResponse", response.encode_to_vec()),
+        ("AttributeText", of.encode_to_vec()),
+        ("CompareWithout", v1::CompareWithoutRequest { sources, compared }.encode_to_vec()),
+        ("GetSourceReport", report.encode_to_vec()),
+    ]
+}
+
+fn generation() -> Vec<(&'static str, Vec<u8>)> {
+    let copying = copying();
     let input = Some(v1::score_request::Input::Text(PROMPT.into()));
     vec![
         ("Generate", copying.encode_to_vec()),

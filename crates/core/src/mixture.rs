@@ -5,7 +5,7 @@
 //! the neighbours; `knn_temperature` is τ. All sums run in f64 and in the order of the slices, so the same inputs give the
 //! same bits.
 
-use crate::{Neighbor, ShardIndex, TokenId};
+use crate::{Neighbor, TokenId};
 
 /// log softmax of `logits` at temperature 1.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
@@ -113,8 +113,13 @@ pub struct Shares<S> {
     pub sources: Vec<(S, f64)>,
 }
 
+/// Total variation of two distributions over one vocabulary, given as log p: half the sum of |p − q|.
+pub fn total_variation(log_p: &[f64], log_q: &[f64]) -> f64 {
+    log_p.iter().zip(log_q).map(|(p, q)| (p.exp() - q.exp()).abs()).sum::<f64>() / 2.0
+}
+
 /// Shares of `token` in p(token) = (1 − w)·p_lm + w·p_knn: the model's part is (1 − w)·p_lm / p, a source's is
-/// w·Σ a_i / p over its neighbours with that value. Sums go in the neighbours' order, so that the shards in which a source's entries lie
+/// w·Σ a_i / p over its neighbours with that value; `of` says whose a neighbour is (its source's, its document's, its own). Sums go in the neighbours' order, so that the shards in which a source's entries lie
 /// change no bit.
 pub fn shares<S: PartialEq>(
     log_p_lm: f64,
@@ -122,13 +127,13 @@ pub fn shares<S: PartialEq>(
     knn: &NeighborDistribution,
     knn_weight: f64,
     token: TokenId,
-    source_of: impl Fn(ShardIndex) -> S,
+    of: impl Fn(&Neighbor) -> S,
 ) -> Shares<S> {
     let weight = effective_weight(knn, knn_weight);
     let mut sources: Vec<(S, f64)> = Vec::new();
     if weight > 0.0 {
         for (neighbor, a) in neighbors.iter().zip(knn.weights()).filter(|(n, _)| n.value == token) {
-            let source = source_of(neighbor.shard);
+            let source = of(neighbor);
             match sources.iter_mut().find(|(known, _)| *known == source) {
                 Some((_, sum)) => *sum += weight * a,
                 None => sources.push((source, weight * a)),
@@ -144,11 +149,31 @@ pub fn shares<S: PartialEq>(
     Shares { parametric: from_model / total, sources }
 }
 
+/// The same for each neighbour with that value: its place among the neighbours, and its share.
+pub fn neighbor_shares(
+    log_p_lm: f64,
+    neighbors: &[Neighbor],
+    knn: &NeighborDistribution,
+    knn_weight: f64,
+    token: TokenId,
+) -> Vec<(usize, f64)> {
+    let weight = effective_weight(knn, knn_weight);
+    let of_token = neighbors.iter().zip(knn.weights()).enumerate().filter(|(_, (n, _))| n.value == token);
+    let mut out: Vec<(usize, f64)> = of_token.map(|(i, (_, a))| (i, weight * a)).collect();
+    let total = (1.0 - weight) * log_p_lm.exp() + out.iter().map(|(_, part)| part).sum::<f64>();
+    if weight == 0.0 || total == 0.0 {
+        return Vec::new();
+    }
+    out.iter_mut().for_each(|(_, part)| *part /= total);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ShardIndex;
 
     fn neighbor(distance: f32, value: TokenId, shard: u32) -> Neighbor {
         Neighbor { distance, value, shard: ShardIndex(shard), row: 0 }
@@ -168,6 +193,21 @@ mod tests {
         let knn = NeighborDistribution::new(&[neighbor(1.0, 2, 0)], 1.0);
         assert_eq!(interpolate(&lm, &knn, 0.0), lm);
         assert_eq!(interpolate(&lm, &NeighborDistribution::default(), 0.7), lm);
+    }
+
+    proptest! {
+        /// Without the neighbours of one source, with a fixed weight, no more mass moves than theirs was.
+        #[test]
+        fn what_a_source_moves_is_bounded_by_its_mass(
+            logits in prop::collection::vec(-20.0f32..20.0, 8), neighbors in arbitrary_neighbors(), weight in 0.0f64..=1.0,
+        ) {
+            let lm = log_softmax(&logits);
+            let rest: Vec<_> = neighbors.iter().filter(|n| n.shard.0 != 0).copied().collect();
+            let (with, without) = (NeighborDistribution::new(&neighbors, 10.0), NeighborDistribution::new(&rest, 10.0));
+            let mass: f64 = neighbors.iter().zip(with.weights()).filter(|(n, _)| n.shard.0 == 0).map(|(_, a)| a).sum();
+            let moved = total_variation(&interpolate(&lm, &with, weight), &interpolate(&lm, &without, weight));
+            prop_assert!((0.0..=weight * mass + 1e-9).contains(&moved), "{moved} of {}", weight * mass);
+        }
     }
 
     #[test]
@@ -212,7 +252,7 @@ mod tests {
         ) {
             let lm = log_softmax(&logits);
             let knn = NeighborDistribution::new(&neighbors, 10.0);
-            let s = shares(lm[token as usize], &neighbors, &knn, weight, token, |shard| shard);
+            let s = shares(lm[token as usize], &neighbors, &knn, weight, token, |n| n.shard);
             let sum = s.parametric + s.sources.iter().map(|(_, x)| x).sum::<f64>();
             prop_assert!((sum - 1.0).abs() < 1e-9);
             let p = mix_one(lm[token as usize], knn.probability(token), effective_weight(&knn, weight)).exp();
@@ -221,12 +261,18 @@ mod tests {
                 prop_assert!((s.parametric * p - by_model).abs() < 1e-9);
             }
             // Two shards of one source have one share.
-            let merged = shares(lm[token as usize], &neighbors, &knn, weight, token, |shard| shard.0 / 2);
+            let merged = shares(lm[token as usize], &neighbors, &knn, weight, token, |n| n.shard.0 / 2);
             for (source, share) in &merged.sources {
                 let parts = s.sources.iter().filter(|(shard, _)| shard.0 / 2 == *source);
                 prop_assert!((share - parts.map(|(_, x)| x).sum::<f64>()).abs() < 1e-9);
             }
             prop_assert!(merged.sources.len() <= 2);
+            let each = neighbor_shares(lm[token as usize], &neighbors, &knn, weight, token);
+            prop_assert!(each.iter().all(|(i, _)| neighbors[*i].value == token));
+            for (shard, share) in &s.sources {
+                let parts = each.iter().filter(|(i, _)| neighbors[*i].shard == *shard).map(|(_, x)| x);
+                prop_assert!((share - parts.sum::<f64>()).abs() < 1e-9);
+            }
         }
     }
 }

@@ -109,6 +109,12 @@ impl Snapshot {
         &self.shards[shard.0 as usize].source.id
     }
 
+    /// As if some sources had never been there. For what follows from sources being there; places of shards in it are not those of this one.
+    pub fn without(&self, sources: &[SourceId]) -> Self {
+        let kept = |view: &&ShardView| !sources.contains(&view.source.id);
+        Self { shards: self.shards.iter().filter(kept).cloned().collect(), ..self.clone() }
+    }
+
     /// What `filter` leaves visible for `purpose`. Names are not checked here: see [`Self::check_names`].
     pub fn mask(&self, filter: &Filter, purpose: Purpose) -> ShardMask {
         let passes = |shard: &ShardView| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use silo_core::{KnnParameters, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId};
 
-use crate::{ContextParameters, EngineError, Mode};
+use crate::{ContextParameters, Credit, EngineError, Mode, TokenCredit};
 
 /// What of the store a request sees: nothing, where it asks the model alone.
 #[derive(Debug)]
@@ -44,14 +44,23 @@ pub struct TokenEvent {
     pub log_probability: f64,
     /// The most probable tokens there, with their log p.
     pub alternatives: Vec<(TokenId, f64)>,
-    /// Share of each source in p of the token, if asked for; what is missing to 1 is the model's.
-    pub shares: Option<Vec<(SourceId, f64)>>,
+    /// Shares in p of the token, if asked for.
+    pub credit: Option<TokenCredit>,
 }
 
 impl PartialEq for View {
     fn eq(&self, other: &Self) -> bool {
         self.snapshot == other.snapshot && self.mask == other.mask
     }
+}
+
+/// What is kept of a token's credit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedToken {
+    /// The token.
+    pub token: TokenId,
+    /// Its credit; of documents the greatest shares only.
+    pub credit: TokenCredit,
 }
 
 /// Why a text ended.
@@ -109,10 +118,10 @@ pub struct Finished {
     pub view: Arc<View>,
     /// The parameters in force.
     pub in_force: InForce,
-    /// Summed share of each source over all tokens, if asked for.
-    pub source_totals: Option<Vec<(SourceId, f64)>>,
-    /// Summed share of the model, if asked for.
-    pub parametric_total: Option<f64>,
+    /// Who made it.
+    pub credit: Credit,
+    /// Each token with its credit, if that was to be kept.
+    pub record: Vec<RecordedToken>,
     /// Sources whose passages stood before the text at some time. Their part in the model's share is not known.
     pub context_sources: Vec<SourceId>,
 }

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use silo_core::sampling::SamplingParameters;
-use silo_core::{Filter, TokenId};
+use silo_core::{Filter, SourceId, TokenId};
+
+use crate::Depth;
 
 /// Which half of the store is consulted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,6 +72,8 @@ pub struct Retrieval {
     pub mode: Mode,
     /// What of it may be seen.
     pub filter: Filter,
+    /// Sources that are taken never to have been there: besides that they are not seen, what was tuned on them does not hold.
+    pub without: Vec<SourceId>,
     /// Parameters of the neighbours.
     pub knn: KnnOverrides,
     /// Parameters of the passages; `None` for the configured ones.
@@ -86,6 +90,13 @@ pub enum Attribution {
     PerResponse,
     /// With every token, and the totals.
     PerToken,
+}
+
+/// What is kept of a text so that its credit can be asked for later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// So many documents of each token, those with the greatest shares.
+    pub documents: usize,
 }
 
 /// What happens to a running stream when something that it may see is removed.
@@ -115,6 +126,10 @@ pub struct GenerateRequest {
     pub retrieval: Retrieval,
     /// How sources are credited.
     pub attribution: Attribution,
+    /// How finely.
+    pub depth: Depth,
+    /// What is kept of each token's credit and given at the end.
+    pub record: Option<Record>,
     /// What a removal does.
     pub on_removal: OnRemoval,
     /// So many of the most probable tokens are reported with each token.
@@ -136,6 +151,8 @@ impl GenerateRequest {
             stop: Vec::new(),
             retrieval: Retrieval::default(),
             attribution: Attribution::None,
+            depth: Depth::Sources,
+            record: None,
             on_removal: OnRemoval::End,
             alternatives: 0,
             time_limit: None,
@@ -157,6 +174,8 @@ pub struct ScoreRequest {
     pub retrieval: Retrieval,
     /// How sources are credited.
     pub attribution: Attribution,
+    /// How finely.
+    pub depth: Depth,
     /// The request fails at this time.
     pub deadline: Option<Instant>,
 }
@@ -164,6 +183,7 @@ pub struct ScoreRequest {
 impl ScoreRequest {
     /// A request with the defaults of every field.
     pub fn new(tokens: Vec<TokenId>, retrieval: Retrieval) -> Self {
-        Self { tokens, window_tokens: 0, stride_tokens: 0, retrieval, attribution: Attribution::None, deadline: None }
+        let (attribution, depth) = (Attribution::None, Depth::Sources);
+        Self { tokens, window_tokens: 0, stride_tokens: 0, retrieval, attribution, depth, deadline: None }
     }
 }

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use silo_core::{
-    Calibration, Datastore, Epoch, KnnParameters, LanguageModel, ModelError, Neighbor, NeighborQuery, Positions,
-    SearchError, SequenceStep, Snapshot, StepOutput, TokenId, Tokenizer,
+    Calibration, Datastore, Epoch, Filter, KnnParameters, LanguageModel, ModelError, Neighbor, NeighborQuery,
+    Positions, SearchError, SequenceStep, Snapshot, StepOutput, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
@@ -162,6 +162,7 @@ impl Engine {
     pub(crate) fn pin(&self, retrieval: &Retrieval) -> Result<Pinned, EngineError> {
         let pinned = Pinned::new(&*self.shared.store, retrieval, |s| self.knn_parameters(s));
         pinned.snapshot.check_names(&retrieval.filter)?;
+        pinned.snapshot.check_names(&Filter { deny_sources: retrieval.without.clone(), ..Filter::default() })?;
         Ok(pinned)
     }
 

@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use silo_core::mixture::{self, NeighborDistribution};
 use silo_core::{
-    KnnParameters, Neighbor, NeighborQuery, Positions, SequenceStep, Snapshot, SourceId, StepOutput, TokenId,
+    KnnParameters, Neighbor, NeighborQuery, NeighborSearch, Positions, SequenceStep, Snapshot, StepOutput, TokenId,
 };
 
 use crate::sequence::Pinned;
-use crate::{Attribution, Engine, EngineError, InForce, ScoreRequest, context};
+use crate::{Attribution, Engine, EngineError, InForce, ScoreRequest, TokenCredit, context, credit};
 
 /// Positions whose logits are held at a time.
 const CHUNK_TOKENS: usize = 64;
@@ -39,8 +39,8 @@ pub struct ScoredToken {
     pub log_probability: f64,
     /// log p of it by the model alone (which reads the passages in the context modes).
     pub parametric_log_probability: f64,
-    /// Share of each source, if asked for.
-    pub shares: Option<Vec<(SourceId, f64)>>,
+    /// Shares in p of it, if asked for.
+    pub credit: Option<TokenCredit>,
 }
 
 /// What the log-probability of one token is made of, for any weight, temperature and number of neighbours up to the k searched for.
@@ -75,22 +75,29 @@ impl Evidence {
     }
 }
 
-/// Takes a position of the text, the logits that predict its token, and the neighbours found.
-type Visit<'a> = dyn FnMut(usize, &[f32], &[Neighbor]) + 'a;
+/// Takes a position of the text, the logits that predict its token, and the neighbours found in each view.
+pub(crate) type Visit<'a> = dyn FnMut(usize, &[f32], &[&[Neighbor]]) + 'a;
 
 /// A run of tokens that are scored from one input.
-struct Span {
+pub(crate) struct Span {
     /// What the model reads before the first of them.
     start: usize,
     /// The tokens to score.
     scored: Range<usize>,
 }
 
+impl Span {
+    /// Number of tokens to score.
+    pub(crate) fn len(&self) -> usize {
+        self.scored.len()
+    }
+}
+
 /// A place among the texts that are scored at the same time.
-struct Place<'a>(&'a Engine);
+pub(crate) struct Place<'a>(&'a Engine);
 
 impl<'a> Place<'a> {
-    fn take(engine: &'a Engine) -> Result<Self, EngineError> {
+    pub(crate) fn take(engine: &'a Engine) -> Result<Self, EngineError> {
         let limit = engine.config.max_scoring;
         let take = |n| (n < limit).then_some(n + 1);
         match engine.scoring.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
@@ -113,7 +120,7 @@ impl Engine {
         let pinned = self.pin_for_score(request)?;
         let mut tokens = Vec::with_capacity(request.tokens.len());
         self.visit(request, &pinned, cancel, &mut |position, logits, found| {
-            tokens.push(scored(request, &pinned, position, logits, found));
+            tokens.push(self.scored(request, &pinned, position, logits, found[0]));
         })?;
         let context = self.context_parameters(&request.retrieval);
         let in_force = InForce { mode: request.retrieval.mode, knn: pinned.knn, context };
@@ -127,13 +134,13 @@ impl Engine {
         self.visit(request, &pinned, cancel, &mut |position, logits, found| {
             let token = request.tokens[position];
             let parametric_log_probability = mixture::log_softmax(logits)[token as usize];
-            let neighbors = found.iter().map(|n| (n.distance, n.value == token)).collect();
+            let neighbors = found[0].iter().map(|n| (n.distance, n.value == token)).collect();
             out.push(Evidence { parametric_log_probability, neighbors });
         })?;
         Ok(out)
     }
 
-    fn pin_for_score(&self, request: &ScoreRequest) -> Result<Pinned, EngineError> {
+    pub(crate) fn pin_for_score(&self, request: &ScoreRequest) -> Result<Pinned, EngineError> {
         self.check_retrieval(&request.retrieval)?;
         self.check_tokens(&request.tokens)?;
         self.pin(&request.retrieval)
@@ -149,13 +156,13 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let _place = Place::take(self)?;
         for span in self.spans(request)? {
-            self.visit_span(request, pinned, &span, cancel, each)?;
+            self.visit_span(request, &[pinned], &span, cancel, each)?;
         }
         Ok(())
     }
 
     /// Cuts the text into spans.
-    fn spans(&self, request: &ScoreRequest) -> Result<Vec<Span>, EngineError> {
+    pub(crate) fn spans(&self, request: &ScoreRequest) -> Result<Vec<Span>, EngineError> {
         let invalid =
             |field, value: usize, rule: String| Err(EngineError::Invalid { field, value: value.to_string(), rule });
         let bos = usize::from(self.shared.tokenizer.beginning_of_text().is_some());
@@ -208,37 +215,40 @@ impl Engine {
         Ok(input)
     }
 
-    fn visit_span(
+    /// Goes through the tokens of a span. In the context modes there is one view, for what the model reads depends on it.
+    pub(crate) fn visit_span(
         &self,
         request: &ScoreRequest,
-        pinned: &Pinned,
+        views: &[&Pinned],
         span: &Span,
         cancel: &AtomicBool,
         each: &mut Visit<'_>,
     ) -> Result<(), EngineError> {
-        let input = self.span_input(request, pinned, span)?;
+        let input = self.span_input(request, views[0], span)?;
         let first_scored = input.len() - span.scored.len();
         let knn = request.retrieval.mode.knn();
         let mut cache = self.shared.model.new_cache();
         let mut read = 0;
         let mut position = span.scored.start;
         while read < input.len() {
-            self.check_goes_on(request, pinned, cancel)?;
+            self.check_goes_on(request, views, cancel)?;
             let chunk = &input[read..input.len().min(read + CHUNK_TOKENS)];
             let from = Positions::From(first_scored.saturating_sub(read));
             let keys = if knn { from } else { Positions::None };
             let mut steps = [SequenceStep { cache: cache.as_mut(), tokens: chunk, logits: from, keys }];
             let output = self.shared.model.step(&mut steps, cancel)?.remove(0);
-            let neighbors = self.search_all(pinned, &output)?;
+            let found: Vec<Vec<Vec<Neighbor>>> =
+                views.iter().map(|pinned| self.search_all(pinned, &output)).collect::<Result<_, _>>()?;
             for (i, logits) in output.logits.rows().enumerate() {
-                let found = neighbors.get(i).map_or(&[][..], Vec::as_slice);
-                each(position, logits, found);
+                let of_each: Vec<&[Neighbor]> =
+                    found.iter().map(|neighbors| neighbors.get(i).map_or(&[][..], Vec::as_slice)).collect();
+                each(position, logits, &of_each);
                 position += 1;
             }
             read += chunk.len();
         }
         // What was just computed counts only if nothing of it was removed meanwhile.
-        self.check_goes_on(request, pinned, cancel)
+        self.check_goes_on(request, views, cancel)
     }
 
     fn search_all(&self, pinned: &Pinned, output: &StepOutput) -> Result<Vec<Vec<Neighbor>>, EngineError> {
@@ -248,38 +258,38 @@ impl Engine {
         if queries.is_empty() { Ok(Vec::new()) } else { Ok(self.shared.store.neighbors(&queries)?) }
     }
 
-    fn check_goes_on(&self, request: &ScoreRequest, pinned: &Pinned, cancel: &AtomicBool) -> Result<(), EngineError> {
+    fn check_goes_on(&self, request: &ScoreRequest, views: &[&Pinned], cancel: &AtomicBool) -> Result<(), EngineError> {
         if cancel.load(Ordering::Relaxed) {
             return Err(EngineError::Cancelled);
         }
         if request.deadline.is_some_and(|d| Instant::now() >= d) {
             return Err(EngineError::DeadlineExceeded);
         }
-        if pinned.view.is_live(&*self.shared.store) { Ok(()) } else { Err(EngineError::SourceRemoved) }
+        let live = views.iter().all(|pinned| pinned.view.is_live(&*self.shared.store));
+        if live { Ok(()) } else { Err(EngineError::SourceRemoved) }
     }
-}
 
-fn scored(
-    request: &ScoreRequest,
-    pinned: &Pinned,
-    position: usize,
-    logits: &[f32],
-    neighbors: &[Neighbor],
-) -> ScoredToken {
-    let token = request.tokens[position];
-    let log_p_lm = mixture::log_softmax(logits)[token as usize];
-    let KnnParameters { knn_weight, knn_temperature, .. } = pinned.knn;
-    let knn = NeighborDistribution::new(neighbors, knn_temperature);
-    let weight = mixture::effective_weight(&knn, knn_weight);
-    let shares = (request.attribution == Attribution::PerToken).then(|| {
-        let exact =
-            mixture::shares(log_p_lm, neighbors, &knn, knn_weight, token, |shard| pinned.snapshot.source_of(shard));
-        exact.sources.into_iter().map(|(source, share)| (source.clone(), share)).collect()
-    });
-    ScoredToken {
-        position,
-        log_probability: mixture::mix_one(log_p_lm, knn.probability(token), weight),
-        parametric_log_probability: log_p_lm,
-        shares,
+    fn scored(
+        &self,
+        request: &ScoreRequest,
+        pinned: &Pinned,
+        position: usize,
+        logits: &[f32],
+        neighbors: &[Neighbor],
+    ) -> ScoredToken {
+        let token = request.tokens[position];
+        let log_p_lm = mixture::log_softmax(logits)[token as usize];
+        let KnnParameters { knn_weight, knn_temperature, .. } = pinned.knn;
+        let knn = NeighborDistribution::new(neighbors, knn_temperature);
+        let weight = mixture::effective_weight(&knn, knn_weight);
+        let seen = (&*self.shared.store as &dyn NeighborSearch, pinned, request.depth);
+        let credit = (request.attribution == Attribution::PerToken)
+            .then(|| credit::credit(seen, log_p_lm, (neighbors, &knn), token));
+        ScoredToken {
+            position,
+            log_probability: mixture::mix_one(log_p_lm, knn.probability(token), weight),
+            parametric_log_probability: log_p_lm,
+            credit,
+        }
     }
 }

@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use crate::guard::{Guard, Watched};
 use crate::stop::StopMatcher;
 use crate::{
-    Attribution, ContextParameters, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, OnRemoval,
-    TokenEvent, Usage, View, context,
+    Attribution, ContextParameters, Credit, Depth, EngineError, Event, FinishReason, Finished, GenerateRequest,
+    InForce, OnRemoval, Record, RecordedToken, TokenCredit, TokenEvent, Usage, View, context, credit,
 };
 
 /// What all requests share.
@@ -52,8 +52,8 @@ pub(crate) struct Sequence {
     random: ChaCha8Rng,
     detokenizer: Detokenizer,
     stop: StopMatcher,
-    totals: Vec<(SourceId, f64)>,
-    parametric_total: f64,
+    credit: Credit,
+    record: Vec<RecordedToken>,
     context_sources: BTreeSet<SourceId>,
     watched: Watched,
     /// Since when its reader has had no room.
@@ -87,8 +87,8 @@ impl Sequence {
             random: ChaCha8Rng::seed_from_u64(request.seed),
             detokenizer: Detokenizer::default(),
             stop: StopMatcher::new(&request.stop),
-            totals: Vec::new(),
-            parametric_total: 0.0,
+            credit: Credit::default(),
+            record: Vec::new(),
             context_sources: BTreeSet::new(),
             watched: Watched::default(),
             stalled: None,
@@ -221,10 +221,7 @@ impl Sequence {
             Err(error) => return self.fail(EngineError::Search(error)),
         };
         let log_probability = mixed.as_ref().unwrap_or(&log_p)[token as usize];
-        let mut shares = None;
-        if self.request.attribution != Attribution::None {
-            shares = Some(self.credit(log_p_lm[token as usize], neighbors, &knn, token));
-        }
+        let credit = self.credit(shared, log_p_lm[token as usize], (neighbors, &knn), token);
         self.usage.new_tokens += 1;
         self.usage.neighbor_searches += u64::from(self.request.retrieval.mode.knn());
         self.text.push(token);
@@ -234,8 +231,8 @@ impl Sequence {
         }
         let piece = self.detokenizer.push(shared.tokenizer.bytes(token));
         let (text, stopped) = self.stop.push(&piece);
-        let shares = shares.filter(|_| self.request.attribution == Attribution::PerToken);
-        let event = TokenEvent { token, text, log_probability, alternatives, shares };
+        let credit = (self.request.attribution == Attribution::PerToken).then_some(credit);
+        let event = TokenEvent { token, text, log_probability, alternatives, credit };
         self.send(Event::Token(event, self.pinned.view.clone()));
         if stopped {
             return self.finish(FinishReason::Stop);
@@ -302,20 +299,29 @@ impl Sequence {
         Progress::GoesOn
     }
 
-    /// The shares of sources in a token, which are added to the totals.
+    /// The shares in a token, which are added to those of the text.
     fn credit(
         &mut self,
+        shared: &Shared,
         log_p_lm: f64,
-        neighbors: &[Neighbor],
-        knn: &NeighborDistribution,
+        found: (&[Neighbor], &NeighborDistribution),
         token: TokenId,
-    ) -> Vec<(SourceId, f64)> {
-        let Self { pinned, totals, .. } = self;
-        let source_of = |shard| pinned.snapshot.source_of(shard);
-        let exact = mixture::shares(log_p_lm, neighbors, knn, pinned.knn.knn_weight, token, source_of);
-        exact.sources.iter().for_each(|(source, share)| add_share(totals, source, *share));
-        self.parametric_total += exact.parametric;
-        exact.sources.into_iter().map(|(source, share)| (source.clone(), share)).collect()
+    ) -> TokenCredit {
+        let keeps_documents = self.request.record.is_some_and(|record| record.documents > 0);
+        let depth = if keeps_documents { self.request.depth.max(Depth::Documents) } else { self.request.depth };
+        let mut credit = credit::credit((&*shared.store, &self.pinned, depth), log_p_lm, found, token);
+        if let Some(Record { documents }) = self.request.record {
+            let mut kept = credit.documents.clone();
+            kept.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+            kept.truncate(documents);
+            let kept = TokenCredit { documents: kept, neighbors: Vec::new(), ..credit.clone() };
+            self.record.push(RecordedToken { token, credit: kept });
+        }
+        if self.request.depth < Depth::Documents {
+            credit.documents.clear();
+        }
+        self.credit.add(&credit);
+        credit
     }
 
     /// Fails it.
@@ -331,15 +337,14 @@ impl Sequence {
             let (rest, _) = self.stop.push(&self.detokenizer.finish());
             text = rest + &self.stop.finish();
         }
-        let credited = self.request.attribution != Attribution::None;
         let finished = Finished {
             reason,
             text,
             usage: self.usage,
             view: self.pinned.view.clone(),
             in_force: InForce { mode: self.request.retrieval.mode, knn: self.pinned.knn, context: self.context },
-            source_totals: credited.then(|| std::mem::take(&mut self.totals)),
-            parametric_total: credited.then_some(self.parametric_total),
+            credit: std::mem::take(&mut self.credit),
+            record: std::mem::take(&mut self.record),
             context_sources: std::mem::take(&mut self.context_sources).into_iter().collect(),
         };
         self.send(Event::Finished(Box::new(finished)));
@@ -364,13 +369,6 @@ pub(crate) enum Liveness {
     },
     /// The sequence has ended.
     Ended,
-}
-
-fn add_share(totals: &mut Vec<(SourceId, f64)>, source: &SourceId, share: f64) {
-    match totals.iter_mut().find(|(id, _)| id == source) {
-        Some((_, sum)) => *sum += share,
-        None => totals.push((source.clone(), share)),
-    }
 }
 
 /// The `n` most probable tokens, most probable first.
@@ -402,15 +400,28 @@ impl Pinned {
         retrieval: &crate::Retrieval,
         parameters: impl Fn(&Snapshot) -> KnnParameters,
     ) -> Self {
-        let snapshot = store.snapshot();
+        Self::at(store.snapshot(), retrieval, parameters)
+    }
+
+    /// The same of a snapshot.
+    pub(crate) fn at(
+        snapshot: Arc<Snapshot>,
+        retrieval: &crate::Retrieval,
+        parameters: impl Fn(&Snapshot) -> KnnParameters,
+    ) -> Self {
+        let mut filter = retrieval.filter.clone();
+        filter.deny_sources.extend_from_slice(&retrieval.without);
         let mask = |wanted: bool, purpose| match wanted {
-            true => snapshot.mask(&retrieval.filter, purpose),
+            true => snapshot.mask(&filter, purpose),
             false => ShardMask::default(),
         };
         let knn_mask = mask(retrieval.mode.knn(), Purpose::Knn);
         let context_mask = mask(retrieval.mode.context(), Purpose::Context);
         let view = Arc::new(View { snapshot: snapshot.clone(), mask: knn_mask.or(&context_mask) });
-        let calibrated = parameters(&snapshot);
+        let calibrated = match &retrieval.without[..] {
+            [] => parameters(&snapshot),
+            without => parameters(&snapshot.without(without)),
+        };
         let knn = KnnParameters {
             k: retrieval.knn.k.unwrap_or(calibrated.k),
             knn_weight: retrieval.knn.knn_weight.unwrap_or(calibrated.knn_weight),

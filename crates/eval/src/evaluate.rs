@@ -141,6 +141,7 @@ impl Gathered {
             Scope::Mixed => Vec::new(),
         };
         let retrieval = Retrieval {
+            without: Vec::new(),
             mode,
             filter: Filter { allow_sources, ..Filter::default() },
             knn: KnnOverrides { k: Some(grid.max_k()), ..KnnOverrides::default() },

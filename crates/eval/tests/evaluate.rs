@@ -86,8 +86,10 @@ fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
     let filter = Filter { allow_sources, ..Filter::default() };
     let mut loss = Loss::default();
     for text in &domain.test {
-        let request =
-            ScoreRequest::new(text.tokens.clone(), Retrieval { mode, filter: filter.clone(), knn, context: None });
+        let request = ScoreRequest::new(
+            text.tokens.clone(),
+            Retrieval { mode, filter: filter.clone(), knn, ..Retrieval::default() },
+        );
         let score = engine.score(&request, &AtomicBool::new(false)).unwrap();
         loss.nats -= score.tokens.iter().map(|t| t.log_probability).sum::<f64>();
         loss.n_tokens += score.tokens.len() as u64;

@@ -52,6 +52,10 @@ pub enum GovernError {
     Limit { what: &'static str, got: usize, limit: usize, setting: &'static str },
     #[error("the store changed {tries} times while it was looked into; try again")]
     Changing { tries: usize },
+    #[error("there is no answer '{0}': it is not kept any more, or somebody else got it")]
+    UnknownAnswer(String),
+    #[error(transparent)]
+    Threads(#[from] rayon::ThreadPoolBuildError),
     #[error("the server has no folder for backups; name one as govern.backups in its configuration")]
     NoBackups,
     #[error(

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use silo_core::{Document, LanguageModel, LicencePolicy, Selection, ShardId, Source, SourceId, Tokenizer};
 use silo_store::{AddedShard, BackupManifest, Removal, RemovalPart, Store};
 
-use crate::{Caller, Declaration, GovernError, Notary, OptOutConfig, declare};
+use crate::attribution::{Ledger, Responses};
+use crate::{AttributionConfig, Caller, Declaration, GovernError, Notary, OptOutConfig, declare};
 
 /// Limits and policies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct GovernConfig {
     pub backups: Option<PathBuf>,
     /// Timers and limits of opt-outs.
     pub optout: OptOutConfig,
+    /// What is kept of answers, and what may be asked about texts.
+    pub attribution: AttributionConfig,
     /// Longest file of a signal, in bytes.
     pub max_signal_bytes: usize,
     /// Longest document, in bytes.
@@ -39,6 +42,7 @@ impl Default for GovernConfig {
             signing_key: None,
             backups: None,
             optout: OptOutConfig::default(),
+            attribution: AttributionConfig::default(),
             max_signal_bytes: 512 << 10,
             max_document_bytes: 16 << 20,
             max_shard_documents: 1_000_000,
@@ -56,6 +60,10 @@ pub struct Governor {
     pub(crate) notary: Option<Notary>,
     /// Steps of opt-outs are taken one after the other.
     pub(crate) optout_lock: Mutex<()>,
+    pub(crate) responses: Responses,
+    pub(crate) ledger: Ledger,
+    /// Looks for runs of words.
+    pub(crate) attribution_threads: rayon::ThreadPool,
 }
 
 impl Governor {
@@ -68,7 +76,12 @@ impl Governor {
         tokenizer: Arc<dyn Tokenizer>,
     ) -> Result<Self, GovernError> {
         let notary = config.signing_key.as_deref().map(|key| Notary::open(&store, key)).transpose()?;
-        let governor = Self { config, store, model, tokenizer, notary, optout_lock: Mutex::new(()) };
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(config.attribution.threads.max(1));
+        let attribution_threads = threads.thread_name(|i| format!("attribution-{i}")).build()?;
+        let (responses, ledger) = (Responses::default(), Ledger::default());
+        let optout_lock = Mutex::new(());
+        let governor =
+            Self { config, store, model, tokenizer, notary, optout_lock, responses, ledger, attribution_threads };
         // A crash may have come between a purge and its note.
         governor.note_purged()?;
         governor.keep_out_anew()?;

@@ -6,6 +6,7 @@
 //! What it is not: it stores nothing itself, and knows nothing of the wire.
 
 mod access;
+mod attribution;
 mod declare;
 mod error;
 mod governor;
@@ -16,6 +17,10 @@ mod policy;
 mod signals;
 
 pub use access::{Access, AccessError, Caller, Denied, NewToken, Role, TokenFile, TokenRecord};
+pub use attribution::{
+    Answer, AttributionConfig, CreditedDocument, CreditedToken, KeptAnswer, KeptToken, Part, PartOfAnswer,
+    SourceReport, SpanLimits, TextSpans,
+};
 pub use declare::{Declaration, declare};
 pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};
@@ -28,6 +33,6 @@ pub use optout::{
 pub use policy::{SourceState, SourceUpdate};
 pub use signals::{SignalFile, SignalKind, read_signal};
 pub use silo_store::{
-    AddedShard, BackupManifest, BackupRecord, PartDocument, Purged, Removal, RemovalPart, ShardDetail, ShardState,
-    StoreError, Suppression, TextMatch, now_unix_ms,
+    AddedShard, BackupManifest, BackupRecord, FoundSpan, LedgerRow, PartDocument, Purged, Removal, RemovalPart,
+    ShardDetail, ShardState, SpanDocument, StoreError, Suppression, TextMatch, now_unix_ms,
 };

@@ -55,6 +55,11 @@ const RULES: &[Rule] = &[
     ("silo.v1.OptOutService/ListSuppressions", &[Legal, Auditor, Admin]),
     ("silo.v1.OptOutService/GetReceipt", &[Owner, Legal, Auditor, Admin]),
     ("silo.v1.OptOutService/GetLogProof", &[Legal, Auditor, Admin]),
+    // An answer's credit is there for who got it; the last three see those of others.
+    ("silo.v1.AttributionService/AttributeResponse", &[Generator, Legal, Auditor, Admin]),
+    ("silo.v1.AttributionService/AttributeText", &[Reader, Curator, Legal, Auditor, Admin]),
+    ("silo.v1.AttributionService/CompareWithout", &[Generator, Legal, Auditor, Admin]),
+    ("silo.v1.AttributionService/GetSourceReport", &[Owner, Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/ListOperations", &[Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/GetOperation", &[Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/WaitOperation", &[Curator, Legal, Auditor, Admin]),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use silo_core::sampling::SamplingParameters;
 use silo_core::{Document, Filter, Permissions, Selection, ShardId, SourceId, Term, Tier, Tokenizer};
 use silo_engine::{
-    Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
+    Attribution, ContextParameters, Depth, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
 };
 use silo_govern::{Caller, Declaration, SignalFile, SourceUpdate};
 use silo_proto::v1;
@@ -67,7 +67,7 @@ pub(crate) fn retrieval(
         max_passage_tokens: set(c.max_passage_tokens, defaults.max_passage_tokens),
     });
     let knn = KnnOverrides { k: m.k.map(|k| k as usize), knn_weight: m.knn_weight, knn_temperature: m.knn_temperature };
-    Ok(Retrieval { mode, filter: filter(m.filter, caller)?, knn, context })
+    Ok(Retrieval { mode, filter: filter(m.filter, caller)?, without: Vec::new(), knn, context })
 }
 
 /// A text or its tokens.
@@ -94,6 +94,14 @@ fn attribution(value: i32) -> Result<Attribution> {
         v1::AttributionDetail::Unspecified => Attribution::None,
         v1::AttributionDetail::PerResponse => Attribution::PerResponse,
         v1::AttributionDetail::PerToken => Attribution::PerToken,
+    })
+}
+
+fn depth(value: i32) -> Result<Depth> {
+    Ok(match v1::AttributionDepth::try_from(value).map_err(|_| unknown_enum("attribution_depth", value))? {
+        v1::AttributionDepth::Unspecified | v1::AttributionDepth::Sources => Depth::Sources,
+        v1::AttributionDepth::Documents => Depth::Documents,
+        v1::AttributionDepth::Neighbors => Depth::Neighbors,
     })
 }
 
@@ -162,6 +170,8 @@ pub(crate) fn generate(m: v1::GenerateRequest, s: &Surroundings<'_>, seed: u64) 
         stop: m.stop,
         retrieval: retrieval(m.retrieval, s.context, s.caller)?,
         attribution: attribution(m.attribution)?,
+        depth: depth(m.attribution_depth)?,
+        record: None,
         on_removal,
         alternatives,
         time_limit: m.time_limit_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into())),
@@ -184,6 +194,7 @@ pub(crate) fn score(m: v1::ScoreRequest, s: &Surroundings<'_>) -> Result<ScoreRe
         stride_tokens: positive(m.stride_tokens, "stride_tokens")?,
         retrieval: retrieval(m.retrieval, s.context, s.caller)?,
         attribution: attribution(m.attribution)?,
+        depth: depth(m.attribution_depth)?,
         deadline: s.deadline,
     })
 }

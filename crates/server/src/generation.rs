@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use silo_engine::{Engine, Event, Generation};
-use silo_govern::Caller;
+use silo_core::{Filter, SourceId};
+use silo_engine::{
+    Attribution, DocumentId, Engine, Event, Finished, Generation, Record, RecordedToken, ScoreRequest, SourceCredit,
+};
+use silo_govern::{Caller, Governor, KeptAnswer, KeptToken, Part, PartOfAnswer, now_unix_ms};
 use silo_proto::v1;
 use silo_proto::v1::generation_service_server::GenerationService;
 use tokio_stream::Stream;
@@ -14,17 +17,29 @@ use tonic::{Request, Response, Status};
 
 use crate::access::caller;
 use crate::serve::Draining;
+use crate::to_proto::Asked;
 use crate::{ServerConfig, from_proto, status, to_proto};
 
 #[derive(Clone)]
 pub(crate) struct Generations {
     pub(crate) engine: Arc<Engine>,
+    pub(crate) governor: Arc<Governor>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) draining: Draining,
 }
 
+/// A generation under way, and what is to be noted of it at its end.
+pub(crate) struct Running {
+    generation: Generation,
+    asked: Asked,
+    caller: Caller,
+    filter: Filter,
+    /// Its text, token by token.
+    pieces: Vec<String>,
+}
+
 /// When a call's deadline passes. The transport itself watches it only until the first byte of the answer.
-fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+pub(crate) fn deadline<T>(request: &Request<T>) -> Option<Instant> {
     let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let n: u64 = digits.parse().ok()?;
@@ -46,60 +61,136 @@ impl Generations {
         from_proto::Surroundings { config: &self.config, tokenizer, context, deadline, caller }
     }
 
-    async fn start(&self, request: Request<v1::GenerateRequest>) -> Result<(Generation, u64), Status> {
+    async fn start(&self, request: Request<v1::GenerateRequest>) -> Result<Running, Status> {
+        let (deadline, caller) = (deadline(&request), caller(&request)?);
+        self.admit(request.into_inner(), deadline, caller, Vec::new()).await
+    }
+
+    /// Begins a generation, as if some sources had never been there.
+    pub(crate) async fn admit(
+        &self,
+        message: v1::GenerateRequest,
+        deadline: Option<Instant>,
+        caller: Caller,
+        without: Vec<SourceId>,
+    ) -> Result<Running, Status> {
         self.draining.check()?;
         self.engine.has_place().map_err(|e| status::engine(&e))?;
-        let (deadline, caller) = (deadline(&request), caller(&request)?);
-        let message = request.into_inner();
         let seed = message.sampling.as_ref().and_then(|s| s.seed).unwrap_or_else(rand::random);
         let service = self.clone();
         let admit = move || {
             let request = from_proto::generate(message, &service.surroundings(deadline, &caller), seed);
-            service.engine.generate(request.map_err(|e| status::bad_field(&e))?).map_err(|e| status::engine(&e))
+            let mut request = request.map_err(|e| status::bad_field(&e))?;
+            request.retrieval.without = without;
+            let (attribution, filter) = (request.attribution, request.retrieval.filter.clone());
+            let kept = service.governor.config().attribution.clone();
+            let keep = attribution != Attribution::None && kept.kept_answers > 0;
+            request.record = keep.then_some(Record { documents: kept.kept_documents });
+            let id = if keep { format!("{:032x}", rand::random::<u128>()) } else { String::new() };
+            let generation = service.engine.generate(request).map_err(|e| status::engine(&e))?;
+            Ok(Running { generation, asked: Asked { seed, attribution, id }, caller, filter, pieces: Vec::new() })
         };
-        let generation = tokio::task::spawn_blocking(admit).await.map_err(status::internal)??;
-        Ok((generation, seed))
+        tokio::task::spawn_blocking(admit).await.map_err(status::internal)?
     }
 
     /// The next message. The last one is `Finished`.
-    async fn next(&self, generation: &mut Generation, seed: u64) -> Result<v1::generate_chunk::Message, Status> {
+    async fn next(&self, running: &mut Running) -> Result<v1::generate_chunk::Message, Status> {
         let event = tokio::select! {
-            event = generation.next() => event,
+            event = running.generation.next() => event,
             () = self.draining.cut() => return Err(status::draining()),
         };
         match event {
             Some(Event::Token(token, _)) => {
+                running.pieces.push(token.text.clone());
                 let token = to_proto::token(token, self.engine.tokenizer().as_ref());
                 Ok(v1::generate_chunk::Message::Token(token))
             }
-            Some(Event::Finished(finished)) => {
-                let finished = to_proto::finished(*finished, self.engine.model().card(), seed);
-                Ok(v1::generate_chunk::Message::Finished(finished))
+            Some(Event::Finished(mut finished)) => {
+                self.note(running, &mut finished);
+                let finished = to_proto::finished(*finished, self.engine.model().card(), &running.asked);
+                Ok(v1::generate_chunk::Message::Finished(Box::new(finished)))
             }
             Some(Event::Failed(error)) => Err(status::engine(&error)),
             None => Err(status::internal("the text ended without a reason")),
         }
     }
-}
 
-#[tonic::async_trait]
-impl GenerationService for Generations {
-    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
-        let (mut generation, seed) = self.start(request).await?;
+    /// Notes who made an answer.
+    fn note(&self, running: &mut Running, finished: &mut Finished) {
+        let mut pieces = std::mem::take(&mut running.pieces);
+        // Tokens that were held back because of a removal were not given.
+        let mut record = std::mem::take(&mut finished.record);
+        record.truncate(pieces.len());
+        if let Some(last) = pieces.last_mut() {
+            last.push_str(&finished.text);
+        }
+        let part = |credit: &SourceCredit| Part {
+            source: credit.source.clone(),
+            share: credit.total,
+            n_tokens: credit.n_tokens,
+        };
+        if !running.asked.id.is_empty() {
+            let documents = |documents: Vec<(DocumentId, f64)>| {
+                documents.into_iter().map(|(id, share)| (id.source, id.shard, id.document, share)).collect()
+            };
+            let token = |recorded: RecordedToken| KeptToken {
+                token: Some(recorded.token),
+                parametric: recorded.credit.parametric,
+                sources: recorded.credit.sources,
+                documents: documents(recorded.credit.documents),
+            };
+            self.governor.keep_answer(KeptAnswer {
+                id: running.asked.id.clone(),
+                caller: running.caller.name.clone(),
+                at_unix_ms: now_unix_ms(),
+                snapshot: finished.view.snapshot.clone(),
+                tokens: record.into_iter().map(token).collect(),
+                context_sources: finished.context_sources.clone(),
+                text: Some(pieces.concat()),
+            });
+        }
+        self.governor.note_answer(PartOfAnswer {
+            parts: finished.credit.sources.iter().map(part).collect(),
+            context_sources: finished.context_sources.clone(),
+            pieces,
+            filter: running.filter.clone(),
+        });
+    }
+
+    /// The whole answer.
+    pub(crate) async fn whole(&self, mut running: Running) -> Result<v1::GenerateResponse, Status> {
         let mut response = v1::GenerateResponse::default();
         loop {
-            match self.next(&mut generation, seed).await? {
+            match self.next(&mut running).await? {
                 v1::generate_chunk::Message::Token(token) => {
                     response.text += &token.text;
                     response.tokens.push(token);
                 }
                 v1::generate_chunk::Message::Finished(finished) => {
                     response.text += &finished.text;
-                    response.finished = Some(finished);
-                    return Ok(Response::new(response));
+                    response.finished = Some(*finished);
+                    return Ok(response);
                 }
             }
         }
+    }
+
+    /// A text to score.
+    pub(crate) fn score_request(
+        &self,
+        message: v1::ScoreRequest,
+        deadline: Option<Instant>,
+        caller: &Caller,
+    ) -> Result<ScoreRequest, Status> {
+        from_proto::score(message, &self.surroundings(deadline, caller)).map_err(|e| status::bad_field(&e))
+    }
+}
+
+#[tonic::async_trait]
+impl GenerationService for Generations {
+    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
+        let running = self.start(request).await?;
+        self.whole(running).await.map(Response::new)
     }
 
     type GenerateStreamStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateChunk, Status>> + Send>>;
@@ -108,15 +199,15 @@ impl GenerationService for Generations {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let (generation, seed) = self.start(request).await?;
+        let running = self.start(request).await?;
         // Messages are made when the transport asks for them, so that nothing waits between the check of liveness and it.
-        let state = Some((self.clone(), generation));
+        let state = Some((self.clone(), running));
         let stream = futures_util::stream::unfold(state, move |state| async move {
-            let (service, mut generation) = state?;
-            let next = service.next(&mut generation, seed).await;
+            let (service, mut running) = state?;
+            let next = service.next(&mut running).await;
             let last = !matches!(next, Ok(v1::generate_chunk::Message::Token(_)));
             let chunk = next.map(|message| v1::GenerateChunk { message: Some(message) });
-            Some((chunk, (!last).then_some((service, generation))))
+            Some((chunk, (!last).then_some((service, running))))
         });
         Ok(Response::new(Box::pin(stream)))
     }
@@ -128,8 +219,7 @@ impl GenerationService for Generations {
         let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
         let (flag, engine) = (cancel.0.clone(), self.engine.clone());
         let work = tokio::task::spawn_blocking(move || {
-            let request = from_proto::score(message, &service.surroundings(deadline, &caller))
-                .map_err(|e| status::bad_field(&e))?;
+            let request = service.score_request(message, deadline, &caller)?;
             let score = engine.score(&request, &flag).map_err(|e| status::engine(&e))?;
             Ok(to_proto::score(score, &request.tokens, engine.tokenizer().as_ref(), engine.model().card()))
         });
@@ -154,7 +244,7 @@ impl GenerationService for Generations {
 }
 
 /// Cancels work on another thread when the call that waits for it is dropped.
-struct CancelOnDrop(Arc<AtomicBool>);
+pub(crate) struct CancelOnDrop(pub(crate) Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {

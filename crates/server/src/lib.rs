@@ -7,6 +7,7 @@
 //! What it is not: it decides nothing else; whatever a call may do was decided in `silo-govern` and `silo-engine`.
 
 mod access;
+mod attribution;
 mod config;
 mod datastore;
 mod from_proto;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use silo_engine::Engine;
 use silo_govern::{Access, Governor};
 use silo_proto::longrunning::operations_server::OperationsServer;
+use silo_proto::v1::attribution_service_server::AttributionServiceServer;
 use silo_proto::v1::datastore_service_server::DatastoreServiceServer;
 use silo_proto::v1::generation_service_server::GenerationServiceServer;
 use silo_proto::v1::opt_out_service_server::OptOutServiceServer;
@@ -21,6 +22,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic_health::ServingStatus;
 
 use crate::access::Gate;
+use crate::attribution::Attributions;
 use crate::config::{InvalidSetting, TlsConfig};
 use crate::datastore::Datastore;
 use crate::generation::Generations;
@@ -134,10 +136,13 @@ impl Server {
             registry.purge(); // what was left when the last server stopped
         }
         let (operations, cut_off, limit) = (registry.clone(), draining.clone(), config.max_message_bytes);
-        let terms = apply_terms(governor.clone(), config.terms_check_ms);
+        let (chores, last) = (chores(governor.clone(), config.terms_check_ms), governor.clone());
         let card = engine.model().card().clone();
-        let generations = Generations { engine, config: config.clone(), draining: draining.clone() };
+        let generations =
+            Generations { engine, governor: governor.clone(), config: config.clone(), draining: draining.clone() };
         let places = |n: usize| Arc::new(Semaphore::new(n));
+        let attributions =
+            Attributions { generations: generations.clone(), places: places(config.max_concurrent_searches) };
         let optouts = OptOuts::new(governor.clone(), config.max_concurrent_receipts, registry.clone());
         let datastore = Datastore {
             governor,
@@ -150,21 +155,13 @@ impl Server {
         };
 
         let (health, health_service) = tonic_health::server::health_reporter();
-        for service in SERVICES {
-            health.set_service_status(service, ServingStatus::Serving).await;
-        }
+        tell(&health, ServingStatus::Serving).await;
         let drain = Duration::from_secs(config.drain_seconds);
         let shutdown = async move {
             stop.await;
-            for service in SERVICES {
-                health.set_service_status(service, ServingStatus::NotServing).await;
-            }
-            phase.send_replace(Phase::Draining);
+            tell(&health, ServingStatus::NotServing).await;
+            drain_for(phase, drain);
             registry.cancel_all();
-            tokio::spawn(async move {
-                tokio::time::sleep(drain).await;
-                phase.send_replace(Phase::Cut);
-            });
         };
         let generation = GenerationServiceServer::new(generations)
             .max_decoding_message_size(limit)
@@ -181,6 +178,7 @@ impl Server {
             .add_service(reflection().build_v1alpha()?)
             .add_service(generation)
             .add_service(datastore)
+            .add_service(AttributionServiceServer::new(attributions).max_decoding_message_size(limit))
             .add_service(OptOutServiceServer::new(optouts).max_decoding_message_size(limit))
             .add_service(OperationsServer::new(OperationsService(operations)))
             .serve_with_incoming_shutdown(connections(listener), shutdown);
@@ -189,12 +187,35 @@ impl Server {
             tokio::time::sleep(LAST_WORDS).await;
         };
         // Calls that others keep open (a watch, an upload, a stream that nobody reads) must not keep the process.
-        tokio::select! {
+        let result = tokio::select! {
             result = served => Ok(result?),
             () = after_the_cut => Ok(()),
-            () = terms => Ok(()),
-        }
+            () = chores => Ok(()),
+        };
+        write_once(last).await;
+        result
     }
+}
+
+/// Says of all services how they are.
+async fn tell(health: &tonic_health::server::HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Takes no new work from now on, and cuts off what still runs after a time.
+fn drain_for(phase: watch::Sender<Phase>, drain: Duration) {
+    phase.send_replace(Phase::Draining);
+    tokio::spawn(async move {
+        tokio::time::sleep(drain).await;
+        phase.send_replace(Phase::Cut);
+    });
+}
+
+/// What is done again and again while the server runs, for ever.
+async fn chores(governor: Arc<Governor>, terms_check_ms: u64) {
+    tokio::join!(apply_terms(governor.clone(), terms_check_ms), write_ledger(governor));
 }
 
 /// Lets terms of sources begin and end when their time has come, for ever.
@@ -213,14 +234,37 @@ async fn apply_terms(governor: Arc<Governor>, every_ms: u64) {
     }
 }
 
+/// Writes what sources gave to answers, and forgets texts of answers that something was withdrawn from, for ever.
+async fn write_ledger(governor: Arc<Governor>) {
+    let seconds = governor.config().attribution.ledger_seconds;
+    let mut ticks = tokio::time::interval(Duration::from_secs(seconds.max(1)));
+    loop {
+        ticks.tick().await;
+        write_once(governor.clone()).await;
+    }
+}
+
+async fn write_once(governor: Arc<Governor>) {
+    let write = move || {
+        governor.forget_withdrawn();
+        governor.write_ledger()
+    };
+    match tokio::task::spawn_blocking(write).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!("the ledger cannot be written: {error}"),
+        Err(error) => tracing::error!("the writing of the ledger failed: {error}"),
+    }
+}
+
 /// How long statuses of calls that were cut off have to reach their callers.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The whole server ("") and its services, as health knows them.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "",
     "silo.v1.GenerationService",
     "silo.v1.DatastoreService",
     "silo.v1.OptOutService",
+    "silo.v1.AttributionService",
     "google.longrunning.Operations",
 ];

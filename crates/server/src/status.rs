@@ -169,6 +169,10 @@ pub(crate) fn govern(error: &GovernError) -> Status {
             Shape { field: Some("licence"), ..Shape::new(Code::InvalidArgument, "NOT_AN_SPDX_EXPRESSION") }
         }
         E::TierTooOpen { .. } => Shape { field: Some("tier"), ..Shape::new(Code::InvalidArgument, "TIER_TOO_OPEN") },
+        E::UnknownAnswer(id) => {
+            Shape { resource: Some(("response", id.clone())), ..Shape::new(Code::NotFound, "UNKNOWN_RESPONSE") }
+        }
+        E::Threads(_) => Shape::new(Code::Internal, "INTERNAL"),
         E::Missing { field: name, .. } | E::Long { field: name, .. } => field(name),
         E::Document { .. } => {
             Shape { field: Some("documents"), ..Shape::new(Code::InvalidArgument, "DOCUMENT_REFUSED") }

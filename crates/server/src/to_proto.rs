@@ -1,7 +1,9 @@
 //! Answers → messages.
 
 use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
-use silo_engine::{FinishReason, Finished, InForce, Mode, Score, TokenEvent};
+use silo_engine::{
+    Attribution, DocumentId, FinishReason, Finished, InForce, Mode, NeighborShare, Score, SourceCredit, TokenEvent,
+};
 use silo_govern::{BackupRecord, Found, Removal, RemovalPart, ShardDetail, ShardState, SourceState};
 use silo_proto::v1;
 
@@ -27,7 +29,7 @@ fn tiers(card: &silo_core::ModelCard) -> Vec<i32> {
     card.training_tiers.iter().flatten().map(|&t| tier(t).into()).collect()
 }
 
-fn in_force(p: &InForce) -> v1::InForce {
+pub(crate) fn in_force(p: &InForce) -> v1::InForce {
     let mode = match p.mode {
         Mode::Parametric => v1::RetrievalMode::Parametric,
         Mode::Knn => v1::RetrievalMode::Knn,
@@ -46,24 +48,72 @@ fn in_force(p: &InForce) -> v1::InForce {
     }
 }
 
-fn shares(shares: Option<Vec<(SourceId, f64)>>) -> Vec<v1::SourceShare> {
+pub(crate) fn shares(shares: Vec<(SourceId, f64)>) -> Vec<v1::SourceShare> {
     let share = |(source, share): (SourceId, f64)| v1::SourceShare { source: source.into(), share };
-    shares.unwrap_or_default().into_iter().map(share).collect()
+    shares.into_iter().map(share).collect()
+}
+
+fn documents(documents: Vec<(DocumentId, f64)>) -> Vec<v1::DocumentShare> {
+    let share = |(id, share): (DocumentId, f64)| v1::DocumentShare {
+        source: id.source.into(),
+        shard: id.shard.0,
+        document: id.document.to_string(),
+        share,
+    };
+    documents.into_iter().map(share).collect()
+}
+
+fn neighbors(neighbors: Vec<NeighborShare>) -> Vec<v1::NeighborShare> {
+    let share = |n: NeighborShare| v1::NeighborShare {
+        source: n.id.source.into(),
+        shard: n.id.shard.0,
+        document: n.id.document.to_string(),
+        position: n.position,
+        distance: n.distance,
+        share: n.share,
+    };
+    neighbors.into_iter().map(share).collect()
 }
 
 pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer) -> v1::Token {
     let alternative =
         |(id, log_probability): (u32, f64)| v1::Alternative { id, text: tokenizer.decode(&[id]), log_probability };
+    let credit = t.credit.unwrap_or_default();
     v1::Token {
         id: t.token,
         text: t.text,
         log_probability: t.log_probability,
         alternatives: t.alternatives.into_iter().map(alternative).collect(),
-        shares: shares(t.shares),
+        shares: shares(credit.sources),
+        documents: documents(credit.documents),
+        neighbors: neighbors(credit.neighbors),
     }
 }
 
-pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v1::Finished {
+/// What licences ask for, of sources by their share, and of those whose passages were read.
+fn notices(sources: &[SourceCredit], context: &[SourceId], snapshot: &Snapshot) -> Vec<v1::Notice> {
+    let mut ids: Vec<&SourceId> = Vec::new();
+    for id in sources.iter().map(|credit| &credit.source).chain(context) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    let notice = |id: &SourceId| {
+        let source = snapshot.sources.iter().find(|s| s.id == *id)?;
+        Some(v1::Notice { source: id.to_string(), text: source.notice()? })
+    };
+    ids.into_iter().filter_map(notice).collect()
+}
+
+/// What a call said about its answer.
+pub(crate) struct Asked {
+    pub(crate) seed: u64,
+    pub(crate) attribution: Attribution,
+    /// Under which the answer is kept, if it is.
+    pub(crate) id: String,
+}
+
+pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked) -> v1::Finished {
     let reason = match f.reason {
         FinishReason::Length => v1::FinishReason::Length,
         FinishReason::Stop => v1::FinishReason::Stop,
@@ -73,13 +123,17 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v
         FinishReason::SourceRemoved => v1::FinishReason::SourceRemoved,
         FinishReason::VerbatimLimit => v1::FinishReason::VerbatimLimit,
     };
-    let mut totals = f.source_totals.unwrap_or_default();
-    totals.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    let total = |(id, total): (SourceId, f64)| {
-        let source = f.view.snapshot.sources.iter().find(|s| s.id == id);
+    let mut totals = f.credit.sources;
+    totals.sort_by(|a, b| b.total.total_cmp(&a.total).then_with(|| a.source.cmp(&b.source)));
+    let notices = notices(&totals, &f.context_sources, &f.view.snapshot);
+    let asked_for = asked.attribution != Attribution::None;
+    let mut of_documents: Vec<(DocumentId, f64)> = f.credit.documents.into_iter().collect();
+    of_documents.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let total = |credit: SourceCredit| {
+        let source = f.view.snapshot.sources.iter().find(|s| s.id == credit.source);
         v1::SourceTotal {
-            source: id.into(),
-            total,
+            source: credit.source.into(),
+            total: credit.total,
             owner: source.map(|s| s.owner.clone()).unwrap_or_default(),
             licence: source.map(|s| s.licence.clone()).unwrap_or_default(),
             tier: source.map_or(v1::Tier::Unspecified, |s| tier(s.tier)).into(),
@@ -97,10 +151,13 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, seed: u64) -> v
         }),
         provenance: Some(provenance(&f.view.snapshot, card)),
         in_force: Some(in_force(&f.in_force)),
-        sources: totals.into_iter().map(total).collect(),
-        parametric_total: f.parametric_total.unwrap_or_default(),
+        sources: totals.into_iter().filter(|_| asked_for).map(total).collect(),
+        parametric_total: if asked_for { f.credit.parametric } else { 0.0 },
         context_sources: f.context_sources.into_iter().map(String::from).collect(),
-        seed,
+        seed: asked.seed,
+        notices,
+        response_id: asked.id.clone(),
+        documents: if asked_for { documents(of_documents) } else { Vec::new() },
     }
 }
 
@@ -112,12 +169,17 @@ pub(crate) fn score(
 ) -> v1::ScoreResponse {
     let log_probability = s.tokens.iter().map(|t| t.log_probability).sum();
     let n_bytes = s.tokens.iter().map(|t| tokenizer.bytes(tokens[t.position]).len() as u64).sum();
-    let scored = |t: silo_engine::ScoredToken| v1::ScoredToken {
-        id: tokens[t.position],
-        position: t.position as u32,
-        log_probability: t.log_probability,
-        parametric_log_probability: t.parametric_log_probability,
-        shares: shares(t.shares),
+    let scored = |t: silo_engine::ScoredToken| {
+        let credit = t.credit.unwrap_or_default();
+        v1::ScoredToken {
+            id: tokens[t.position],
+            position: t.position as u32,
+            log_probability: t.log_probability,
+            parametric_log_probability: t.parametric_log_probability,
+            shares: shares(credit.sources),
+            documents: documents(credit.documents),
+            neighbors: neighbors(credit.neighbors),
+        }
     };
     v1::ScoreResponse {
         provenance: Some(provenance(&s.snapshot, card)),
@@ -244,6 +306,12 @@ pub(crate) fn backup(b: &BackupRecord) -> v1::Backup {
 
 pub(crate) fn found(found: Found, card: &silo_core::ModelCard) -> v1::SearchResponse {
     let provenance = Some(provenance(&found.snapshot, card));
+    let (neighbors, passages) = hits(found);
+    v1::SearchResponse { provenance, neighbors, passages }
+}
+
+/// What was retrieved for a text.
+pub(crate) fn hits(found: Found) -> (Vec<v1::NeighborHit>, Vec<v1::PassageHit>) {
     let neighbor = |n: silo_govern::FoundNeighbor| v1::NeighborHit {
         source: n.entry.source.into(),
         document: n.entry.document.to_string(),
@@ -264,9 +332,5 @@ pub(crate) fn found(found: Found, card: &silo_core::ModelCard) -> v1::SearchResp
         title: p.passage.title,
         text: p.text.unwrap_or_default(),
     };
-    v1::SearchResponse {
-        provenance,
-        neighbors: found.neighbors.into_iter().map(neighbor).collect(),
-        passages: found.passages.into_iter().map(passage).collect(),
-    }
+    (found.neighbors.into_iter().map(neighbor).collect(), found.passages.into_iter().map(passage).collect())
 }

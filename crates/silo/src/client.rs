@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use silo_govern::{NewToken, Role, TokenFile};
 use silo_proto::longrunning::operations_client::OperationsClient;
+use silo_proto::v1::attribution_service_client::AttributionServiceClient;
 use silo_proto::v1::datastore_service_client::DatastoreServiceClient;
 use silo_proto::v1::generation_service_client::GenerationServiceClient;
 use silo_proto::v1::opt_out_service_client::OptOutServiceClient;
@@ -171,6 +172,11 @@ impl Connection {
     /// Client of OptOutService.
     pub fn opt_out(&self) -> OptOutServiceClient<Wire> {
         OptOutServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Client of AttributionService.
+    pub fn attribution(&self) -> AttributionServiceClient<Wire> {
+        AttributionServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Client of Operations.

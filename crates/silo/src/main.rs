@@ -31,6 +31,11 @@ enum Command {
     Generate(commands::generate::Generate),
     /// Log-probability of a text, and its bits per byte.
     Score(commands::score::Score),
+    /// Whose text made what: answers, any text, and texts without some sources.
+    #[command(subcommand)]
+    Attribute(commands::attribute::Attribute),
+    /// What a source gave to answers over time.
+    Report(commands::report::Report),
     /// What the store would retrieve for a text.
     Search(commands::search::Search),
     /// Documents with licences and tiers, from declared sources.
@@ -90,6 +95,8 @@ fn main() -> ExitCode {
             Command::Serve(c) => c.run().await,
             Command::Generate(c) => c.run(json).await,
             Command::Score(c) => c.run(json).await,
+            Command::Attribute(c) => c.run(json).await,
+            Command::Report(c) => c.run(json).await,
             Command::Search(c) => c.run(json).await,
             Command::Corpus(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,
             Command::Index(c) => tokio::task::spawn_blocking(move || c.run(json)).await?,

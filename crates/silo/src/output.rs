@@ -2,6 +2,14 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// A time in UTC, to the second.
+pub fn time(unix_ms: i64) -> String {
+    let at = OffsetDateTime::from_unix_timestamp(unix_ms.div_euclid(1000)).ok();
+    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| unix_ms.to_string())
+}
 
 /// An error and its causes on one line, without those that the text before them already holds.
 pub fn chain(error: &anyhow::Error) -> String {

@@ -117,6 +117,24 @@ impl<'a> Spans<'a> {
         from..from + n
     }
 
+    /// How many words of a run, from its first on, stand somewhere in a document that `is_live` lets pass; at most [`SORTED_BY`]. In the order
+    /// the places that have most in common with the run are next to where it would stand.
+    pub fn longest(&self, run: &[u32], is_live: impl Fn(usize) -> bool) -> usize {
+        let run = &run[..run.len().min(SORTED_BY)];
+        let at = self.order.partition_point(|at| self.from(*at, run.len()) < run);
+        let in_common = |place: u32| self.from(place, run.len()).iter().zip(run).take_while(|(a, b)| a == b).count();
+        let lives = |place: &&u32| is_live(self.document_of(**place));
+        // What is farther away has no more in common.
+        let behind = self.order[at..].iter().take_while(|place| in_common(**place) > 0).find(lives);
+        let before = self.order[..at].iter().rev().take_while(|place| in_common(**place) > 0).find(lives);
+        behind.into_iter().chain(before).map(|place| in_common(*place)).max().unwrap_or(0)
+    }
+
+    /// The document that a place is in.
+    fn document_of(&self, place: u32) -> usize {
+        self.starts.partition_point(|start| *start <= place) - 1
+    }
+
     /// Parts of a part of the order, each with what stands behind a run of `n` words there: [`END`], or a word. Each word comes once.
     pub fn next_words(&self, range: Range<usize>, n: usize) -> impl Iterator<Item = (u32, Range<usize>)> + 'a {
         let (spans, mut rest) = (*self, range);
@@ -135,7 +153,7 @@ impl<'a> Spans<'a> {
     pub fn places(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = (usize, usize)> + 'a {
         let spans = *self;
         self.order[range].iter().map(move |&at| {
-            let document = spans.starts.partition_point(|start| *start <= at) - 1;
+            let document = spans.document_of(at);
             (document, (at - spans.starts[document]) as usize)
         })
     }
@@ -206,6 +224,20 @@ mod tests {
             found.sort_unstable();
             expected.sort_unstable();
             prop_assert_eq!(found, expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_longest_run_is_that_of_a_look_everywhere(
+            documents in prop::collection::vec(prop::collection::vec(1u32..4, 0..30), 0..6),
+            run in prop::collection::vec(1u32..5, 0..12), hidden in prop::collection::vec(any::<bool>(), 6),
+        ) {
+            let files = SpanFiles::build(documents.clone());
+            let spans = Spans::new(&files.units, &files.order, &files.starts).unwrap();
+            let stands = |n: &usize| slowly(&documents, &run[..*n]).iter().any(|(document, _)| !hidden[*document]);
+            let expected = (1..=run.len()).rev().find(stands).unwrap_or(0);
+            prop_assert_eq!(spans.longest(&run, |document| !hidden[document]), expected);
         }
     }
 

@@ -3,7 +3,7 @@
 use silo_core::ShardId;
 
 use crate::files::read_manifest;
-use crate::live::LiveShard;
+use crate::live_shard::LiveShard;
 use crate::{Manifest, ShardRecord, ShardState, Store, StoreError};
 
 /// A shard as its keepers see it.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use bytemuck::PodCastError;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
 use silo_core::ContentHash;
 
@@ -25,6 +25,15 @@ impl Mapped {
         // SAFETY: files of a published shard are never written again; they are deleted while mapped, which keeps the map.
         let map = if len == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(StoreError::io(&path))?) };
         Ok(Self { path, map })
+    }
+
+    /// Gives its memory back. What is read of it later comes from the file again.
+    pub(crate) fn let_go(&self) {
+        if let Some(map) = &self.map {
+            // SAFETY: the map is of a file, which is never written, and is not written through: pages that are given up read as before.
+            // It may fail without harm.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

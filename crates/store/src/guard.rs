@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use silo_core::{Purpose, Run, SearchError, Source, SpanSearch, Tier, units};
 use silo_spans::{END, SORTED_BY};
 
-use crate::live::{Live, LiveShard};
+use crate::live::Live;
+use crate::live_shard::LiveShard;
 use crate::store::unpoisoned;
 use crate::{Shard, Store, StoreError};
 

@@ -31,8 +31,10 @@ mod error;
 mod files;
 mod format;
 mod guard;
+mod ledger;
 mod lists;
 mod live;
+mod live_shard;
 mod lock;
 mod numbers;
 mod optout;
@@ -42,6 +44,7 @@ mod recipe;
 mod restore;
 mod search;
 mod shard;
+mod spans;
 mod store;
 mod texts;
 mod verify;
@@ -53,8 +56,8 @@ pub use backup::BackupManifest;
 pub use boundary::{AtBoundary, Boundary};
 pub use build::ShardBuilder;
 pub use catalog::{
-    BackupRecord, Moments, RemovalKind, RemovalPart, RemovalRecord, SILO, ShardRecord, ShardState, Suppression,
-    Workflow, now_unix_ms,
+    BackupRecord, LedgerRow, Moments, RemovalKind, RemovalPart, RemovalRecord, SILO, ShardRecord, ShardState,
+    Suppression, Workflow, now_unix_ms,
 };
 pub use contents::{ChangeLog, Contents};
 pub use detail::ShardDetail;
@@ -69,6 +72,7 @@ pub use restore::{Later, RemovalLog, Restored, restore};
 pub use shard::{Shard, StoredDocument};
 pub use silo_lexical::Bm25;
 pub use silo_vector::Probe;
+pub use spans::{FoundSpan, SpanDocument, SpanQuery};
 pub use store::{By, Store, StoreOptions, StoreStatus};
 pub use texts::{SHINGLE_WORDS, TextMatch};
 pub use verify::{Fault, Repair, Verified, verify};

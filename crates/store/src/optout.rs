@@ -229,6 +229,18 @@ impl Store {
         Ok(out)
     }
 
+    /// A document of a live shard, if it is retrieved.
+    pub fn live_document(&self, shard: ShardId, hash: ContentHash) -> Result<Option<StoredDocument>, StoreError> {
+        let live = self.live();
+        let Some(found) = live.shards.get(&shard) else { return Ok(None) };
+        for number in self.catalog.numbers_of(shard, hash)? {
+            if let Some(i) = found.shard.index_of(number).filter(|_| !found.hides(number)) {
+                return found.shard.document(i).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
     /// The documents that parts name; the first `n_texts` with their texts, but for those of shards that cannot be read.
     pub fn documents_of_parts(&self, parts: &[RemovalPart], n_texts: usize) -> Result<Vec<PartDocument>, StoreError> {
         let mut out = Vec::new();

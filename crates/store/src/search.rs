@@ -8,29 +8,30 @@ use std::sync::Arc;
 
 use fixedbitset::FixedBitSet;
 use silo_core::{
-    Detokenizer, Entry, Epoch, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, Purpose,
-    SearchError, ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
+    ContentHash, Detokenizer, Entry, Epoch, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
+    PassageSearch, Purpose, SearchError, ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
 use silo_vector::{
     Candidate, Collection, ListPart, Part, Probe, Quantizer, Query, exact_search, ivf_search, n_compared,
 };
 
-use crate::live::{Hidden, Live, LiveShard, Merged};
+use crate::live::{Live, Merged};
+use crate::live_shard::{Hidden, LiveShard};
 use crate::{Shard, Store, StoreError};
 
 /// A shard that may be seen, its place in the snapshot, and its documents that another visible shard holds as well.
-struct Visible<'a> {
-    id: ShardId,
+pub(crate) struct Visible<'a> {
+    pub(crate) id: ShardId,
     index: ShardIndex,
-    shard: &'a Shard,
+    pub(crate) shard: &'a Shard,
     hidden: Option<&'a Hidden>,
     copies: Vec<u32>,
 }
 
 /// The shards that a mask shows, that are live now, and whose sources may be used for this now. A snapshot may list shards that were removed since; they are not looked up
 /// anywhere but here, so they give nothing. A text that several visible shards of a source hold counts once.
-fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask, purpose: Purpose) -> Vec<Visible<'a>> {
+pub(crate) fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask, purpose: Purpose) -> Vec<Visible<'a>> {
     // What a snapshot of now shows is permitted.
     let is_now = live.snapshot.epoch == snapshot.epoch;
     let permitted = |id: ShardId| is_now || live.allows(id, purpose);
@@ -54,6 +55,17 @@ fn visible<'a>(live: &'a Live, snapshot: &Snapshot, mask: &ShardMask, purpose: P
 }
 
 impl Visible<'_> {
+    /// Whether the document at a place of the files may be seen.
+    pub(crate) fn shows(&self, document: usize) -> bool {
+        let number = self.shard.number_of(document);
+        !self.copies.contains(&number) && self.hidden.is_none_or(|hidden| !hidden.holds(number))
+    }
+
+    /// Whether all of its documents may be seen.
+    pub(crate) fn shows_all(&self) -> bool {
+        self.copies.is_empty() && self.hidden.is_none()
+    }
+
     /// Its keys, for the first `n` queries.
     fn part(&self, id: u32, n: usize) -> Part<'_> {
         Part { id, keys: self.shard.keys(), queries: (0..n).collect(), hidden: self.hidden_entries() }
@@ -254,6 +266,18 @@ impl Store {
 impl NeighborSearch for Store {
     fn neighbors_as_of(&self, queries: &[NeighborQuery<'_>]) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError> {
         self.neighbors_across(queries, &|| ())
+    }
+
+    fn compares_all(&self) -> bool {
+        self.recipe().quantizer().is_none()
+    }
+
+    fn place(&self, snapshot: &Snapshot, neighbor: &Neighbor) -> Option<(ContentHash, u32)> {
+        let live = self.live();
+        let found = live.shards.get(&snapshot.shards.get(neighbor.shard.0 as usize)?.id)?;
+        let (document, value) = found.shard.place(found.shard.row_of(neighbor.row)?);
+        let shown = !found.hides(found.shard.number_of(document));
+        shown.then(|| (found.shard.hash_of(document), value as u32))
     }
 
     fn entry(&self, snapshot: &Snapshot, neighbor: &Neighbor, context_tokens: usize) -> Option<Entry> {

@@ -180,6 +180,11 @@ impl Shard {
         Some(Lists { offsets: files.offsets.slice(), rows: files.rows.slice(), codes: files.codes.bytes() })
     }
 
+    /// Gives back the memory of its codes, which are searched elsewhere.
+    pub(crate) fn let_go_of_codes(&self) {
+        self.lists.iter().for_each(|files| files.codes.let_go());
+    }
+
     /// What it is.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

@@ -10,7 +10,7 @@ use silo_spans::{SpanFiles, Spans};
 
 use crate::files::Mapped;
 use crate::format::{self, Manifest};
-use crate::live::LiveShard;
+use crate::live_shard::LiveShard;
 use crate::{Shard, Store, StoreError};
 
 /// Words of a run that is looked for where a text is not found as a whole.

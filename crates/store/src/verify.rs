@@ -11,7 +11,7 @@ use silo_core::{Change, LanguageModel, ShardId};
 use crate::add::Rewrite;
 use crate::backup::{CATALOG, SHARDS, copy_directory};
 use crate::catalog::{Catalog, Head, chain_is_whole};
-use crate::live::LiveShard;
+use crate::live_shard::LiveShard;
 use crate::lock::Lock;
 use crate::store::{check_withdrawn, unpoisoned};
 use crate::{By, Numbers, Shard, ShardRecord, ShardState, StoreError, StoredDocument};

@@ -1,6 +1,8 @@
 //! `silo generate`.
 
-use std::io::Write;
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -8,8 +10,9 @@ use serde_json::{Value, json};
 use silo_proto::v1;
 use silo_proto::v1::generate_chunk::Message;
 
+use super::credit::{self, Credited, Palette};
 use super::{RetrievalArguments, Text, tier_name};
-use crate::client::{Target, refused};
+use crate::client::{Connection, Target, refused};
 use crate::output;
 
 /// Continue a prompt; the text is printed as it comes.
@@ -39,9 +42,12 @@ pub struct Generate {
     /// End before this string; may be given several times.
     #[arg(long)]
     stop: Vec<String>,
-    /// Credit sources: totals after the text.
+    /// Credit sources: the text coloured by source on a terminal, and after it shares, licences, documents and notices.
     #[arg(long)]
     attribute: bool,
+    /// Also write the text with its credit as one HTML file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Credit sources of every token, in a table after the text; also the totals.
     #[arg(long)]
     attribute_tokens: bool,
@@ -56,10 +62,9 @@ impl Generate {
             seed: self.seed,
             ..v1::Sampling::default()
         };
-        let attribution = match (self.attribute_tokens, self.attribute) {
-            (true, _) => v1::AttributionDetail::PerToken,
-            (false, true) => v1::AttributionDetail::PerResponse,
+        let attribution = match (self.attribute_tokens, self.credits()) {
             (false, false) => v1::AttributionDetail::Unspecified,
+            _ => v1::AttributionDetail::PerToken,
         };
         Ok(v1::GenerateRequest {
             prompt: Some(v1::generate_request::Prompt::Text(self.prompt.read()?)),
@@ -68,35 +73,46 @@ impl Generate {
             stop: self.stop.clone(),
             retrieval: Some(self.retrieval.message()),
             attribution: attribution.into(),
+            attribution_depth: v1::AttributionDepth::Documents.into(),
             ..v1::GenerateRequest::default()
         })
+    }
+
+    fn credits(&self) -> bool {
+        self.attribute || self.html.is_some()
     }
 
     /// Runs the command.
     pub async fn run(self, as_json: bool) -> Result<()> {
         let request = self.request()?;
+        let prompt = match &request.prompt {
+            Some(v1::generate_request::Prompt::Text(text)) => text.clone(),
+            _ => String::new(),
+        };
         let connection = self.target.connect().await?;
         let mut stream = connection.generation().generate_stream(request).await.map_err(refused)?.into_inner();
         let mut out = std::io::stdout();
         let mut text = String::new();
-        let mut show = |piece: &str| -> Result<()> {
+        let mut show = |piece: &str, painted: &str| -> Result<()> {
             text.push_str(piece);
             if !as_json {
-                write!(out, "{piece}").and_then(|()| out.flush()).context("cannot write to standard output")?;
+                write!(out, "{painted}").and_then(|()| out.flush()).context("cannot write to standard output")?;
             }
             Ok(())
         };
+        let mut palette = (self.credits() && std::io::stdout().is_terminal()).then(Palette::default);
         let (mut finished, mut tokens) = (None, Vec::new());
         while let Some(chunk) = stream.message().await.map_err(refused)? {
             match chunk.message {
                 Some(Message::Token(token)) => {
-                    show(&token.text)?;
-                    if self.attribute_tokens {
+                    let painted = palette.as_mut().map(|palette| credit::coloured(&token, palette));
+                    show(&token.text, painted.as_deref().unwrap_or(&token.text))?;
+                    if self.attribute_tokens || self.credits() {
                         tokens.push(token);
                     }
                 }
                 Some(Message::Finished(f)) => {
-                    show(&f.text)?;
+                    show(&f.text, &f.text)?;
                     finished = Some(f);
                 }
                 None => {}
@@ -107,12 +123,37 @@ impl Generate {
             output::json(&describe(&text, &finished, &tokens))?;
         } else {
             println!();
-            print_tokens(&tokens);
-            print_end(&finished, self.attribute || self.attribute_tokens);
+            if self.attribute_tokens {
+                print_tokens(&tokens);
+            }
+            print_end(&finished);
         }
         drop(stream);
+        if self.attribute_tokens || self.credits() {
+            let documents = documents(&connection, &finished.response_id).await?;
+            let credited = Credited { prompt: &prompt, tokens: &tokens, finished: &finished, documents: &documents };
+            if !as_json {
+                credited.print_legend(palette.as_mut());
+            }
+            if let Some(path) = &self.html {
+                let written = std::fs::write(path, credited.page());
+                written.with_context(|| format!("cannot write {}", path.display()))?;
+            }
+        } else if !as_json {
+            finished.notices.iter().for_each(|notice| eprintln!("[{}] {}", notice.source, notice.text));
+        }
         connection.close().await
     }
+}
+
+/// What documents are called, as far as it may be shown.
+async fn documents(connection: &Connection, response_id: &str) -> Result<HashMap<(u64, String), (String, String)>> {
+    if response_id.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let request = v1::AttributeResponseRequest { response_id: response_id.to_owned() };
+    let answer = connection.attribution().attribute_response(request).await.map_err(refused)?.into_inner();
+    Ok(answer.documents.into_iter().map(|d| ((d.shard, d.document), (d.uri, d.title))).collect())
 }
 
 fn reason(finished: &v1::Finished) -> &'static str {
@@ -144,19 +185,25 @@ fn describe(text: &str, f: &v1::Finished, tokens: &[v1::Token]) -> Value {
         .collect();
     let usage = f.usage.unwrap_or_default();
     let provenance = f.provenance.clone().unwrap_or_default();
+    let document =
+        |d: &v1::DocumentShare| json!({"source": d.source, "shard": d.shard, "document": d.document, "share": d.share});
     json!({
         "text": text, "reason": reason(f), "seed": f.seed,
         "prompt_tokens": usage.prompt_tokens, "new_tokens": usage.new_tokens,
         "epoch": provenance.epoch, "root": provenance.root, "model_hash": provenance.model_hash,
         "parametric_total": f.parametric_total, "sources": sources, "context_sources": f.context_sources,
+        "response_id": f.response_id,
+        "notices": f.notices.iter().map(|n| json!({"source": n.source, "text": n.text})).collect::<Vec<_>>(),
+        "documents": f.documents.iter().map(document).collect::<Vec<_>>(),
         "tokens": tokens.iter().map(|t| json!({
             "id": t.id, "text": t.text, "log_probability": t.log_probability,
             "shares": t.shares.iter().map(|s| json!({"source": s.source, "share": s.share})).collect::<Vec<_>>(),
+            "documents": t.documents.iter().map(document).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })
 }
 
-fn print_end(f: &v1::Finished, attribute: bool) {
+fn print_end(f: &v1::Finished) {
     let usage = f.usage.unwrap_or_default();
     let provenance = f.provenance.clone().unwrap_or_default();
     let root = provenance.root.get(..12).unwrap_or_default();
@@ -167,27 +214,10 @@ fn print_end(f: &v1::Finished, attribute: bool) {
         f.seed,
         provenance.epoch
     );
-    if !attribute {
-        return;
-    }
     if !f.context_sources.is_empty() {
         eprintln!(
             "[passages before the text: {}; their part in the model's share is not known]",
             f.context_sources.join(", ")
         );
     }
-    let tokens = usage.new_tokens.max(1) as f64;
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share / tokens);
-    let mut rows =
-        vec![vec![percent(f.parametric_total), "(model)".into(), String::new(), String::new(), String::new()]];
-    for s in &f.sources {
-        rows.push(vec![
-            percent(s.total),
-            s.source.clone(),
-            tier_name(s.tier).into(),
-            s.licence.clone(),
-            s.owner.clone(),
-        ]);
-    }
-    output::table(&["share", "source", "tier", "licence", "owner"], &rows);
 }

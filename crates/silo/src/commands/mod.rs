@@ -1,6 +1,8 @@
 //! One module per command.
 
+pub mod attribute;
 pub mod corpus;
+mod credit;
 pub mod eval;
 pub mod generate;
 pub mod index;
@@ -8,6 +10,7 @@ pub mod key;
 pub mod operation;
 pub mod optout;
 pub mod remove;
+pub mod report;
 pub mod score;
 pub mod search;
 pub mod serve;

@@ -34,7 +34,7 @@ impl Score {
             retrieval: Some(self.retrieval.message()),
             window_tokens: self.window_tokens,
             stride_tokens: self.stride_tokens,
-            attribution: v1::AttributionDetail::Unspecified.into(),
+            ..v1::ScoreRequest::default()
         };
         let connection = self.target.connect().await?;
         let response = connection.generation().score(request).await.map_err(refused)?.into_inner();

@@ -144,11 +144,6 @@ impl Show {
     }
 }
 
-fn time(unix_ms: i64) -> String {
-    let at = OffsetDateTime::from_unix_timestamp(unix_ms / 1000).ok();
-    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| unix_ms.to_string())
-}
-
 fn print(s: &v1::Source, as_json: bool) -> Result<()> {
     let term = s.term.unwrap_or_default();
     if as_json {
@@ -171,10 +166,10 @@ fn print(s: &v1::Source, as_json: bool) -> Result<()> {
         println!("  of that, by later word: {}", permitted(Some(stated)));
     }
     if let Some(starts) = term.starts_unix_ms {
-        println!("  its term begins at {}", time(starts));
+        println!("  its term begins at {}", output::time(starts));
     }
     if let Some(ends) = term.ends_unix_ms {
-        println!("  its term ends at {}", time(ends));
+        println!("  its term ends at {}", output::time(ends));
     }
     for signal in &s.signals {
         println!("  {} for {} leaves: {}", signal.kind, signal.path, permitted(signal.permits));
@@ -182,7 +177,7 @@ fn print(s: &v1::Source, as_json: bool) -> Result<()> {
         println!(
             "    found at '{}', recorded at {}, SHA-256 {}",
             signal.found_at,
-            time(signal.recorded_unix_ms),
+            output::time(signal.recorded_unix_ms),
             signal.sha256
         );
     }

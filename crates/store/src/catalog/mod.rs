@@ -2,6 +2,7 @@
 
 mod changes;
 mod head;
+mod ledger;
 mod optouts;
 mod policies;
 mod removals;
@@ -22,6 +23,7 @@ use silo_core::{Change, Epoch, Permissions, ShardId, Source};
 
 pub use changes::{Moments, SILO};
 pub(crate) use head::{HEAD, Head};
+pub use ledger::LedgerRow;
 pub(crate) use optouts::{NewStep, WithRemoval};
 pub use optouts::{Suppression, Workflow};
 pub(crate) use policies::PolicyRow;

@@ -14,12 +14,19 @@ use crate::{Numbers, StoreError};
 const FEW_BATCHES: u64 = 2;
 
 /// Where a text lies.
+const NUMBERS: &str = "SELECT number FROM documents WHERE hash = ?1 AND shard_id = ?2";
 const PLACES: &str = "SELECT shard_id, number FROM documents WHERE hash = ?1 AND uri IS NOT NULL";
 
 /// Documents, shard by shard.
 type Found = BTreeMap<ShardId, Numbers>;
 
 impl Catalog {
+    /// The numbers that documents with a hash have, or had, in a shard.
+    pub(crate) fn numbers_of(&self, shard: ShardId, hash: ContentHash) -> Result<Vec<u32>, StoreError> {
+        let key = params![hash.0.as_slice(), shard.0 as i64];
+        self.run(|c| c.prepare_cached(NUMBERS)?.query_map(key, |r| r.get(0))?.collect())
+    }
+
     /// What a selection means now: the documents that are in the store and not withdrawn, shard by shard. Costs what is selected, not what
     /// the store holds. Read as one: a purge may be forgetting documents meanwhile.
     pub(crate) fn resolve(&self, selection: &Selection) -> Result<Vec<RemovalPart>, StoreError> {

@@ -16,6 +16,7 @@ mod reference;
 mod removal;
 #[path = "../simulation/mod.rs"]
 mod simulation;
+mod spans;
 
 use std::path::Path;
 use std::sync::Arc;

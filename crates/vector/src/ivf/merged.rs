@@ -127,6 +127,12 @@ impl MergedLists {
         Self { n_lists: self.n_lists, groups: out }
     }
 
+    /// Whether the codes and rows of a slot were copied, so that its own are not read while searching.
+    pub fn copies(&self, slot: u32) -> bool {
+        let group = self.groups.partition_point(|group| group.slots.end <= slot);
+        self.groups.get(group).is_some_and(|group| group.copied.is_some())
+    }
+
     pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter().map(|group| &**group)
     }
@@ -239,6 +245,9 @@ mod tests {
                 if slot < parts.len() { parts[slot] = new } else { parts.push(new) }
                 merged = merged.with(slot as u32, &|slot| lists(&parts, slot));
                 prop_assert_eq!(content(&merged, &parts), expected(&parts));
+                for (part, slot) in parts.iter().zip(0..).filter_map(|(part, slot)| Some((part.as_ref()?, slot))) {
+                    prop_assert_eq!(merged.copies(slot), part.1.len() < ALONE_FROM * N_LISTS);
+                }
                 let n: usize = (0..N_LISTS as u32).map(|list| merged.n_entries(list)).sum();
                 prop_assert_eq!(n, parts.iter().flatten().map(|part| part.1.len()).sum::<usize>());
             }

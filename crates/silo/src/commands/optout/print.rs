@@ -2,11 +2,9 @@
 
 use serde_json::{Value, json};
 use silo_proto::v1;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::commands::remove::parts_json;
-use crate::output;
+use crate::output::{self, time};
 
 /// The name of a message's state or code, as in files.
 fn name(text: &str) -> String {
@@ -19,12 +17,6 @@ pub(super) fn state(value: i32) -> String {
 
 fn reason(value: i32) -> String {
     v1::ReasonCode::try_from(value).map_or_else(|_| "unknown".into(), |r| name(r.as_str_name()))
-}
-
-/// A time in UTC.
-pub(super) fn time(unix_ms: i64) -> String {
-    let at = OffsetDateTime::from_unix_timestamp(unix_ms / 1000).ok();
-    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| unix_ms.to_string())
 }
 
 fn match_json(m: &v1::PassageMatch) -> Value {

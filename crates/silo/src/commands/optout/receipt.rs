@@ -8,9 +8,9 @@ use clap::Args;
 use silo_log::{Receipt, Verified, read_public, with_rotations};
 use silo_proto::v1;
 
-use super::print::time;
 use crate::client::{Target, refused};
 use crate::output;
+use crate::output::time;
 
 /// Gets a receipt.
 #[derive(Debug, Args)]

@@ -1,0 +1,185 @@
+//! What sources gave to answers, hour by hour.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use silo_core::{Filter, SourceId};
+use silo_store::{LedgerRow, now_unix_ms};
+
+use super::SpanLimits;
+use crate::{Caller, GovernError, Governor};
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Documents of a run that are looked at for their sources.
+const SOURCES_OF_A_RUN: usize = 64;
+
+/// What a source gave to an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// The source.
+    pub source: SourceId,
+    /// Its share, summed over the tokens.
+    pub share: f64,
+    /// Tokens in which it had one.
+    pub n_tokens: u64,
+}
+
+/// What goes into the ledger of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartOfAnswer {
+    /// Of each source.
+    pub parts: Vec<Part>,
+    /// Sources whose passages stood before it.
+    pub context_sources: Vec<SourceId>,
+    /// Its text, token by token, to be looked through for long runs.
+    pub pieces: Vec<String>,
+    /// What the request could see.
+    pub filter: Filter,
+}
+
+/// What a source gave in a time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceReport {
+    /// The source.
+    pub source: SourceId,
+    /// The hours since 1970 that it is about.
+    pub hours: Range<i64>,
+    /// Hour by hour; hours in which it gave nothing are left out.
+    pub rows: Vec<LedgerRow>,
+}
+
+/// What is not written yet.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    rows: Mutex<BTreeMap<(i64, SourceId), LedgerRow>>,
+    waiting: AtomicUsize,
+}
+
+impl Ledger {
+    fn add(&self, hour: i64, source: &SourceId, add: impl FnOnce(&mut LedgerRow)) {
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing = || LedgerRow {
+            hour,
+            source: source.clone(),
+            n_responses: 0,
+            n_tokens: 0,
+            share: 0.0,
+            n_passage_responses: 0,
+            n_verbatim_tokens: 0,
+        };
+        add(rows.entry((hour, source.clone())).or_insert_with(nothing));
+    }
+
+    fn take(&self) -> Vec<LedgerRow> {
+        let rows = std::mem::take(&mut *self.rows.lock().unwrap_or_else(PoisonError::into_inner));
+        rows.into_values().collect()
+    }
+
+    fn put_back(&self, rows: Vec<LedgerRow>) {
+        for row in rows {
+            self.add(row.hour, &row.source, |there| {
+                there.n_responses += row.n_responses;
+                there.n_tokens += row.n_tokens;
+                there.share += row.share;
+                there.n_passage_responses += row.n_passage_responses;
+                there.n_verbatim_tokens += row.n_verbatim_tokens;
+            });
+        }
+    }
+}
+
+impl Governor {
+    /// Notes what sources gave to an answer. Runs of their words are counted in the background.
+    pub fn note_answer(self: &Arc<Self>, answer: PartOfAnswer) {
+        let config = &self.config().attribution;
+        if config.ledger_seconds == 0 {
+            return;
+        }
+        let hour = now_unix_ms().div_euclid(HOUR_MS);
+        for part in &answer.parts {
+            self.ledger.add(hour, &part.source, |row| {
+                row.n_responses += 1;
+                row.n_tokens += part.n_tokens;
+                row.share += part.share;
+            });
+        }
+        for source in answer.context_sources.iter().collect::<BTreeSet<_>>() {
+            self.ledger.add(hour, source, |row| row.n_passage_responses += 1);
+        }
+        if answer.parts.is_empty() && answer.context_sources.is_empty() {
+            return;
+        }
+        if self.ledger.waiting.fetch_add(1, Ordering::Relaxed) >= config.max_queued_answers {
+            self.ledger.waiting.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(
+                "too many answers wait to be looked through for runs of words: those of one are not counted"
+            );
+            return;
+        }
+        let governor = Arc::clone(self);
+        self.attribution_threads.spawn(move || {
+            governor.count_verbatim(hour, &answer);
+            governor.ledger.waiting.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    fn count_verbatim(&self, hour: i64, answer: &PartOfAnswer) {
+        let config = &self.config().attribution;
+        let text = answer.pieces.concat();
+        let limits = SpanLimits {
+            min_words: config.verbatim_words,
+            max_spans: usize::MAX,
+            max_documents: SOURCES_OF_A_RUN,
+            context_words: 0,
+        };
+        let found = match self.find_spans(&text, &answer.filter, limits) {
+            Ok(found) => found,
+            Err(error) => return tracing::warn!("runs of words of an answer were not counted: {error}"),
+        };
+        let mut of_source: BTreeMap<&SourceId, Vec<&Range<usize>>> = BTreeMap::new();
+        for span in &found.spans {
+            let sources: BTreeSet<&SourceId> = span.documents.iter().map(|document| &document.source).collect();
+            sources.into_iter().for_each(|source| of_source.entry(source).or_default().push(&span.at));
+        }
+        for (source, spans) in of_source {
+            let mut at = 0;
+            let inside = answer.pieces.iter().filter(|piece| {
+                let (from, to) = (at, at + piece.len());
+                at = to;
+                from < to && spans.iter().any(|span| span.start < to && from < span.end)
+            });
+            let n = inside.count() as u64;
+            self.ledger.add(hour, source, |row| row.n_verbatim_tokens += n);
+        }
+    }
+
+    /// Writes what was noted since the last time, all or nothing.
+    pub fn write_ledger(&self) -> Result<(), GovernError> {
+        let rows = self.ledger.take();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.store().add_to_ledger(&rows).map_err(|error| {
+            self.ledger.put_back(rows);
+            error.into()
+        })
+    }
+
+    /// What a source gave from one hour since 1970 to before another. Only for callers that the source is there for.
+    pub fn source_report(
+        &self,
+        caller: &Caller,
+        source: &SourceId,
+        hours: Range<i64>,
+    ) -> Result<SourceReport, GovernError> {
+        if !caller.sees(source) {
+            return Err(silo_store::StoreError::UnknownSource(source.clone()).into());
+        }
+        self.store().source(source)?;
+        self.write_ledger()?;
+        Ok(SourceReport { source: source.clone(), rows: self.store().ledger(Some(source), hours.clone())?, hours })
+    }
+}

@@ -1,0 +1,188 @@
+//! `silo report`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::{Value, json};
+use silo_proto::v1;
+use time::format_description::well_known::Rfc3339;
+use time::{Date, OffsetDateTime};
+
+use crate::client::{Target, refused};
+use crate::output;
+
+/// What a source gave to answers, day by day.
+#[derive(Debug, Args)]
+pub struct Report {
+    #[command(flatten)]
+    target: Target,
+    /// The source.
+    source: String,
+    /// From this day on (YYYY-MM-DD, UTC) or time (RFC 3339) [default: the first].
+    #[arg(long)]
+    from: Option<String>,
+    /// To before this day or time [default: now].
+    #[arg(long)]
+    to: Option<String>,
+    /// Hours instead of days.
+    #[arg(long)]
+    hours: bool,
+    /// Print comma-separated values.
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+    /// Also draw the shares as an SVG file.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+/// A day or an hour.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Row {
+    start: String,
+    n_responses: u64,
+    n_tokens: u64,
+    share: f64,
+    n_passage_responses: u64,
+    n_verbatim_tokens: u64,
+}
+
+const COLUMNS: [&str; 6] = ["from", "responses", "tokens", "share", "passages", "verbatim"];
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.start.clone(),
+            self.n_responses.to_string(),
+            self.n_tokens.to_string(),
+            format!("{:.3}", self.share),
+            self.n_passage_responses.to_string(),
+            self.n_verbatim_tokens.to_string(),
+        ]
+    }
+
+    fn add(&mut self, hour: &v1::SourceHour) {
+        self.n_responses += hour.n_responses;
+        self.n_tokens += hour.n_tokens;
+        self.share += hour.share;
+        self.n_passage_responses += hour.n_passage_responses;
+        self.n_verbatim_tokens += hour.n_verbatim_tokens;
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "from": self.start, "n_responses": self.n_responses, "n_tokens": self.n_tokens, "share": self.share,
+            "n_passage_responses": self.n_passage_responses, "n_verbatim_tokens": self.n_verbatim_tokens,
+        })
+    }
+}
+
+fn unix_ms(text: &str) -> Result<i64> {
+    let day = || {
+        Date::parse(text, &time::format_description::well_known::Iso8601::DATE).ok().map(|d| d.midnight().assume_utc())
+    };
+    let at = OffsetDateTime::parse(text, &Rfc3339).ok().or_else(day);
+    let at = at.with_context(|| format!("'{text}' is no day (2026-11-22) and no time (2026-11-22T10:00:00Z)"))?;
+    Ok(at.unix_timestamp() * 1000)
+}
+
+fn rows(report: &v1::SourceReport, by_hour: bool) -> Vec<Row> {
+    let mut out: Vec<Row> = Vec::new();
+    for hour in &report.hours {
+        let time = output::time(hour.start_unix_ms);
+        let start = if by_hour { time } else { time.get(..10).unwrap_or_default().to_owned() };
+        if out.last().is_none_or(|row| row.start != start) {
+            out.push(Row { start, ..Row::default() });
+        }
+        if let Some(row) = out.last_mut() {
+            row.add(hour);
+        }
+    }
+    out
+}
+
+impl Report {
+    /// Runs the command.
+    pub async fn run(self, as_json: bool) -> Result<()> {
+        let to_unix_ms = self.to.as_deref().map(unix_ms).transpose()?;
+        let from_unix_ms = self.from.as_deref().map(unix_ms).transpose()?.unwrap_or(0);
+        let request = v1::GetSourceReportRequest { source: self.source.clone(), from_unix_ms, to_unix_ms };
+        let connection = self.target.connect().await?;
+        let report = connection.attribution().get_source_report(request).await.map_err(refused)?.into_inner();
+        let rows = rows(&report, self.hours);
+        let mut total = Row { start: "all".into(), ..Row::default() };
+        report.hours.iter().for_each(|hour| total.add(hour));
+        if as_json {
+            let all: Vec<Value> = rows.iter().map(Row::json).collect();
+            output::json(&json!({"source": report.source, "rows": all, "total": total.json()}))?;
+        } else if self.csv {
+            println!("{}", COLUMNS.join(","));
+            rows.iter().for_each(|row| println!("{}", row.cells().join(",")));
+        } else {
+            println!("{}: shares are in tokens", report.source);
+            output::table(&COLUMNS, &rows.iter().chain([&total]).map(Row::cells).collect::<Vec<_>>());
+        }
+        if let Some(path) = &self.plot {
+            std::fs::write(path, plot(&report.source, &rows))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        connection.close().await
+    }
+}
+
+/// A bar for each row.
+fn plot(source: &str, rows: &[Row]) -> String {
+    let (width, height_of_all, left, bottom) = (900.0, 320.0, 70.0, 40.0);
+    let most = rows.iter().map(|row| row.share).fold(f64::MIN_POSITIVE, f64::max);
+    let each = (width - left - 10.0) / rows.len().max(1) as f64;
+    let mut bars = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        let height = (height_of_all - bottom - 40.0) * row.share / most;
+        let (x, y) = (left + each * i as f64, height_of_all - bottom - height);
+        let _ = write!(
+            bars,
+            r##"<rect x="{x:.1}" y="{y:.1}" width="{:.1}" height="{height:.1}" fill="#1f77b4"/>"##,
+            each * 0.8
+        );
+        // As many dates as there is room for.
+        if i % rows.len().div_ceil(8).max(1) == 0 {
+            let _ = write!(
+                bars,
+                r#"<text x="{x:.1}" y="{}" font-size="12">{}</text>"#,
+                height_of_all - bottom + 18.0,
+                row.start
+            );
+        }
+    }
+    format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height_of_all}" font-family="sans-serif">
+<rect width="100%" height="100%" fill="white"/>
+<text x="{left}" y="24" font-size="16">{source}: share in answers, in tokens</text>
+<text x="8" y="48" font-size="12">{most:.1}</text><text x="8" y="{0}" font-size="12">0</text>
+<line x1="{left}" y1="{0}" x2="{width}" y2="{0}" stroke="black"/>
+{bars}
+</svg>
+"#,
+        height_of_all - bottom
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_become_days() {
+        let hour =
+            |start_unix_ms, share| v1::SourceHour { start_unix_ms, share, n_tokens: 2, ..v1::SourceHour::default() };
+        let hours = vec![hour(0, 0.5), hour(3_600_000, 1.0), hour(86_400_000, 2.0)];
+        let report = v1::SourceReport { hours, ..v1::SourceReport::default() };
+        let days: Vec<_> = rows(&report, false).into_iter().map(|row| (row.start, row.share, row.n_tokens)).collect();
+        assert_eq!(days, [("1970-01-01".to_owned(), 1.5, 4), ("1970-01-02".to_owned(), 2.0, 2)]);
+        assert_eq!(rows(&report, true).len(), 3);
+        assert_eq!(unix_ms("1970-01-02").unwrap(), 86_400_000);
+        assert!(unix_ms("tomorrow").unwrap_err().to_string().contains("'tomorrow' is no day"));
+        assert_eq!(plot("s", &rows(&report, false)).matches("<rect x=").count(), 2);
+    }
+}

@@ -1,0 +1,224 @@
+//! Where the words of a text stand in what may be seen: the longest runs, how rare they are, and the documents that hold them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use silo_core::{ContentHash, Filter, Purpose, ShardId, Snapshot, SourceId, units};
+use silo_spans::Spans;
+
+use crate::search::{Visible, visible};
+use crate::{Store, StoreError};
+
+/// What is looked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanQuery<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// What may be seen.
+    pub filter: &'a Filter,
+    /// Words of the shortest runs; at least 1.
+    pub min_words: usize,
+    /// At most so many runs, the rarest.
+    pub max_spans: usize,
+    /// At most so many documents of each.
+    pub max_documents: usize,
+    /// Words before and behind a run that are shown of a document.
+    pub context_words: usize,
+}
+
+/// A run of words of a text that stands in the store, and in no longer run of the text that does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundSpan {
+    /// Where it is in the text, in bytes.
+    pub at: Range<usize>,
+    /// Words.
+    pub n_words: usize,
+    /// Places in all documents.
+    pub n_places: u64,
+    /// What makes it rare: −Σ ln of how often each of its words comes among all words, in nats. The unigram measure of OLMoTrace (Liu et al. 2025),
+    /// over the words that may be seen.
+    pub rarity: f64,
+    /// Some of the documents, by source and hash.
+    pub documents: Vec<SpanDocument>,
+}
+
+/// A document that holds a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanDocument {
+    /// Source.
+    pub source: SourceId,
+    /// Shard.
+    pub shard: ShardId,
+    /// SHA-256 of its text.
+    pub document: ContentHash,
+    /// URI.
+    pub uri: String,
+    /// Title.
+    pub title: String,
+    /// Licence of the document.
+    pub licence: String,
+    /// Where it stands in the document first, in bytes.
+    pub at: Range<usize>,
+    /// Whether it stands there to the letter: spaces, case and punctuation as in the text.
+    pub exact: bool,
+    /// Text of the document before it, it, and behind it.
+    pub context: [String; 3],
+}
+
+/// A shard that may be seen, with its index.
+struct Part<'a> {
+    visible: &'a Visible<'a>,
+    spans: Spans<'a>,
+}
+
+impl Part<'_> {
+    fn is_live(&self, document: usize) -> bool {
+        self.visible.shows(document)
+    }
+
+    /// Places of a run in documents that may be seen.
+    fn n_places(&self, run: &[u32]) -> u64 {
+        if self.visible.shows_all() {
+            return self.spans.find(run).len() as u64;
+        }
+        self.spans.find_all(run).filter(|(document, _)| self.is_live(*document)).count() as u64
+    }
+
+    /// How often words come in documents that may be seen.
+    fn count(&self, words: &[u32]) -> Vec<u64> {
+        let mut out: Vec<u64> = words.iter().map(|word| self.spans.find(&[*word]).len() as u64).collect();
+        let place: HashMap<u32, usize> = words.iter().zip(0..).map(|(word, i)| (*word, i)).collect();
+        for document in (0..self.spans.n_documents()).filter(|i| !self.is_live(*i)) {
+            for i in self.spans.document(document).iter().filter_map(|word| place.get(word)) {
+                out[*i] -= 1;
+            }
+        }
+        out
+    }
+
+    fn n_words(&self) -> u64 {
+        let of = |i| self.spans.document(i).len() as u64;
+        (0..self.spans.n_documents()).filter(|i| self.is_live(*i)).map(of).sum()
+    }
+}
+
+impl Store {
+    /// Finds the longest runs of words of a text in the live documents of sources that a filter shows, if they may be consulted or shown; the rarest
+    /// first. Letter case, spaces and punctuation do not count ([`silo_core::units`]). Runs of more than [`silo_spans::SORTED_BY`] words are found as
+    /// several. What is found is what a store finds that holds what may be seen and nothing else. Also gives the store that it was found in.
+    pub fn find_spans(&self, query: &SpanQuery<'_>) -> Result<(Arc<Snapshot>, Vec<FoundSpan>), StoreError> {
+        let live = self.live();
+        let snapshot = Arc::clone(&live.snapshot);
+        let seen = |purpose| snapshot.mask(query.filter, purpose);
+        let mask = seen(Purpose::Knn).or(&seen(Purpose::Context)).or(&seen(Purpose::Display));
+        let visible = visible(&live, &snapshot, &mask, Purpose::Display);
+        let part = |visible| Ok(Part { visible, spans: visible.shard.spans()? });
+        let parts: Vec<Part<'_>> = visible.iter().map(part).collect::<Result<_, StoreError>>()?;
+        let words: Vec<units::Word> = units::words(query.text).collect();
+        let numbers: Vec<u32> = words.iter().map(units::Word::unit).collect();
+        let mut spans: Vec<FoundSpan> = maximal(&parts, &numbers, query.min_words.max(1))
+            .into_iter()
+            .map(|range| FoundSpan {
+                at: words[range.start].at.start..words[range.end - 1].at.end,
+                n_words: range.len(),
+                n_places: 0,
+                rarity: 0.0,
+                documents: Vec::new(),
+            })
+            .collect();
+        weigh(&parts, query.text, &mut spans);
+        spans.sort_by(|a, b| b.rarity.total_cmp(&a.rarity).then(a.at.start.cmp(&b.at.start)));
+        spans.truncate(query.max_spans);
+        for span in &mut spans {
+            let run = units::units(&query.text[span.at.clone()]);
+            span.n_places = parts.par_iter().map(|part| part.n_places(&run)).sum();
+            span.documents = documents(&parts, &run, query, &query.text[span.at.clone()])?;
+        }
+        Ok((snapshot, spans))
+    }
+}
+
+/// Runs that stand somewhere and lie in no longer one that does, as ranges of words.
+fn maximal(parts: &[Part<'_>], words: &[u32], min_words: usize) -> Vec<Range<usize>> {
+    let longest = |from: usize| {
+        let of = |part: &Part<'_>| part.spans.longest(&words[from..], |document| part.is_live(document));
+        from + parts.iter().map(of).max().unwrap_or(0)
+    };
+    let ends: Vec<usize> = (0..words.len()).into_par_iter().map(longest).collect();
+    let mut out: Vec<Range<usize>> = Vec::new();
+    for (start, end) in ends.into_iter().enumerate() {
+        let inside = out.last().is_some_and(|last| end <= last.end);
+        if end - start >= min_words && !inside {
+            out.push(start..end);
+        }
+    }
+    out
+}
+
+/// Says how rare the words of each run are among all that may be seen.
+fn weigh(parts: &[Part<'_>], text: &str, spans: &mut [FoundSpan]) {
+    let mut of_each: Vec<Vec<u32>> = spans.iter().map(|span| units::units(&text[span.at.clone()])).collect();
+    let mut distinct: Vec<u32> = of_each.iter().flatten().copied().collect();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let sum = |mut a: Vec<u64>, b: Vec<u64>| {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        a
+    };
+    let counts = parts.par_iter().map(|part| part.count(&distinct)).reduce(|| vec![0; distinct.len()], sum);
+    let all: u64 = parts.par_iter().map(Part::n_words).sum();
+    for (span, words) in spans.iter_mut().zip(&mut of_each) {
+        let often = |word: &u32| distinct.binary_search(word).map_or(1, |i| counts[i]).max(1);
+        span.rarity = words.iter().map(|word| -(often(word) as f64 / all.max(1) as f64).ln()).sum();
+    }
+}
+
+/// Documents that hold a run, by their logical ids.
+fn documents(
+    parts: &[Part<'_>],
+    run: &[u32],
+    query: &SpanQuery<'_>,
+    text: &str,
+) -> Result<Vec<SpanDocument>, StoreError> {
+    let mut found: BTreeMap<(&SourceId, ContentHash), (&Part<'_>, usize, usize)> = BTreeMap::new();
+    for part in parts {
+        let source = &part.visible.shard.manifest().source;
+        for (document, word) in part.spans.find_all(run).filter(|(document, _)| part.is_live(*document)) {
+            let first = found.entry((source, part.visible.shard.hash_of(document))).or_insert((part, document, word));
+            first.2 = first.2.min(word);
+            if found.len() > query.max_documents {
+                found.pop_last();
+            }
+        }
+    }
+    found.into_iter().map(|(id, place)| described(id, place, run.len(), query, text)).collect()
+}
+
+fn described(
+    (source, document): (&SourceId, ContentHash),
+    (part, place, first): (&Part<'_>, usize, usize),
+    n_words: usize,
+    query: &SpanQuery<'_>,
+    text: &str,
+) -> Result<SpanDocument, StoreError> {
+    let stored = part.visible.shard.document(place)?.document;
+    let words: Vec<Range<usize>> = units::words(&stored.text).map(|word| word.at).collect();
+    let last = first + n_words - 1;
+    let at = words[first].start..words[last].end;
+    let from = words[first.saturating_sub(query.context_words)].start;
+    let to = words[(last + query.context_words).min(words.len() - 1)].end;
+    let pieces = [from..at.start, at.clone(), at.end..to].map(|piece| stored.text[piece].to_owned());
+    Ok(SpanDocument {
+        source: source.clone(),
+        shard: part.visible.id,
+        document,
+        uri: stored.uri,
+        title: stored.title,
+        licence: stored.licence,
+        exact: pieces[1] == text,
+        at,
+        context: pieces,
+    })
+}

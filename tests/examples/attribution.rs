@@ -1,0 +1,320 @@
+//! Attribution on real text: whether shares add up and say what a withdrawal does, what they cost, and how fast runs of words are found.
+//!
+//! `cargo run --release -p silo-tests --example attribution -- shares STORE RESPONSES`, over a copy of a store of the default model and
+//! `indexes/ivf.toml`: its sources are suspended one after the other.
+//!
+//! `zstdcat work/corpus/*.jsonl.zst | cargo run --release -p silo-tests --example attribution -- text FOLDER [MAX_MEGABYTES …]`: stores of so much
+//! text, with keys that say nothing.
+//!
+//! Prints a JSON object.
+
+#[path = "common/documents.rs"]
+mod documents;
+#[path = "common/no_cache.rs"]
+mod no_cache;
+#[path = "common/short.rs"]
+mod short;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+use short::Short;
+use silo_core::{
+    Document, Filter, KeySite, LanguageModel, ModelCard, SnapshotProvider, Source, SourceId, TokenId, Tokenizer, units,
+};
+use silo_engine::{
+    Attribution, Depth, Engine, EngineConfig, Event, GenerateRequest, Mode, Record, Retrieval, ScoreRequest,
+    TokenCredit,
+};
+use silo_model::{CpuLlama, LoadedModel};
+use silo_store::{NewShard, Recipe, SpanQuery, Store, StoreOptions};
+
+const SEED: u64 = 1;
+const PROMPT_WORDS: usize = 12;
+const NEW_TOKENS: usize = 64;
+const AT_ONCE: usize = 8;
+const TEXT_TOKENS: usize = 500;
+const TEXTS: usize = 200;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let figures = match &arguments[..] {
+        [what, store, responses] if what == "shares" => {
+            Shares::new(Path::new(store), responses.parse().expect("a number of responses")).measure()
+        }
+        [what, folder, megabytes @ ..] if what == "text" => {
+            let sizes: Vec<usize> = megabytes.iter().map(|m| m.parse().expect("megabytes")).collect();
+            text(Path::new(folder), &sizes)
+        }
+        _ => panic!("`shares STORE RESPONSES` or `text FOLDER MEGABYTES …`"),
+    };
+    println!("{figures}");
+}
+
+fn quantiles(mut of: Vec<f64>) -> Value {
+    of.sort_by(f64::total_cmp);
+    let at = |q: f64| of[((of.len() - 1) as f64 * q).round() as usize];
+    json!({"n": of.len(), "p50": at(0.5), "p99": at(0.99), "greatest": at(1.0)})
+}
+
+/// A store of the default model.
+struct Shares {
+    engine: Engine,
+    store: Arc<Store>,
+    prompts: Vec<Vec<TokenId>>,
+}
+
+/// A text that was made, with its credit.
+struct Made {
+    tokens: Vec<TokenId>,
+    n_prompt: usize,
+    credit: Vec<TokenCredit>,
+}
+
+fn knn() -> Retrieval {
+    Retrieval { mode: Mode::Knn, ..Retrieval::default() }
+}
+
+impl Shares {
+    fn new(root: &Path, n: usize) -> Self {
+        let loaded = LoadedModel::open(Path::new("models/silo-open-6m")).expect("the default model");
+        let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, KeySite::default(), 2).expect("a model"));
+        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
+        let recipe = Recipe::read(Path::new("indexes/ivf.toml")).expect("the default recipe");
+        let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
+        let store = Store::open(root, model.card(), recipe, tokenizer.clone(), options).expect("a store");
+        let store = Arc::new(store);
+        let config = EngineConfig { max_active: AT_ONCE, max_queued: AT_ONCE, ..EngineConfig::default() };
+        let engine = Engine::start(config, None, model, tokenizer.clone(), store.clone()).expect("an engine");
+        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+        let shards: Vec<_> = store.snapshot().shards.iter().map(|view| view.id).collect();
+        let texts: Vec<String> = (shards.iter())
+            .flat_map(|id| store.documents(*id).expect("documents"))
+            .map(|stored| stored.document.text)
+            .collect();
+        let prompts = std::iter::repeat_with(|| prompt(&mut rng, &texts)).flatten().take(n);
+        let prompts = prompts.map(|text| tokenizer.encode(&text).expect("text")).collect();
+        Self { engine, store, prompts }
+    }
+
+    /// Tokens per second, and what was made.
+    fn generate(&self, attribution: Attribution, depth: Depth, prompts: &[Vec<TokenId>]) -> (f64, Vec<Made>) {
+        let (start, mut out, mut n) = (Instant::now(), Vec::new(), 0);
+        for (batch, prompts) in prompts.chunks(AT_ONCE).enumerate() {
+            let begin = |(i, prompt): (usize, &Vec<TokenId>)| {
+                let mut request = GenerateRequest::new(prompt.clone(), NEW_TOKENS);
+                (request.retrieval, request.seed) = (knn(), (batch * AT_ONCE + i) as u64);
+                (request.attribution, request.depth) = (attribution, depth);
+                // As the server keeps it.
+                request.record = (attribution != Attribution::None).then_some(Record { documents: 8 });
+                self.engine.generate(request).expect("a place")
+            };
+            let running: Vec<_> = prompts.iter().enumerate().map(begin).collect();
+            for (mut generation, prompt) in running.into_iter().zip(prompts) {
+                let (mut tokens, mut credit) = (prompt.clone(), Vec::new());
+                while let Some(Event::Token(token, _)) = generation.blocking_next() {
+                    tokens.push(token.token);
+                    credit.extend(token.credit);
+                    n += 1;
+                }
+                out.push(Made { tokens, n_prompt: prompt.len(), credit });
+            }
+        }
+        (f64::from(n) / start.elapsed().as_secs_f64(), out)
+    }
+
+    fn measure(&self) -> Value {
+        let (_, made) = self.generate(Attribution::PerToken, Depth::Neighbors, &self.prompts);
+        json!({"seed": SEED, "entries": self.store.snapshot().shards.iter().map(|s| s.n_entries).sum::<u64>(),
+            "sums": sums(&made), "speed": self.speed(), "withdrawn": self.withdrawn(&made)})
+    }
+
+    /// In turns, so that other work on the machine hits all alike.
+    fn speed(&self) -> Value {
+        let kinds = [
+            ("off", Attribution::None, Depth::Sources),
+            ("per response", Attribution::PerResponse, Depth::Sources),
+            ("per token", Attribution::PerToken, Depth::Sources),
+            ("per token and document", Attribution::PerToken, Depth::Documents),
+            ("per token and neighbour", Attribution::PerToken, Depth::Neighbors),
+        ];
+        let mut speeds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for prompts in self.prompts.chunks(5 * AT_ONCE).take(5) {
+            for (name, attribution, depth) in kinds {
+                speeds.entry(name).or_default().push(self.generate(attribution, depth, prompts).0);
+            }
+        }
+        json!(speeds)
+    }
+
+    /// Each source in turn is compared away and taken away: the same, to the last bit?
+    fn withdrawn(&self, made: &[Made]) -> Value {
+        let (cancel, snapshot) = (AtomicBool::new(false), self.store.snapshot());
+        let mut sources: Vec<SourceId> = snapshot.shards.iter().map(|view| view.source.id.clone()).collect();
+        sources.sort_unstable();
+        sources.dedup();
+        let score = |made: &Made| ScoreRequest::new(made.tokens.clone(), knn());
+        let (mut n_tokens, mut n_equal, mut top) = (0, 0, Vec::new());
+        for source in &sources {
+            let compare =
+                |m| self.engine.compare_without(&score(m), std::slice::from_ref(source), &cancel).expect("it");
+            let compared: Vec<_> = made.iter().map(compare).collect();
+            let of_source = || snapshot.shards.iter().filter(|view| view.source.id == *source);
+            let by = self.store.by("measurement");
+            of_source().for_each(|view| drop(by.suspend_shard(view.id).expect("a shard")));
+            for (made, compared) in made.iter().zip(&compared) {
+                let gone = self.engine.score(&score(made), &cancel).expect("a score");
+                for (a, b) in compared.tokens.iter().zip(&gone.tokens) {
+                    n_tokens += 1;
+                    n_equal += u64::from(a.without.to_bits() == b.log_probability.to_bits());
+                }
+                for token in compared.tokens.iter().filter(|t| t.position >= made.n_prompt) {
+                    let credit = &made.credit[token.position - made.n_prompt];
+                    let first = credit.sources.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+                    if first.is_some_and(|(id, _)| id == source) {
+                        top.push((first.map_or(0.0, |f| f.1), token.log_probability - token.without));
+                    }
+                }
+            }
+            of_source().for_each(|view| drop(by.resume_shard(view.id).expect("a shard")));
+        }
+        json!({"sources": sources.len(), "tokens": n_tokens, "equal_to_the_last_bit": n_equal, "top_source": by_share(&top)})
+    }
+}
+
+/// What withdrawing the source with the greatest share does to log p of the token, by that share.
+fn by_share(top: &[(f64, f64)]) -> Value {
+    let bucket = |from: f64, to: f64| {
+        let of: Vec<f64> =
+            top.iter().filter(|(share, _)| (from..to).contains(share)).map(|(_, delta)| *delta).collect();
+        let lower = of.iter().filter(|delta| **delta > 0.0).count();
+        json!({"share_from": from, "share_to": to, "tokens": of.len(), "less_probable_without": lower,
+            "mean_loss_of_log_p": of.iter().sum::<f64>() / of.len().max(1) as f64})
+    };
+    [(0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01)].map(|(from, to)| bucket(from, to)).to_vec().into()
+}
+
+fn sums(made: &[Made]) -> Value {
+    let (mut n, mut greatest) = (0, [0.0_f64; 3]);
+    for credit in made.iter().flat_map(|made| &made.credit) {
+        n += 1;
+        let sums = [
+            credit.sources.iter().map(|x| x.1).sum::<f64>(),
+            credit.documents.iter().map(|x| x.1).sum(),
+            credit.neighbors.iter().map(|x| x.share).sum(),
+        ];
+        for (greatest, sum) in greatest.iter_mut().zip(sums) {
+            *greatest = greatest.max((credit.parametric + sum - 1.0).abs());
+        }
+    }
+    json!({"tokens": n, "greatest_error": {"sources": greatest[0], "documents": greatest[1], "neighbors": greatest[2]}})
+}
+
+fn prompt(rng: &mut ChaCha8Rng, texts: &[String]) -> Option<String> {
+    let text = texts.choose(rng)?;
+    let words: Vec<_> = units::words(text).take(400).collect();
+    let from = rng.random_range(0..words.len().checked_sub(PROMPT_WORDS)?.max(1));
+    Some(text[words[from].at.start..words.get(from + PROMPT_WORDS - 1)?.at.end].to_owned())
+}
+
+/// Stores of several sizes, from the smallest on.
+fn text(folder: &Path, megabytes: &[usize]) -> Value {
+    let largest = megabytes.iter().max().copied().unwrap_or(100_000);
+    let all = documents::read(largest * 1_000_000);
+    let loaded = LoadedModel::open(Path::new("models/silo-open-6m")).expect("the default model");
+    let card = CpuLlama::new(&loaded, KeySite::default(), 2).expect("a model").card().clone();
+    let model = Short(ModelCard { key_dim: 4, ..card });
+    let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
+    let sizes = if megabytes.is_empty() { &[largest][..] } else { megabytes };
+    let figures: Vec<Value> = sizes.iter().map(|size| of_size(folder, &all, *size, (&model, &tokenizer))).collect();
+    json!({"seed": SEED, "texts": TEXTS, "text_tokens": TEXT_TOKENS, "stores": figures})
+}
+
+fn of_size(
+    folder: &Path,
+    all: &[(Source, Vec<Document>)],
+    megabytes: usize,
+    (model, tokenizer): (&Short, &Arc<dyn Tokenizer>),
+) -> Value {
+    let root = folder.join(format!("spans-{megabytes}"));
+    let _ = std::fs::remove_dir_all(&root);
+    let recipe = Recipe::read(Path::new("indexes/exact.toml")).expect("a recipe");
+    let options = StoreOptions { n_threads: 2, ..StoreOptions::default() };
+    let store = Store::open(&root, model.card(), recipe, tokenizer.clone(), options).expect("a store");
+    // An even part of every source.
+    let bytes: usize = all.iter().flat_map(|(_, documents)| documents).map(|d| d.text.len()).sum();
+    let every = (bytes / (megabytes * 1_000_000)).max(1);
+    let mut texts: Vec<&str> = Vec::new();
+    for (source, documents) in all {
+        let part: Vec<Document> = documents.iter().step_by(every).cloned().collect();
+        if store.source(&source.id).is_err() {
+            store.by("measurement").create_source(source).expect("a new source");
+        }
+        let new = NewShard { source: &source.id, documents: &part };
+        store.by("measurement").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {}).expect("a shard");
+        texts.extend(documents.iter().step_by(every).map(|d| &d.text[..]));
+    }
+    let details = store.details().expect("shards");
+    let n_tokens: u64 = details.iter().map(|d| d.record.n_tokens).sum();
+    let index: u64 = span_bytes(&root);
+    let times = times(&store, &texts, &**tokenizer);
+    drop(store);
+    std::fs::remove_dir_all(&root).expect("a folder of ours");
+    json!({"megabytes": megabytes, "tokens": n_tokens, "shards": details.len(), "index_bytes_per_token": index as f64 / n_tokens as f64,
+        "milliseconds": times})
+}
+
+/// Of the indexes of runs of words.
+fn span_bytes(root: &Path) -> u64 {
+    let shards = std::fs::read_dir(root.join("shards")).expect("shards").flatten();
+    let of = |shard: std::fs::DirEntry| {
+        let len = |name: &str| std::fs::metadata(shard.path().join(name)).map_or(0, |m| m.len());
+        ["units.bin", "order.bin", "starts.bin"].map(len).iter().sum::<u64>()
+    };
+    shards.map(of).sum()
+}
+
+/// Texts of which half is from the store, in pieces, and half is put together of its words.
+fn mixed(rng: &mut ChaCha8Rng, texts: &[&str], tokenizer: &dyn Tokenizer) -> String {
+    let mut out = String::new();
+    while tokenizer.encode(&out).expect("text").len() < TEXT_TOKENS {
+        let text = texts.choose(rng).expect("there are some");
+        let words: Vec<_> = units::words(text).take(2000).collect();
+        let Some(last) = words.len().checked_sub(41) else { continue };
+        let from = rng.random_range(0..=last);
+        out.push_str(&text[words[from].at.start..words[from + 40].at.end]);
+        let single = (0..40).filter_map(|_| words.choose(rng)).map(|word| &word.text[..]);
+        out.extend(single.flat_map(|word| [" ", word]));
+        out.push(' ');
+    }
+    let tokens = tokenizer.encode(&out).expect("text");
+    tokenizer.decode(&tokens[..TEXT_TOKENS])
+}
+
+fn times(store: &Store, texts: &[&str], tokenizer: &dyn Tokenizer) -> Value {
+    let (mut rng, filter) = (ChaCha8Rng::seed_from_u64(SEED), Filter::default());
+    let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads");
+    let queries: Vec<String> = (0..TEXTS).map(|_| mixed(&mut rng, texts, tokenizer)).collect();
+    let mut out = serde_json::Map::new();
+    for threads in [1, 2] {
+        let (pool, mut times, mut n_spans) = (pool(threads), Vec::new(), 0);
+        for text in &queries {
+            let query =
+                SpanQuery { text, filter: &filter, min_words: 6, max_spans: 50, max_documents: 10, context_words: 20 };
+            let start = Instant::now();
+            let (_, spans) = pool.install(|| store.find_spans(&query)).expect("a look");
+            times.push(start.elapsed().as_secs_f64() * 1000.0);
+            n_spans += spans.len();
+        }
+        let spans = n_spans as f64 / TEXTS as f64;
+        out.insert(format!("{threads} threads"), json!({"time": quantiles(times), "spans_per_text": spans}));
+    }
+    out.into()
+}
