@@ -8,7 +8,7 @@ use silo_proto::v1::compare_without_response::Compared;
 use silo_store::Recipe;
 use tonic::Code;
 
-use super::service::{Limits, Service, generate, project, start, start_at};
+use super::service::{Limits, Service, generate, project, start, start_at, start_with};
 
 const TEXTS: [&[&str]; 2] = [
     &["the other thing and the thing", "the thing is nothing without the other thing"],
@@ -135,6 +135,8 @@ async fn what_is_compared_is_what_a_withdrawal_brings() {
         let same = with.tokens.iter().zip(&without.tokens).take_while(|(a, b)| a.id == b.id).count();
         let differs = same < with.tokens.len().max(without.tokens.len());
         assert_eq!(generation.first_difference, differs.then_some(same as u32));
+        let scored = generation.score.as_ref().unwrap();
+        assert!(scored.tokens.len() > with.tokens.len(), "the prompt and what was made of it");
     }
 }
 
@@ -166,6 +168,92 @@ async fn an_answer_is_kept_without_what_was_withdrawn_since() {
     assert!(after.documents.iter().all(|d| d.shard != shard) && !after.documents.is_empty());
     let unknown = v1::AttributeResponseRequest { response_id: "none".into() };
     assert_eq!(s.attribution.attribute_response(unknown).await.unwrap_err().code(), Code::NotFound);
+}
+
+/// What a stream says at its end, across a withdrawal after its first token.
+async fn across_a_withdrawal(on_removal: v1::OnRemoval) -> (Service, u64, Option<Box<v1::Finished>>) {
+    // The text is longer than the engine's buffer, and its messages are more than the transport takes: it cannot be finished before it is read.
+    let mut s = start_with(Limits { stream_buffer_tokens: 4, ..Limits::default() }).await;
+    s.add("one", TEXTS[0]).await;
+    s.add("two", TEXTS[1]).await;
+    let shard = shard_of_one(&mut s).await;
+    let request = credited("the thing", KNN, v1::AttributionDepth::Neighbors);
+    let (on_removal, max_new_tokens) = (on_removal.into(), Some(50));
+    let mut request = v1::GenerateRequest { on_removal, max_new_tokens, alternatives: Some(20), ..request };
+    request.retrieval.as_mut().unwrap().k = Some(200);
+    let mut stream = s.generation.generate_stream(request).await.unwrap().into_inner();
+    let mut last = stream.message().await.unwrap();
+    let epoch = s.remove(shard).await.removal.unwrap().epoch;
+    while let Ok(Some(chunk)) = stream.message().await {
+        last = Some(chunk);
+    }
+    let finished = match last.unwrap().message.unwrap() {
+        v1::generate_chunk::Message::Finished(finished) => {
+            let repinned = finished.provenance.as_ref().unwrap().epoch == epoch;
+            assert!(repinned || finished.reason() == v1::FinishReason::SourceRemoved, "it had not ended before");
+            Some(finished)
+        }
+        v1::generate_chunk::Message::Token(_) => None, // it could not be made whole
+    };
+    (s, shard, finished)
+}
+
+#[tokio::test]
+async fn the_end_of_a_stream_says_nothing_of_what_was_withdrawn_in_its_midst() {
+    for on_removal in [v1::OnRemoval::End, v1::OnRemoval::Repin] {
+        let (mut s, shard, finished) = across_a_withdrawal(on_removal).await;
+        let Some(finished) = finished else { continue };
+        assert!(finished.documents.iter().all(|d| d.shard != shard), "{finished:?}");
+        assert!(finished.notices.iter().all(|n| n.source != "one"), "{finished:?}");
+        let of_one = finished.sources.iter().find(|source| source.source == "one");
+        assert!(of_one.is_none_or(|source| source.owner.is_empty()), "{finished:?}");
+        let ask = v1::AttributeResponseRequest { response_id: finished.response_id };
+        let kept = s.attribution.attribute_response(ask).await.unwrap().into_inner();
+        assert_eq!(kept.text, "", "{on_removal:?}: part of it was made from what was withdrawn");
+        assert!(kept.documents.iter().all(|d| d.shard != shard) && kept.tokens.iter().all(|t| t.id.is_none()));
+    }
+}
+
+#[tokio::test]
+async fn where_entries_stand_is_not_said_of_a_source_that_may_not_be_displayed() {
+    let mut s = two_sources().await;
+    let permissions = Some(v1::Permissions { knn: true, context: true, ..Default::default() });
+    let update = v1::UpdateSourceRequest { name: "one".into(), permissions, ..Default::default() };
+    s.datastore.update_source(update).await.unwrap();
+    let request = credited("the thing", KNN, v1::AttributionDepth::Neighbors);
+    let whole = s.generation.generate(request).await.unwrap().into_inner();
+    let all: Vec<&v1::NeighborShare> = whole.tokens.iter().flat_map(|token| &token.neighbors).collect();
+    assert!(all.iter().any(|n| n.source == "one") && all.iter().any(|n| n.source == "two"));
+    assert!(all.iter().all(|n| n.position.is_some() == (n.source == "two")));
+    let search = v1::SearchRequest { text: "the thing".into(), k: Some(50), ..Default::default() };
+    let hits = s.datastore.search(search).await.unwrap().into_inner().neighbors;
+    assert!(hits.iter().any(|hit| hit.source == "one"));
+    assert!(hits.iter().all(|hit| hit.position.is_some() == (hit.source == "two") && hit.token.is_some() == hit.position.is_some()));
+}
+
+#[tokio::test]
+async fn what_was_handed_out_counts_and_comparisons_do_not() {
+    let mut s = start_with(Limits { stream_buffer_tokens: 4, ..Limits::default() }).await;
+    s.add("one", TEXTS[0]).await;
+    let report = || v1::GetSourceReportRequest { source: "one".into(), ..Default::default() };
+    let score = Ask::Score(score("the thing", KNN));
+    for ask in [score, Ask::Generate(generate("the thing", 12, KNN))] {
+        let request = v1::CompareWithoutRequest { sources: vec!["one".into()], compared: Some(ask) };
+        s.attribution.compare_without(request).await.unwrap();
+    }
+    assert!(s.attribution.get_source_report(report()).await.unwrap().into_inner().hours.is_empty());
+    let mut stream = s.generation.generate_stream(generate("the thing", 50, KNN)).await.unwrap().into_inner();
+    for _ in 0..8 {
+        stream.message().await.unwrap().unwrap();
+    }
+    drop(stream);
+    let hours = loop {
+        let hours = s.attribution.get_source_report(report()).await.unwrap().into_inner().hours;
+        if !hours.is_empty() {
+            break hours;
+        }
+    };
+    assert!(hours[0].n_responses == 1 && hours[0].n_tokens >= 1 && hours[0].share > 0.0, "{hours:?}");
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ use silo_core::{
     SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
 };
 use silo_engine::{
-    Attribution, ContextParameters, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation,
-    KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest, ScoredToken, TokenEvent,
+    ContextParameters, Depth, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation, KnnOverrides,
+    Mode, OnRemoval, Retrieval, ScoreRequest, ScoredToken, TokenEvent,
 };
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{NewShard, Recipe, Store, StoreError, StoreOptions};
@@ -152,7 +152,7 @@ impl<'a> World<'a> {
     fn score(&self, question: &Question) -> Vec<ScoredToken> {
         let tokens = self.language.tokenizer.encode(&question.text).unwrap();
         let mut request = ScoreRequest::new(tokens, question.retrieval.clone());
-        request.attribution = Attribution::PerToken;
+        request.depth = Some(Depth::Sources);
         self.engine.score(&request, &AtomicBool::new(false)).unwrap().tokens
     }
 
@@ -160,7 +160,6 @@ impl<'a> World<'a> {
         let prompt = self.language.tokenizer.encode(&question.text).unwrap();
         let mut request = GenerateRequest::new(prompt, 12);
         (request.retrieval, request.seed) = (question.retrieval.clone(), question.seed);
-        request.attribution = Attribution::PerToken;
         self.engine.generate(request).unwrap()
     }
 }

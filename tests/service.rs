@@ -208,7 +208,6 @@ impl Service {
         if request.on_removal() == v1::OnRemoval::Repin {
             out.on_removal = silo_engine::OnRemoval::Repin;
         }
-        out.attribution = silo_engine::Attribution::PerToken;
         out.seed = 7;
         out
     }

@@ -77,7 +77,7 @@ async fn nothing_of_a_removed_source_follows_its_removal() {
         let mut last = None;
         while let Some(event) = generation.next().await {
             if let silo_engine::Event::Token(token, _) = &event {
-                assert!(token.credit.iter().all(|c| c.sources.is_empty()), "a token of the removed source: {token:?}");
+                assert!(token.credit.sources.is_empty(), "a token of the removed source: {token:?}");
             }
             last = Some(event);
         }

@@ -29,10 +29,7 @@ use short::Short;
 use silo_core::{
     Document, Filter, KeySite, LanguageModel, ModelCard, SnapshotProvider, Source, SourceId, TokenId, Tokenizer, units,
 };
-use silo_engine::{
-    Attribution, Depth, Engine, EngineConfig, Event, GenerateRequest, Mode, Record, Retrieval, ScoreRequest,
-    TokenCredit,
-};
+use silo_engine::{Depth, Engine, EngineConfig, Event, GenerateRequest, Mode, Retrieval, ScoreRequest, TokenCredit};
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{NewShard, Recipe, SpanQuery, Store, StoreOptions};
 
@@ -105,15 +102,13 @@ impl Shares {
     }
 
     /// Tokens per second, and what was made.
-    fn generate(&self, attribution: Attribution, depth: Depth, prompts: &[Vec<TokenId>]) -> (f64, Vec<Made>) {
+    fn generate(&self, depth: Depth, prompts: &[Vec<TokenId>]) -> (f64, Vec<Made>) {
         let (start, mut out, mut n) = (Instant::now(), Vec::new(), 0);
         for (batch, prompts) in prompts.chunks(AT_ONCE).enumerate() {
             let begin = |(i, prompt): (usize, &Vec<TokenId>)| {
                 let mut request = GenerateRequest::new(prompt.clone(), NEW_TOKENS);
                 (request.retrieval, request.seed) = (knn(), (batch * AT_ONCE + i) as u64);
-                (request.attribution, request.depth) = (attribution, depth);
-                // As the server keeps it.
-                request.record = (attribution != Attribution::None).then_some(Record { documents: 8 });
+                request.depth = depth;
                 self.engine.generate(request).expect("a place")
             };
             let running: Vec<_> = prompts.iter().enumerate().map(begin).collect();
@@ -121,7 +116,7 @@ impl Shares {
                 let (mut tokens, mut credit) = (prompt.clone(), Vec::new());
                 while let Some(Event::Token(token, _)) = generation.blocking_next() {
                     tokens.push(token.token);
-                    credit.extend(token.credit);
+                    credit.push(token.credit);
                     n += 1;
                 }
                 out.push(Made { tokens, n_prompt: prompt.len(), credit });
@@ -131,24 +126,18 @@ impl Shares {
     }
 
     fn measure(&self) -> Value {
-        let (_, made) = self.generate(Attribution::PerToken, Depth::Neighbors, &self.prompts);
+        let (_, made) = self.generate(Depth::Neighbors, &self.prompts);
         json!({"seed": SEED, "entries": self.store.snapshot().shards.iter().map(|s| s.n_entries).sum::<u64>(),
             "sums": sums(&made), "speed": self.speed(), "withdrawn": self.withdrawn(&made)})
     }
 
-    /// In turns, so that other work on the machine hits all alike.
+    /// Credit to sources is what every answer has. In turns, so that other work on the machine hits all alike.
     fn speed(&self) -> Value {
-        let kinds = [
-            ("off", Attribution::None, Depth::Sources),
-            ("per response", Attribution::PerResponse, Depth::Sources),
-            ("per token", Attribution::PerToken, Depth::Sources),
-            ("per token and document", Attribution::PerToken, Depth::Documents),
-            ("per token and neighbour", Attribution::PerToken, Depth::Neighbors),
-        ];
+        let kinds = [("sources", Depth::Sources), ("documents", Depth::Documents), ("neighbours", Depth::Neighbors)];
         let mut speeds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for prompts in self.prompts.chunks(5 * AT_ONCE).take(5) {
-            for (name, attribution, depth) in kinds {
-                speeds.entry(name).or_default().push(self.generate(attribution, depth, prompts).0);
+            for (name, depth) in kinds {
+                speeds.entry(name).or_default().push(self.generate(depth, prompts).0);
             }
         }
         json!(speeds)
@@ -306,8 +295,9 @@ fn times(store: &Store, texts: &[&str], tokenizer: &dyn Tokenizer) -> Value {
     for threads in [1, 2] {
         let (pool, mut times, mut n_spans) = (pool(threads), Vec::new(), 0);
         for text in &queries {
-            let query =
-                SpanQuery { text, filter: &filter, min_words: 6, max_spans: 50, max_documents: 10, context_words: 20 };
+            let (min_words, max_spans, max_documents, context_words) = (6, 50, 10, 20);
+            let cancel = &AtomicBool::new(false);
+            let query = SpanQuery { text, filter: &filter, min_words, max_spans, max_documents, context_words, cancel };
             let start = Instant::now();
             let (_, spans) = pool.install(|| store.find_spans(&query)).expect("a look");
             times.push(start.elapsed().as_secs_f64() * 1000.0);

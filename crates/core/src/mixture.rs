@@ -132,7 +132,9 @@ pub fn shares<S: PartialEq>(
     let weight = effective_weight(knn, knn_weight);
     let mut sources: Vec<(S, f64)> = Vec::new();
     if weight > 0.0 {
-        for (neighbor, a) in neighbors.iter().zip(knn.weights()).filter(|(n, _)| n.value == token) {
+        // Weights may be so small that nothing is left of them.
+        let of_token = neighbors.iter().zip(knn.weights()).filter(|(n, a)| n.value == token && weight * **a > 0.0);
+        for (neighbor, a) in of_token {
             let source = of(neighbor);
             match sources.iter_mut().find(|(known, _)| *known == source) {
                 Some((_, sum)) => *sum += weight * a,
@@ -158,7 +160,8 @@ pub fn neighbor_shares(
     token: TokenId,
 ) -> Vec<(usize, f64)> {
     let weight = effective_weight(knn, knn_weight);
-    let of_token = neighbors.iter().zip(knn.weights()).enumerate().filter(|(_, (n, _))| n.value == token);
+    let counts = |(_, (n, a)): &(usize, (&Neighbor, &f64))| n.value == token && weight * **a > 0.0;
+    let of_token = neighbors.iter().zip(knn.weights()).enumerate().filter(counts);
     let mut out: Vec<(usize, f64)> = of_token.map(|(i, (_, a))| (i, weight * a)).collect();
     let total = (1.0 - weight) * log_p_lm.exp() + out.iter().map(|(_, part)| part).sum::<f64>();
     if weight == 0.0 || total == 0.0 {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use silo_core::mixture::{self, NeighborDistribution};
-use silo_core::{ContentHash, Neighbor, NeighborSearch, ShardId, ShardIndex, SourceId, TokenId};
+use silo_core::{ContentHash, Neighbor, NeighborSearch, Permissions, ShardId, ShardIndex, SourceId, TokenId};
 
 use crate::sequence::Pinned;
 
@@ -35,6 +35,8 @@ pub struct DocumentId {
 pub struct NeighborShare {
     /// Where it lies.
     pub id: DocumentId,
+    /// What its source may be used for: where it stands says what stands there.
+    pub permissions: Permissions,
     /// Position of its key in the document, in tokens.
     pub position: u32,
     /// Squared L2 distance.
@@ -79,7 +81,8 @@ pub struct Credit {
 }
 
 impl Credit {
-    pub(crate) fn add(&mut self, token: &TokenCredit) {
+    /// Adds a token.
+    pub fn add(&mut self, token: &TokenCredit) {
         self.parametric += token.parametric;
         for (source, share) in &token.sources {
             match self.sources.iter_mut().find(|credit| credit.source == *source) {
@@ -122,6 +125,7 @@ pub(crate) fn credit(
     if depth == Depth::Neighbors {
         let neighbor = |(n, (document, position), share): &(Neighbor, (ContentHash, u32), f64)| NeighborShare {
             id: id(n.shard, *document),
+            permissions: snapshot.shards[n.shard.0 as usize].source.permissions,
             position: *position,
             distance: n.distance,
             share: *share,

@@ -44,23 +44,14 @@ pub struct TokenEvent {
     pub log_probability: f64,
     /// The most probable tokens there, with their log p.
     pub alternatives: Vec<(TokenId, f64)>,
-    /// Shares in p of the token, if asked for.
-    pub credit: Option<TokenCredit>,
+    /// Shares in p of the token.
+    pub credit: TokenCredit,
 }
 
 impl PartialEq for View {
     fn eq(&self, other: &Self) -> bool {
         self.snapshot == other.snapshot && self.mask == other.mask
     }
-}
-
-/// What is kept of a token's credit.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RecordedToken {
-    /// The token.
-    pub token: TokenId,
-    /// Its credit; of documents the greatest shares only.
-    pub credit: TokenCredit,
 }
 
 /// Why a text ended.
@@ -118,10 +109,10 @@ pub struct Finished {
     pub view: Arc<View>,
     /// The parameters in force.
     pub in_force: InForce,
-    /// Who made it.
+    /// Who made it: every token that was drawn, those that were held back because of a removal too.
     pub credit: Credit,
-    /// Each token with its credit, if that was to be kept.
-    pub record: Vec<RecordedToken>,
+    /// Whether something that it was made from was removed meanwhile, and it went on without it.
+    pub repinned: bool,
     /// Sources whose passages stood before the text at some time. Their part in the model's share is not known.
     pub context_sources: Vec<SourceId>,
 }

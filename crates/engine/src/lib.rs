@@ -26,10 +26,8 @@ pub use compare::{ComparedToken, Comparison};
 pub use config::EngineConfig;
 pub use credit::{Credit, Depth, DocumentId, NeighborShare, SourceCredit, TokenCredit};
 pub use error::EngineError;
-pub use event::{Event, FinishReason, Finished, InForce, RecordedToken, TokenEvent, Usage, View};
+pub use event::{Event, FinishReason, Finished, InForce, TokenEvent, Usage, View};
 pub use guard::{GuardConfig, OnRun};
-pub use request::{
-    Attribution, ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Record, Retrieval, ScoreRequest,
-};
+pub use request::{ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest};
 pub use scheduler::{Engine, EngineStatus, Generation};
 pub use score::{Evidence, Score, ScoredToken};

@@ -80,25 +80,6 @@ pub struct Retrieval {
     pub context: Option<ContextParameters>,
 }
 
-/// How exactly sources are credited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Attribution {
-    /// Not at all, at no cost.
-    #[default]
-    None,
-    /// One total per source.
-    PerResponse,
-    /// With every token, and the totals.
-    PerToken,
-}
-
-/// What is kept of a text so that its credit can be asked for later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
-    /// So many documents of each token, those with the greatest shares.
-    pub documents: usize,
-}
-
 /// What happens to a running stream when something that it may see is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnRemoval {
@@ -124,12 +105,8 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// How the store is consulted.
     pub retrieval: Retrieval,
-    /// How sources are credited.
-    pub attribution: Attribution,
-    /// How finely.
+    /// How finely sources are credited.
     pub depth: Depth,
-    /// What is kept of each token's credit and given at the end.
-    pub record: Option<Record>,
     /// What a removal does.
     pub on_removal: OnRemoval,
     /// So many of the most probable tokens are reported with each token.
@@ -150,9 +127,7 @@ impl GenerateRequest {
             seed: 0,
             stop: Vec::new(),
             retrieval: Retrieval::default(),
-            attribution: Attribution::None,
             depth: Depth::Sources,
-            record: None,
             on_removal: OnRemoval::End,
             alternatives: 0,
             time_limit: None,
@@ -172,10 +147,8 @@ pub struct ScoreRequest {
     pub stride_tokens: usize,
     /// How the store is consulted.
     pub retrieval: Retrieval,
-    /// How sources are credited.
-    pub attribution: Attribution,
-    /// How finely.
-    pub depth: Depth,
+    /// How finely sources are credited; not at all, if there is none.
+    pub depth: Option<Depth>,
     /// The request fails at this time.
     pub deadline: Option<Instant>,
 }
@@ -183,7 +156,6 @@ pub struct ScoreRequest {
 impl ScoreRequest {
     /// A request with the defaults of every field.
     pub fn new(tokens: Vec<TokenId>, retrieval: Retrieval) -> Self {
-        let (attribution, depth) = (Attribution::None, Depth::Sources);
-        Self { tokens, window_tokens: 0, stride_tokens: 0, retrieval, attribution, depth, deadline: None }
+        Self { tokens, window_tokens: 0, stride_tokens: 0, retrieval, depth: None, deadline: None }
     }
 }

@@ -14,7 +14,7 @@ use silo_core::{
 };
 
 use crate::sequence::Pinned;
-use crate::{Attribution, Engine, EngineError, InForce, ScoreRequest, TokenCredit, context, credit};
+use crate::{Engine, EngineError, InForce, ScoreRequest, TokenCredit, context, credit};
 
 /// Positions whose logits are held at a time.
 const CHUNK_TOKENS: usize = 64;
@@ -282,9 +282,8 @@ impl Engine {
         let KnnParameters { knn_weight, knn_temperature, .. } = pinned.knn;
         let knn = NeighborDistribution::new(neighbors, knn_temperature);
         let weight = mixture::effective_weight(&knn, knn_weight);
-        let seen = (&*self.shared.store as &dyn NeighborSearch, pinned, request.depth);
-        let credit = (request.attribution == Attribution::PerToken)
-            .then(|| credit::credit(seen, log_p_lm, (neighbors, &knn), token));
+        let store: &dyn NeighborSearch = &*self.shared.store;
+        let credit = request.depth.map(|d| credit::credit((store, pinned, d), log_p_lm, (neighbors, &knn), token));
         ScoredToken {
             position,
             log_probability: mixture::mix_one(log_p_lm, knn.probability(token), weight),

@@ -9,16 +9,16 @@ use rand_chacha::ChaCha8Rng;
 use silo_core::mixture::{self, NeighborDistribution};
 use silo_core::sampling::sample;
 use silo_core::{
-    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, Passage, Purpose, SearchError, SequenceCache,
-    ShardMask, Snapshot, SourceId, TokenId, Tokenizer,
+    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, NeighborSearch, Passage, Purpose, SearchError,
+    SequenceCache, ShardMask, Snapshot, SourceId, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
 use crate::guard::{Guard, Watched};
 use crate::stop::StopMatcher;
 use crate::{
-    Attribution, ContextParameters, Credit, Depth, EngineError, Event, FinishReason, Finished, GenerateRequest,
-    InForce, OnRemoval, Record, RecordedToken, TokenCredit, TokenEvent, Usage, View, context, credit,
+    ContextParameters, Credit, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, OnRemoval,
+    TokenCredit, TokenEvent, Usage, View, context, credit,
 };
 
 /// What all requests share.
@@ -53,7 +53,7 @@ pub(crate) struct Sequence {
     detokenizer: Detokenizer,
     stop: StopMatcher,
     credit: Credit,
-    record: Vec<RecordedToken>,
+    repinned: bool,
     context_sources: BTreeSet<SourceId>,
     watched: Watched,
     /// Since when its reader has had no room.
@@ -88,7 +88,7 @@ impl Sequence {
             detokenizer: Detokenizer::default(),
             stop: StopMatcher::new(&request.stop),
             credit: Credit::default(),
-            record: Vec::new(),
+            repinned: false,
             context_sources: BTreeSet::new(),
             watched: Watched::default(),
             stalled: None,
@@ -183,7 +183,7 @@ impl Sequence {
         }
         let pinned = Pinned::new(&*shared.store, &self.request.retrieval, parameters);
         let asks_the_same = pinned.asks_the_same(&self.pinned);
-        self.pinned = pinned;
+        (self.pinned, self.repinned) = (pinned, true);
         let renewed = if mode.context() { self.lay_out(shared) } else { Ok(()) };
         match renewed {
             Ok(()) => Liveness::Repinned { asks_the_same },
@@ -231,7 +231,6 @@ impl Sequence {
         }
         let piece = self.detokenizer.push(shared.tokenizer.bytes(token));
         let (text, stopped) = self.stop.push(&piece);
-        let credit = (self.request.attribution == Attribution::PerToken).then_some(credit);
         let event = TokenEvent { token, text, log_probability, alternatives, credit };
         self.send(Event::Token(event, self.pinned.view.clone()));
         if stopped {
@@ -307,19 +306,8 @@ impl Sequence {
         found: (&[Neighbor], &NeighborDistribution),
         token: TokenId,
     ) -> TokenCredit {
-        let keeps_documents = self.request.record.is_some_and(|record| record.documents > 0);
-        let depth = if keeps_documents { self.request.depth.max(Depth::Documents) } else { self.request.depth };
-        let mut credit = credit::credit((&*shared.store, &self.pinned, depth), log_p_lm, found, token);
-        if let Some(Record { documents }) = self.request.record {
-            let mut kept = credit.documents.clone();
-            kept.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-            kept.truncate(documents);
-            let kept = TokenCredit { documents: kept, neighbors: Vec::new(), ..credit.clone() };
-            self.record.push(RecordedToken { token, credit: kept });
-        }
-        if self.request.depth < Depth::Documents {
-            credit.documents.clear();
-        }
+        let seen = (&*shared.store as &dyn NeighborSearch, &self.pinned, self.request.depth);
+        let credit = credit::credit(seen, log_p_lm, found, token);
         self.credit.add(&credit);
         credit
     }
@@ -344,7 +332,7 @@ impl Sequence {
             view: self.pinned.view.clone(),
             in_force: InForce { mode: self.request.retrieval.mode, knn: self.pinned.knn, context: self.context },
             credit: std::mem::take(&mut self.credit),
-            record: std::mem::take(&mut self.record),
+            repinned: self.repinned,
             context_sources: std::mem::take(&mut self.context_sources).into_iter().collect(),
         };
         self.send(Event::Finished(Box::new(finished)));

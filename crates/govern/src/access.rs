@@ -75,6 +75,11 @@ impl Caller {
         Self { name: "local".into(), role: Role::Admin, sources: None }
     }
 
+    /// Whether text of the store may be shown to this caller, as far as sources permit it.
+    pub fn may_search(&self) -> bool {
+        matches!(self.role, Role::Reader | Role::Curator | Role::Legal | Role::Auditor | Role::Admin)
+    }
+
     /// Whether a source exists for this caller.
     pub fn sees(&self, source: &SourceId) -> bool {
         self.sources.as_ref().is_none_or(|sources| sources.contains(source))

@@ -77,6 +77,8 @@ impl Governor {
     ) -> Result<Self, GovernError> {
         let notary = config.signing_key.as_deref().map(|key| Notary::open(&store, key)).transpose()?;
         let threads = rayon::ThreadPoolBuilder::new().num_threads(config.attribution.threads.max(1));
+        // A fault in one look must not end the service.
+        let threads = threads.panic_handler(|_| tracing::error!("a look for runs of words failed"));
         let attribution_threads = threads.thread_name(|i| format!("attribution-{i}")).build()?;
         let (responses, ledger) = (Responses::default(), Ledger::default());
         let optout_lock = Mutex::new(());

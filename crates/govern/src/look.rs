@@ -55,9 +55,9 @@ pub struct Found {
 pub struct FoundNeighbor {
     /// Squared L2 distance.
     pub distance: f32,
-    /// The token that followed.
-    pub value: u32,
-    /// Where it is from; without text, URI and title where the source may not be displayed.
+    /// The token that followed; `None` where the source may not be displayed.
+    pub value: Option<u32>,
+    /// Where it is from; without text, URI and title where the source may not be displayed, and its position says nothing then.
     pub entry: Entry,
 }
 
@@ -125,11 +125,12 @@ impl Governor {
         let found = self.store().neighbors(&[query])?.remove(0);
         let shown = |n: &silo_core::Neighbor| {
             let mut entry = self.store().entry(snapshot, n, CONTEXT_TOKENS)?; // nothing, if it was removed just now
-            if !snapshot.shards[n.shard.0 as usize].source.permissions.display {
+            let shown = snapshot.shards[n.shard.0 as usize].source.permissions.display;
+            if !shown {
                 (entry.uri, entry.title) = (String::new(), String::new());
                 (entry.context, entry.continuation) = (String::new(), String::new());
             }
-            Some(FoundNeighbor { distance: n.distance, value: n.value, entry })
+            Some(FoundNeighbor { distance: n.distance, value: shown.then_some(n.value), entry })
         };
         Ok(found.iter().filter_map(shown).collect())
     }

@@ -13,7 +13,7 @@ use silo_proto::v1;
 use silo_proto::v1::attribution_service_server::AttributionService;
 use silo_proto::v1::compare_without_request::Compared as Ask;
 use silo_proto::v1::compare_without_response::Compared;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::access::caller;
@@ -26,6 +26,9 @@ const HOUR_MS: i64 = 3_600_000;
 
 /// How often a look that a change came across is repeated.
 const TRIES: usize = 20;
+
+/// How often a comparison is begun anew if the store changes meanwhile.
+const COMPARISONS: usize = 3;
 
 pub(crate) struct Attributions {
     pub(crate) generations: Generations,
@@ -114,14 +117,14 @@ fn answer(answer: Answer) -> v1::AttributeResponseResponse {
         .collect();
     documents.sort_by(|a, b| (a.shard, &a.document).cmp(&(b.shard, &b.document)));
     v1::AttributeResponseResponse {
-        response_id: answer.kept.id,
+        response_id: answer.kept.id.clone(),
         at_unix_ms: answer.kept.at_unix_ms,
         epoch: answer.kept.snapshot.epoch.0,
         root: answer.kept.snapshot.root.to_string(),
         tokens: answer.tokens.into_iter().map(token).collect(),
         documents,
-        context_sources: answer.kept.context_sources.into_iter().map(String::from).collect(),
-        text: answer.kept.text.unwrap_or_default(),
+        context_sources: answer.kept.context_sources.iter().map(ToString::to_string).collect(),
+        text: answer.kept.text.clone().unwrap_or_default(),
     }
 }
 
@@ -163,6 +166,11 @@ fn report(report: SourceReport) -> v1::SourceReport {
 }
 
 impl Attributions {
+    fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let limit = self.generations.config.max_concurrent_searches;
+        self.places.clone().try_acquire_owned().map_err(|_| status::overloaded("searches", limit))
+    }
+
     async fn compare_score(
         &self,
         message: v1::ScoreRequest,
@@ -192,15 +200,52 @@ impl Attributions {
         without: Vec<SourceId>,
     ) -> Result<v1::ComparedGeneration, Status> {
         message.sampling.get_or_insert_default().seed.get_or_insert_with(rand::random);
-        let with = self.generations.admit(message.clone(), deadline, caller.clone(), Vec::new()).await?;
-        let with = self.generations.whole(with).await?;
-        let without = self.generations.admit(message, deadline, caller, without).await?;
-        let without = self.generations.whole(without).await?;
-        let ids = |response: &v1::GenerateResponse| response.tokens.iter().map(|t| t.id).collect::<Vec<_>>();
-        let (a, b) = (ids(&with), ids(&without));
-        let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
-        let first_difference = (same < a.len().max(b.len())).then_some(same as u32);
-        Ok(v1::ComparedGeneration { with_sources: Some(with), without_sources: Some(without), first_difference })
+        for _ in 0..COMPARISONS {
+            let one = |without| self.generations.admit(message.clone(), deadline, caller.clone(), Some(without));
+            let with = self.generations.whole(one(Vec::new()).await?).await?;
+            let other = self.generations.whole(one(without.clone()).await?).await?;
+            let epoch = |of: &v1::GenerateResponse| {
+                of.finished.as_ref().and_then(|f| f.provenance.as_ref()).map(|provenance| provenance.epoch)
+            };
+            let score = self.score_of(&message, &with)?;
+            let score = self.compare_score(score, (deadline, caller.clone()), without.clone()).await?;
+            let scored = score.provenance.as_ref().map(|provenance| provenance.epoch);
+            // Of one state of the store, or what differs may be something else's doing.
+            if epoch(&with) == epoch(&other) && epoch(&with) == scored {
+                return Ok(differing(with, other, score));
+            }
+        }
+        Err(status::govern(&GovernError::Changing { tries: COMPARISONS }))
+    }
+
+    /// A prompt and what was made of it, to be scored.
+    fn score_of(&self, message: &v1::GenerateRequest, made: &v1::GenerateResponse) -> Result<v1::ScoreRequest, Status> {
+        let mut ids = match &message.prompt {
+            Some(v1::generate_request::Prompt::Tokens(tokens)) => tokens.ids.clone(),
+            Some(v1::generate_request::Prompt::Text(text)) => {
+                self.generations.engine.tokenizer().encode(text).map_err(|e| status::engine(&e.into()))?
+            }
+            None => Vec::new(),
+        };
+        ids.extend(made.tokens.iter().map(|token| token.id));
+        let input = Some(v1::score_request::Input::Tokens(v1::TokenIds { ids }));
+        Ok(v1::ScoreRequest { input, retrieval: message.retrieval.clone(), ..v1::ScoreRequest::default() })
+    }
+}
+
+fn differing(
+    with: v1::GenerateResponse,
+    without: v1::GenerateResponse,
+    score: v1::ComparedText,
+) -> v1::ComparedGeneration {
+    let ids = |response: &v1::GenerateResponse| response.tokens.iter().map(|t| t.id).collect::<Vec<_>>();
+    let (a, b) = (ids(&with), ids(&without));
+    let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    v1::ComparedGeneration {
+        first_difference: (same < a.len().max(b.len())).then_some(same as u32),
+        with_sources: Some(with),
+        without_sources: Some(without),
+        score: Some(score),
     }
 }
 
@@ -231,15 +276,16 @@ impl AttributionService for Attributions {
         if k > 1000 || passages > 1000 {
             return Err(bad("k", "at most 1000 neighbours and 1000 passages are shown"));
         }
-        let limit = self.generations.config.max_concurrent_searches;
-        let place = self.places.clone().try_acquire_owned().map_err(|_| status::overloaded("searches", limit))?;
+        let place = self.place()?;
+        let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
+        let flag = cancel.0.clone();
         let card = self.generations.engine.model().card().clone();
-        blocking(self.generations.governor.clone(), move |g| {
+        let response = blocking(self.generations.governor.clone(), move |g| {
             let _place = place;
             let look = Look { text: &m.text, filter: &filter, k, passages };
             for _ in 0..TRIES {
                 let found = g.look(&look).map_err(|e| status::govern(&e))?;
-                let spans = g.find_spans(&m.text, &filter, limits).map_err(|e| status::govern(&e))?;
+                let spans = g.find_spans(&m.text, &filter, limits, &flag).map_err(|e| status::govern(&e))?;
                 // Both of one store.
                 if found.snapshot.epoch == spans.snapshot.epoch {
                     let (neighbors, passages) = to_proto::hits(found);
@@ -250,7 +296,9 @@ impl AttributionService for Attributions {
             }
             Err(status::govern(&GovernError::Changing { tries: TRIES }))
         })
-        .await
+        .await;
+        drop(cancel);
+        response
     }
 
     async fn compare_without(
@@ -286,7 +334,8 @@ impl AttributionService for Attributions {
         let caller = caller(&request)?;
         let m = request.into_inner();
         let source = from_proto::source_id(&m.source, "source").map_err(|e| status::bad_field(&e))?;
-        let hour = |unix_ms: i64| unix_ms.div_euclid(HOUR_MS);
+        // The first and last hours that can be said in milliseconds, and no further.
+        let hour = |unix_ms: i64| unix_ms.clamp(i64::MIN / 2, i64::MAX / 2).div_euclid(HOUR_MS);
         let hours = hour(m.from_unix_ms)..m.to_unix_ms.map_or(hour(now_unix_ms()) + 1, hour);
         if hours.start >= hours.end {
             return Err(bad(

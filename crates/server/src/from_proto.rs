@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use silo_core::sampling::SamplingParameters;
 use silo_core::{Document, Filter, Permissions, Selection, ShardId, SourceId, Term, Tier, Tokenizer};
-use silo_engine::{
-    Attribution, ContextParameters, Depth, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest,
-};
+use silo_engine::{ContextParameters, Depth, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest};
 use silo_govern::{Caller, Declaration, SignalFile, SourceUpdate};
 use silo_proto::v1;
 
 use crate::ServerConfig;
 use crate::status::{BadField, unknown_enum};
+use crate::to_proto::Attribution;
 
 type Result<T> = std::result::Result<T, BadField>;
 
@@ -89,7 +88,7 @@ fn tokens(input: Option<Input>, field: &'static str, tokenizer: &dyn Tokenizer) 
     }
 }
 
-fn attribution(value: i32) -> Result<Attribution> {
+pub(crate) fn attribution(value: i32) -> Result<Attribution> {
     Ok(match v1::AttributionDetail::try_from(value).map_err(|_| unknown_enum("attribution", value))? {
         v1::AttributionDetail::Unspecified => Attribution::None,
         v1::AttributionDetail::PerResponse => Attribution::PerResponse,
@@ -97,7 +96,7 @@ fn attribution(value: i32) -> Result<Attribution> {
     })
 }
 
-fn depth(value: i32) -> Result<Depth> {
+pub(crate) fn depth(value: i32) -> Result<Depth> {
     Ok(match v1::AttributionDepth::try_from(value).map_err(|_| unknown_enum("attribution_depth", value))? {
         v1::AttributionDepth::Unspecified | v1::AttributionDepth::Sources => Depth::Sources,
         v1::AttributionDepth::Documents => Depth::Documents,
@@ -169,9 +168,7 @@ pub(crate) fn generate(m: v1::GenerateRequest, s: &Surroundings<'_>, seed: u64) 
         seed,
         stop: m.stop,
         retrieval: retrieval(m.retrieval, s.context, s.caller)?,
-        attribution: attribution(m.attribution)?,
-        depth: depth(m.attribution_depth)?,
-        record: None,
+        depth: Depth::Sources,
         on_removal,
         alternatives,
         time_limit: m.time_limit_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into())),
@@ -193,8 +190,10 @@ pub(crate) fn score(m: v1::ScoreRequest, s: &Surroundings<'_>) -> Result<ScoreRe
         window_tokens: positive(m.window_tokens, "window_tokens")?,
         stride_tokens: positive(m.stride_tokens, "stride_tokens")?,
         retrieval: retrieval(m.retrieval, s.context, s.caller)?,
-        attribution: attribution(m.attribution)?,
-        depth: depth(m.attribution_depth)?,
+        depth: match attribution(m.attribution)? {
+            Attribution::PerToken => Some(depth(m.attribution_depth)?),
+            Attribution::PerResponse | Attribution::None => None,
+        },
         deadline: s.deadline,
     })
 }

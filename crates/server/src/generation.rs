@@ -5,19 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use silo_core::{Filter, SourceId};
-use silo_engine::{
-    Attribution, DocumentId, Engine, Event, Finished, Generation, Record, RecordedToken, ScoreRequest, SourceCredit,
-};
-use silo_govern::{Caller, Governor, KeptAnswer, KeptToken, Part, PartOfAnswer, now_unix_ms};
+use silo_core::{SnapshotProvider, SourceId};
+use silo_engine::{Depth, Engine, Event, ScoreRequest};
+use silo_govern::{Caller, Governor};
 use silo_proto::v1;
 use silo_proto::v1::generation_service_server::GenerationService;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::access::caller;
+use crate::running::{self, Running};
 use crate::serve::Draining;
-use crate::to_proto::Asked;
+use crate::to_proto::{Asked, Attribution};
 use crate::{ServerConfig, from_proto, status, to_proto};
 
 #[derive(Clone)]
@@ -26,16 +25,6 @@ pub(crate) struct Generations {
     pub(crate) governor: Arc<Governor>,
     pub(crate) config: Arc<ServerConfig>,
     pub(crate) draining: Draining,
-}
-
-/// A generation under way, and what is to be noted of it at its end.
-pub(crate) struct Running {
-    generation: Generation,
-    asked: Asked,
-    caller: Caller,
-    filter: Filter,
-    /// Its text, token by token.
-    pieces: Vec<String>,
 }
 
 /// When a call's deadline passes. The transport itself watches it only until the first byte of the answer.
@@ -63,98 +52,66 @@ impl Generations {
 
     async fn start(&self, request: Request<v1::GenerateRequest>) -> Result<Running, Status> {
         let (deadline, caller) = (deadline(&request), caller(&request)?);
-        self.admit(request.into_inner(), deadline, caller, Vec::new()).await
+        self.admit(request.into_inner(), deadline, caller, None).await
     }
 
-    /// Begins a generation, as if some sources had never been there.
+    /// Begins a generation; a comparison, if sources are taken never to have been there, be they none.
     pub(crate) async fn admit(
         &self,
         message: v1::GenerateRequest,
         deadline: Option<Instant>,
         caller: Caller,
-        without: Vec<SourceId>,
+        compared: Option<Vec<SourceId>>,
     ) -> Result<Running, Status> {
         self.draining.check()?;
         self.engine.has_place().map_err(|e| status::engine(&e))?;
-        let seed = message.sampling.as_ref().and_then(|s| s.seed).unwrap_or_else(rand::random);
         let service = self.clone();
-        let admit = move || {
-            let request = from_proto::generate(message, &service.surroundings(deadline, &caller), seed);
-            let mut request = request.map_err(|e| status::bad_field(&e))?;
-            request.retrieval.without = without;
-            let (attribution, filter) = (request.attribution, request.retrieval.filter.clone());
-            let kept = service.governor.config().attribution.clone();
-            let keep = attribution != Attribution::None && kept.kept_answers > 0;
-            request.record = keep.then_some(Record { documents: kept.kept_documents });
-            let id = if keep { format!("{:032x}", rand::random::<u128>()) } else { String::new() };
-            let generation = service.engine.generate(request).map_err(|e| status::engine(&e))?;
-            Ok(Running { generation, asked: Asked { seed, attribution, id }, caller, filter, pieces: Vec::new() })
-        };
+        let admit = move || service.begin(message, deadline, caller, compared);
         tokio::task::spawn_blocking(admit).await.map_err(status::internal)?
+    }
+
+    fn begin(
+        &self,
+        message: v1::GenerateRequest,
+        deadline: Option<Instant>,
+        caller: Caller,
+        compared: Option<Vec<SourceId>>,
+    ) -> Result<Running, Status> {
+        let seed = message.sampling.as_ref().and_then(|s| s.seed).unwrap_or_else(rand::random);
+        let attribution = from_proto::attribution(message.attribution).map_err(|e| status::bad_field(&e))?;
+        let depth = from_proto::depth(message.attribution_depth).map_err(|e| status::bad_field(&e))?;
+        let depth = if attribution == Attribution::None { Depth::Sources } else { depth };
+        let request = from_proto::generate(message, &self.surroundings(deadline, &caller), seed);
+        let mut request = request.map_err(|e| status::bad_field(&e))?;
+        let kept = attribution != Attribution::None && compared.is_none();
+        let kept = kept && self.governor.config().attribution.kept_answers > 0;
+        let id = if kept { format!("{:032x}", rand::random::<u128>()) } else { String::new() };
+        let (asked, counts) = (Asked { seed, attribution, depth, caller, id }, compared.is_none());
+        (request.depth, request.retrieval.without) = (running::depth(&asked), compared.unwrap_or_default());
+        let filter = request.retrieval.filter.clone();
+        let generation = self.engine.generate(request).map_err(|e| status::engine(&e))?;
+        Ok(Running::new(generation, (asked, counts), self.governor.clone(), filter))
     }
 
     /// The next message. The last one is `Finished`.
     async fn next(&self, running: &mut Running) -> Result<v1::generate_chunk::Message, Status> {
         let event = tokio::select! {
-            event = running.generation.next() => event,
+            event = running.next() => event,
             () = self.draining.cut() => return Err(status::draining()),
         };
         match event {
             Some(Event::Token(token, _)) => {
-                running.pieces.push(token.text.clone());
-                let token = to_proto::token(token, self.engine.tokenizer().as_ref());
+                let token = to_proto::token(token, self.engine.tokenizer().as_ref(), &running.asked);
                 Ok(v1::generate_chunk::Message::Token(token))
             }
-            Some(Event::Finished(mut finished)) => {
-                self.note(running, &mut finished);
-                let finished = to_proto::finished(*finished, self.engine.model().card(), &running.asked);
+            Some(Event::Finished(finished)) => {
+                let (card, now) = (self.engine.model().card(), self.governor.store().snapshot());
+                let finished = to_proto::finished(*finished, card, &running.asked, &now);
                 Ok(v1::generate_chunk::Message::Finished(Box::new(finished)))
             }
             Some(Event::Failed(error)) => Err(status::engine(&error)),
             None => Err(status::internal("the text ended without a reason")),
         }
-    }
-
-    /// Notes who made an answer.
-    fn note(&self, running: &mut Running, finished: &mut Finished) {
-        let mut pieces = std::mem::take(&mut running.pieces);
-        // Tokens that were held back because of a removal were not given.
-        let mut record = std::mem::take(&mut finished.record);
-        record.truncate(pieces.len());
-        if let Some(last) = pieces.last_mut() {
-            last.push_str(&finished.text);
-        }
-        let part = |credit: &SourceCredit| Part {
-            source: credit.source.clone(),
-            share: credit.total,
-            n_tokens: credit.n_tokens,
-        };
-        if !running.asked.id.is_empty() {
-            let documents = |documents: Vec<(DocumentId, f64)>| {
-                documents.into_iter().map(|(id, share)| (id.source, id.shard, id.document, share)).collect()
-            };
-            let token = |recorded: RecordedToken| KeptToken {
-                token: Some(recorded.token),
-                parametric: recorded.credit.parametric,
-                sources: recorded.credit.sources,
-                documents: documents(recorded.credit.documents),
-            };
-            self.governor.keep_answer(KeptAnswer {
-                id: running.asked.id.clone(),
-                caller: running.caller.name.clone(),
-                at_unix_ms: now_unix_ms(),
-                snapshot: finished.view.snapshot.clone(),
-                tokens: record.into_iter().map(token).collect(),
-                context_sources: finished.context_sources.clone(),
-                text: Some(pieces.concat()),
-            });
-        }
-        self.governor.note_answer(PartOfAnswer {
-            parts: finished.credit.sources.iter().map(part).collect(),
-            context_sources: finished.context_sources.clone(),
-            pieces,
-            filter: running.filter.clone(),
-        });
     }
 
     /// The whole answer.
@@ -221,7 +178,8 @@ impl GenerationService for Generations {
         let work = tokio::task::spawn_blocking(move || {
             let request = service.score_request(message, deadline, &caller)?;
             let score = engine.score(&request, &flag).map_err(|e| status::engine(&e))?;
-            Ok(to_proto::score(score, &request.tokens, engine.tokenizer().as_ref(), engine.model().card()))
+            let tokenizer = engine.tokenizer().as_ref();
+            Ok(to_proto::score(score, &request.tokens, (tokenizer, &caller), engine.model().card()))
         });
         let response = tokio::select! {
             response = work => response.map_err(status::internal)?,

@@ -15,6 +15,7 @@ mod generation;
 mod operations;
 mod optout;
 mod page;
+mod running;
 mod serve;
 mod status;
 mod to_proto;

@@ -2,9 +2,10 @@
 
 use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
 use silo_engine::{
-    Attribution, DocumentId, FinishReason, Finished, InForce, Mode, NeighborShare, Score, SourceCredit, TokenEvent,
+    Depth, DocumentId, FinishReason, Finished, InForce, Mode, NeighborShare, Score, SourceCredit, TokenCredit,
+    TokenEvent,
 };
-use silo_govern::{BackupRecord, Found, Removal, RemovalPart, ShardDetail, ShardState, SourceState};
+use silo_govern::{BackupRecord, Caller, Found, Removal, RemovalPart, ShardDetail, ShardState, SourceState};
 use silo_proto::v1;
 
 pub(crate) fn tier(tier: Tier) -> v1::Tier {
@@ -63,22 +64,44 @@ fn documents(documents: Vec<(DocumentId, f64)>) -> Vec<v1::DocumentShare> {
     documents.into_iter().map(share).collect()
 }
 
-fn neighbors(neighbors: Vec<NeighborShare>) -> Vec<v1::NeighborShare> {
+fn neighbors(neighbors: Vec<NeighborShare>, caller: &Caller) -> Vec<v1::NeighborShare> {
+    let shown = |n: &NeighborShare| n.permissions.display && (n.permissions.verbatim || caller.may_search());
     let share = |n: NeighborShare| v1::NeighborShare {
+        position: shown(&n).then_some(n.position),
         source: n.id.source.into(),
         shard: n.id.shard.0,
         document: n.id.document.to_string(),
-        position: n.position,
         distance: n.distance,
         share: n.share,
     };
     neighbors.into_iter().map(share).collect()
 }
 
-pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer) -> v1::Token {
+/// What a call said about its answer, and who made it.
+pub(crate) struct Asked {
+    pub(crate) seed: u64,
+    pub(crate) attribution: Attribution,
+    pub(crate) depth: Depth,
+    pub(crate) caller: Caller,
+    /// Under which the answer is kept, if it is.
+    pub(crate) id: String,
+}
+
+/// How exactly sources are credited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attribution {
+    None,
+    PerResponse,
+    PerToken,
+}
+
+pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer, asked: &Asked) -> v1::Token {
     let alternative =
         |(id, log_probability): (u32, f64)| v1::Alternative { id, text: tokenizer.decode(&[id]), log_probability };
-    let credit = t.credit.unwrap_or_default();
+    let mut credit = if asked.attribution == Attribution::PerToken { t.credit } else { TokenCredit::default() };
+    if asked.depth < Depth::Documents {
+        credit.documents.clear();
+    }
     v1::Token {
         id: t.token,
         text: t.text,
@@ -86,12 +109,13 @@ pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer) -> v1::Token {
         alternatives: t.alternatives.into_iter().map(alternative).collect(),
         shares: shares(credit.sources),
         documents: documents(credit.documents),
-        neighbors: neighbors(credit.neighbors),
+        neighbors: neighbors(credit.neighbors, &asked.caller),
     }
 }
 
-/// What licences ask for, of sources by their share, and of those whose passages were read.
-fn notices(sources: &[SourceCredit], context: &[SourceId], snapshot: &Snapshot) -> Vec<v1::Notice> {
+/// What licences ask for, of sources by their share, and of those whose passages were read. Of a source of which nothing is in the store any
+/// more, nothing is said.
+fn notices(sources: &[SourceCredit], context: &[SourceId], now: &Snapshot) -> Vec<v1::Notice> {
     let mut ids: Vec<&SourceId> = Vec::new();
     for id in sources.iter().map(|credit| &credit.source).chain(context) {
         if !ids.contains(&id) {
@@ -99,21 +123,14 @@ fn notices(sources: &[SourceCredit], context: &[SourceId], snapshot: &Snapshot) 
         }
     }
     let notice = |id: &SourceId| {
-        let source = snapshot.sources.iter().find(|s| s.id == *id)?;
-        Some(v1::Notice { source: id.to_string(), text: source.notice()? })
+        let view = now.shards.iter().find(|view| view.source.id == *id)?;
+        Some(v1::Notice { source: id.to_string(), text: view.source.notice()? })
     };
     ids.into_iter().filter_map(notice).collect()
 }
 
-/// What a call said about its answer.
-pub(crate) struct Asked {
-    pub(crate) seed: u64,
-    pub(crate) attribution: Attribution,
-    /// Under which the answer is kept, if it is.
-    pub(crate) id: String,
-}
-
-pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked) -> v1::Finished {
+/// `now` is the store as it is.
+pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked, now: &Snapshot) -> v1::Finished {
     let reason = match f.reason {
         FinishReason::Length => v1::FinishReason::Length,
         FinishReason::Stop => v1::FinishReason::Stop,
@@ -125,12 +142,12 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked) 
     };
     let mut totals = f.credit.sources;
     totals.sort_by(|a, b| b.total.total_cmp(&a.total).then_with(|| a.source.cmp(&b.source)));
-    let notices = notices(&totals, &f.context_sources, &f.view.snapshot);
+    let notices = notices(&totals, &f.context_sources, now);
     let asked_for = asked.attribution != Attribution::None;
     let mut of_documents: Vec<(DocumentId, f64)> = f.credit.documents.into_iter().collect();
     of_documents.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let total = |credit: SourceCredit| {
-        let source = f.view.snapshot.sources.iter().find(|s| s.id == credit.source);
+        let source = now.shards.iter().map(|view| &view.source).find(|s| s.id == credit.source);
         v1::SourceTotal {
             source: credit.source.into(),
             total: credit.total,
@@ -157,14 +174,14 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked) 
         seed: asked.seed,
         notices,
         response_id: asked.id.clone(),
-        documents: if asked_for { documents(of_documents) } else { Vec::new() },
+        documents: if asked_for && asked.depth >= Depth::Documents { documents(of_documents) } else { Vec::new() },
     }
 }
 
 pub(crate) fn score(
     s: Score,
     tokens: &[u32],
-    tokenizer: &dyn Tokenizer,
+    (tokenizer, caller): (&dyn Tokenizer, &Caller),
     card: &silo_core::ModelCard,
 ) -> v1::ScoreResponse {
     let log_probability = s.tokens.iter().map(|t| t.log_probability).sum();
@@ -178,7 +195,7 @@ pub(crate) fn score(
             parametric_log_probability: t.parametric_log_probability,
             shares: shares(credit.sources),
             documents: documents(credit.documents),
-            neighbors: neighbors(credit.neighbors),
+            neighbors: neighbors(credit.neighbors, caller),
         }
     };
     v1::ScoreResponse {
@@ -315,7 +332,7 @@ pub(crate) fn hits(found: Found) -> (Vec<v1::NeighborHit>, Vec<v1::PassageHit>) 
     let neighbor = |n: silo_govern::FoundNeighbor| v1::NeighborHit {
         source: n.entry.source.into(),
         document: n.entry.document.to_string(),
-        position: n.entry.position,
+        position: n.value.map(|_| n.entry.position),
         distance: n.distance,
         token: n.value,
         uri: n.entry.uri,

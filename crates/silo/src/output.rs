@@ -24,6 +24,11 @@ pub fn chain(error: &anyhow::Error) -> String {
     out
 }
 
+/// A text from elsewhere, without characters that would drive a terminal.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Prints a value as JSON, one line.
 pub fn json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(value)?);

@@ -117,10 +117,23 @@ impl<'a> Spans<'a> {
         from..from + n
     }
 
-    /// How many words of a run, from its first on, stand somewhere in a document that `is_live` lets pass; at most [`SORTED_BY`]. In the order
-    /// the places that have most in common with the run are next to where it would stand.
+    /// How many words of a run, from its first on, stand somewhere in a document that `is_live` lets pass. In the order the places that have most
+    /// in common with the run are next to where it would stand.
     pub fn longest(&self, run: &[u32], is_live: impl Fn(usize) -> bool) -> usize {
-        let run = &run[..run.len().min(SORTED_BY)];
+        let sorted = self.longest_sorted(&run[..run.len().min(SORTED_BY)], &is_live);
+        if sorted < SORTED_BY || run.len() == SORTED_BY {
+            return sorted;
+        }
+        // Among places that are alike for as long as they are sorted, each is looked at to its end.
+        let goes_on = |(document, at): (usize, usize)| {
+            let words = &self.document(document)[at..];
+            words.iter().zip(run).take_while(|(a, b)| a == b).count()
+        };
+        let places = self.places(self.find(run)).filter(|(document, _)| is_live(*document));
+        places.map(goes_on).max().unwrap_or(sorted)
+    }
+
+    fn longest_sorted(&self, run: &[u32], is_live: &impl Fn(usize) -> bool) -> usize {
         let at = self.order.partition_point(|at| self.from(*at, run.len()) < run);
         let in_common = |place: u32| self.from(place, run.len()).iter().zip(run).take_while(|(a, b)| a == b).count();
         let lives = |place: &&u32| is_live(self.document_of(**place));
@@ -249,6 +262,9 @@ mod tests {
         let documents = vec![same.clone(), other.clone(), vec![7; SORTED_BY / 2]];
         let files = SpanFiles::build(documents.clone());
         let spans = Spans::new(&files.units, &files.order, &files.starts).unwrap();
+        let far: Vec<u32> = other.iter().chain(&[7, 9]).copied().collect();
+        assert_eq!(spans.longest(&far, |_| true), far.len() - 2);
+        assert_eq!(spans.longest(&other, |document| document != 1), SORTED_BY + 20);
         for run in [&same[..], &other[..], &same[..SORTED_BY + 1]] {
             let mut found: Vec<_> = spans.find_all(run).collect();
             found.sort_unstable();

@@ -229,13 +229,21 @@ impl Store {
         Ok(out)
     }
 
-    /// A document of a live shard, if it is retrieved.
-    pub fn live_document(&self, shard: ShardId, hash: ContentHash) -> Result<Option<StoredDocument>, StoreError> {
+    /// Whether a document of a shard is retrieved.
+    pub fn retrieves(&self, shard: ShardId, hash: ContentHash) -> Result<bool, StoreError> {
+        let live = self.live();
+        let Some(found) = live.shards.get(&shard) else { return Ok(false) };
+        let shown = |number: &u32| found.shard.index_of(*number).is_some() && !found.hides(*number);
+        Ok(self.catalog.numbers_of(shard, hash)?.iter().any(shown))
+    }
+
+    /// URI, title and licence of a document of a live shard, if it is retrieved.
+    pub fn live_document(&self, shard: ShardId, hash: ContentHash) -> Result<Option<[String; 3]>, StoreError> {
         let live = self.live();
         let Some(found) = live.shards.get(&shard) else { return Ok(None) };
         for number in self.catalog.numbers_of(shard, hash)? {
             if let Some(i) = found.shard.index_of(number).filter(|_| !found.hides(number)) {
-                return found.shard.document(i).map(Some);
+                return found.shard.about(i).map(Some);
             }
         }
         Ok(None)

@@ -304,6 +304,12 @@ impl Shard {
         })
     }
 
+    /// URI, title and licence of the document at place `i` of the files.
+    pub(crate) fn about(&self, i: usize) -> Result<[String; 3], StoreError> {
+        let fields = read_metadata(&self.records()[i], &self.metadata)?;
+        Ok([fields.uri, fields.title, fields.licence])
+    }
+
     /// All documents of the files, without their tokens.
     pub(crate) fn all_documents(&self) -> Result<Vec<StoredDocument>, StoreError> {
         let read = |r| read_document(r, &self.manifest, &self.metadata, &self.text);
@@ -375,14 +381,18 @@ impl Shard {
     }
 }
 
+fn read_metadata(r: &DocumentRecord, metadata: &Mapped) -> Result<DocumentMetadata, StoreError> {
+    let bytes = part(metadata, r.metadata_at, r.metadata_bytes)?;
+    serde_json::from_slice(bytes).map_err(|e| StoreError::damaged(&metadata.path, e))
+}
+
 fn read_document(
     r: &DocumentRecord,
     manifest: &Manifest,
     metadata: &Mapped,
     text: &Mapped,
 ) -> Result<StoredDocument, StoreError> {
-    let fields: DocumentMetadata = serde_json::from_slice(part(metadata, r.metadata_at, r.metadata_bytes)?)
-        .map_err(|e| StoreError::damaged(&metadata.path, e))?;
+    let fields = read_metadata(r, metadata)?;
     let whole = part(text, r.text_at, r.text_bytes)?.to_vec();
     let document = Document {
         source: manifest.source.clone(),

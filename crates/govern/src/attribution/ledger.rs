@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use silo_core::{Filter, SourceId};
@@ -12,9 +12,6 @@ use super::SpanLimits;
 use crate::{Caller, GovernError, Governor};
 
 const HOUR_MS: i64 = 3_600_000;
-
-/// Documents of a run that are looked at for their sources.
-const SOURCES_OF_A_RUN: usize = 64;
 
 /// What a source gave to an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +88,15 @@ impl Ledger {
     }
 }
 
+/// An answer that waits to be looked through, until it is dropped.
+struct Waits(Arc<Governor>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.ledger.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Governor {
     /// Notes what sources gave to an answer. Runs of their words are counted in the background.
     pub fn note_answer(self: &Arc<Self>, answer: PartOfAnswer) {
@@ -119,30 +125,22 @@ impl Governor {
             );
             return;
         }
-        let governor = Arc::clone(self);
-        self.attribution_threads.spawn(move || {
-            governor.count_verbatim(hour, &answer);
-            governor.ledger.waiting.fetch_sub(1, Ordering::Relaxed);
-        });
+        let waits = Waits(Arc::clone(self));
+        self.attribution_threads.spawn(move || waits.0.count_verbatim(hour, &answer));
     }
 
     fn count_verbatim(&self, hour: i64, answer: &PartOfAnswer) {
         let config = &self.config().attribution;
         let text = answer.pieces.concat();
-        let limits = SpanLimits {
-            min_words: config.verbatim_words,
-            max_spans: usize::MAX,
-            max_documents: SOURCES_OF_A_RUN,
-            context_words: 0,
-        };
-        let found = match self.find_spans(&text, &answer.filter, limits) {
+        let limits =
+            SpanLimits { min_words: config.verbatim_words, max_spans: usize::MAX, max_documents: 0, context_words: 0 };
+        let found = match self.find_spans(&text, &answer.filter, limits, &AtomicBool::new(false)) {
             Ok(found) => found,
             Err(error) => return tracing::warn!("runs of words of an answer were not counted: {error}"),
         };
         let mut of_source: BTreeMap<&SourceId, Vec<&Range<usize>>> = BTreeMap::new();
         for span in &found.spans {
-            let sources: BTreeSet<&SourceId> = span.documents.iter().map(|document| &document.source).collect();
-            sources.into_iter().for_each(|source| of_source.entry(source).or_default().push(&span.at));
+            span.sources.iter().for_each(|source| of_source.entry(source).or_default().push(&span.at));
         }
         for (source, spans) in of_source {
             let mut at = 0;

@@ -12,12 +12,17 @@ pub(crate) use responses::Responses;
 pub use responses::{Answer, CreditedDocument, CreditedToken, KeptAnswer, KeptToken};
 pub use text::{SpanLimits, TextSpans};
 
+/// How often a look that a change came across is repeated.
+const TRIES: usize = 20;
+
 /// What is kept of answers, and what may be asked about texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AttributionConfig {
     /// Answers whose credit is kept, the newest; 0 for none.
     pub kept_answers: usize,
+    /// With so many tokens together.
+    pub kept_tokens: usize,
     /// For so many seconds.
     pub kept_seconds: u64,
     /// So many documents of each of their tokens are kept, those with the greatest shares.
@@ -42,6 +47,7 @@ impl Default for AttributionConfig {
     fn default() -> Self {
         Self {
             kept_answers: 1000,
+            kept_tokens: 200_000,
             kept_seconds: 3600,
             kept_documents: 8,
             keep_text: false,

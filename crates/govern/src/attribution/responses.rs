@@ -4,10 +4,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use silo_core::{ContentHash, Filter, Purpose, ShardId, Snapshot, SnapshotProvider, SourceId, TokenId};
+use silo_core::{ContentHash, Purpose, ShardId, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId};
 use silo_store::now_unix_ms;
 
-use super::AttributionConfig;
+use super::{AttributionConfig, TRIES};
 use crate::{Caller, GovernError, Governor, Role};
 
 /// An answer, as it is kept.
@@ -16,11 +16,13 @@ pub struct KeptAnswer {
     /// Its id.
     pub id: String,
     /// Who got it.
-    pub caller: String,
+    pub caller: Caller,
     /// When, in milliseconds since 1970.
     pub at_unix_ms: i64,
     /// The store that it was made from.
     pub snapshot: Arc<Snapshot>,
+    /// What of it the request could see.
+    pub mask: ShardMask,
     /// Its tokens.
     pub tokens: Vec<KeptToken>,
     /// Sources whose passages stood before it.
@@ -45,8 +47,8 @@ pub struct KeptToken {
 /// The credit of an answer, as it is shown.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// What was kept. Nothing of it is withdrawn.
-    pub kept: KeptAnswer,
+    /// What was kept.
+    pub kept: Arc<KeptAnswer>,
     /// Its documents that are live.
     pub documents: HashMap<(ShardId, ContentHash), CreditedDocument>,
     /// Its tokens, with their live documents.
@@ -75,18 +77,25 @@ pub struct CreditedToken {
 
 /// The newest answers.
 #[derive(Default)]
-pub(crate) struct Responses(Mutex<VecDeque<KeptAnswer>>);
+pub(crate) struct Responses(Mutex<VecDeque<Arc<KeptAnswer>>>);
 
 impl Responses {
-    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<KeptAnswer>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<Arc<KeptAnswer>>) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
 
-    fn drop_old(kept: &mut VecDeque<KeptAnswer>, config: &AttributionConfig) {
-        let oldest = now_unix_ms() - 1000 * i64::try_from(config.kept_seconds).unwrap_or(i64::MAX / 1000);
-        while kept.len() > config.kept_answers || kept.front().is_some_and(|answer| answer.at_unix_ms < oldest) {
-            kept.pop_front();
+fn drop_old(kept: &mut VecDeque<Arc<KeptAnswer>>, config: &AttributionConfig) {
+    let milliseconds = i64::try_from(config.kept_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+    let oldest = now_unix_ms().saturating_sub(milliseconds);
+    let mut n_tokens: usize = kept.iter().map(|answer| answer.tokens.len()).sum();
+    while let Some(first) = kept.front() {
+        let fits = kept.len() <= config.kept_answers && n_tokens <= config.kept_tokens;
+        if fits && first.at_unix_ms >= oldest {
+            break;
         }
+        n_tokens -= first.tokens.len();
+        kept.pop_front();
     }
 }
 
@@ -96,35 +105,46 @@ impl Governor {
         let config = &self.config().attribution;
         if !config.keep_text {
             answer.text = None;
+        }
+        if answer.text.is_none() {
             answer.tokens.iter_mut().for_each(|token| token.token = None);
         }
         self.responses.change(|kept| {
-            kept.push_back(answer);
-            Responses::drop_old(kept, config);
+            kept.push_back(Arc::new(answer));
+            drop_old(kept, config);
         });
     }
 
     /// The credit of an answer that this caller got, or may see.
     pub fn answer(&self, caller: &Caller, id: &str) -> Result<Answer, GovernError> {
-        self.forget_withdrawn();
+        for _ in 0..TRIES {
+            self.forget_withdrawn();
+            let epoch = self.store().snapshot().epoch;
+            let answer = self.answer_once(caller, id)?;
+            // What was withdrawn while this looked must not be shown.
+            if self.store().snapshot().epoch == epoch {
+                return Ok(answer);
+            }
+        }
+        Err(GovernError::Changing { tries: TRIES })
+    }
+
+    fn answer_once(&self, caller: &Caller, id: &str) -> Result<Answer, GovernError> {
         let sees_all = caller.sources.is_none() && matches!(caller.role, Role::Auditor | Role::Legal | Role::Admin);
-        let found = self.responses.change(|kept| {
-            Responses::drop_old(kept, &self.config().attribution);
-            let may = |answer: &&KeptAnswer| answer.id == id && (sees_all || answer.caller == caller.name);
-            kept.iter().find(may).cloned()
-        });
-        let kept = found.ok_or_else(|| GovernError::UnknownAnswer(id.to_owned()))?;
+        // Who has fewer sources now than then does not see it any more.
+        let may = |answer: &&Arc<KeptAnswer>| answer.id == id && (sees_all || answer.caller == *caller);
+        let kept = self.responses.change(|kept| kept.iter().find(may).cloned());
+        let kept = kept.ok_or_else(|| GovernError::UnknownAnswer(id.to_owned()))?;
         let mut documents = HashMap::new();
         for (source, shard, hash, _) in kept.tokens.iter().flat_map(|token| &token.documents) {
             let place = (*shard, *hash);
             if documents.contains_key(&place) {
                 continue;
             }
-            if let Some(stored) = self.store().live_document(*shard, *hash)? {
+            if let Some([uri, title, licence]) = self.store().live_document(*shard, *hash)? {
                 let shown = self.store().source(source).is_ok_and(|source| source.permissions.allows(Purpose::Display));
                 let text = |text: String| if shown { text } else { String::new() };
-                let (uri, title) = (text(stored.document.uri), text(stored.document.title));
-                documents.insert(place, CreditedDocument { uri, title, licence: stored.document.licence });
+                documents.insert(place, CreditedDocument { uri: text(uri), title: text(title), licence });
             }
         }
         let credited = |token: &KeptToken| {
@@ -136,18 +156,13 @@ impl Governor {
         Ok(Answer { kept, documents, tokens })
     }
 
-    /// Takes the text out of answers that something was withdrawn from since, if it was kept.
+    /// Lets go of answers whose time is over, and of the texts of those that something was withdrawn from since.
     pub fn forget_withdrawn(&self) {
         self.responses.change(|kept| {
+            drop_old(kept, &self.config().attribution);
             for answer in kept.iter_mut().filter(|answer| answer.text.is_some()) {
-                let of = answer.tokens.iter().flat_map(|token| token.sources.iter().map(|(source, _)| source));
-                let allow_sources: Vec<SourceId> = of.chain(&answer.context_sources).cloned().collect();
-                if allow_sources.is_empty() {
-                    continue;
-                }
-                let filter = Filter { allow_sources, ..Filter::default() };
-                let seen = |purpose| answer.snapshot.mask(&filter, purpose);
-                if !self.store().is_live(&answer.snapshot, &seen(Purpose::Knn).or(&seen(Purpose::Context))) {
+                if !answer.mask.is_empty() && !self.store().is_live(&answer.snapshot, &answer.mask) {
+                    let answer = Arc::make_mut(answer);
                     answer.text = None;
                     answer.tokens.iter_mut().for_each(|token| token.token = None);
                 }

@@ -1,15 +1,14 @@
 //! Where any text stands in the store.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 use silo_core::{Filter, Purpose, Snapshot, SnapshotProvider};
 use silo_store::{FoundSpan, SpanQuery};
 
+use super::TRIES;
 use crate::{GovernError, Governor};
-
-/// How often a look that a change came across is repeated.
-const TRIES: usize = 20;
 
 /// Limits of a look for runs of words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +40,14 @@ pub struct TextSpans {
 }
 
 impl Governor {
-    /// Finds runs of a text's words in what a filter shows, on threads of its own.
-    pub fn find_spans(&self, text: &str, filter: &Filter, limits: SpanLimits) -> Result<TextSpans, GovernError> {
+    /// Finds runs of a text's words in what a filter shows, on threads of its own, until `cancel` is true.
+    pub fn find_spans(
+        &self,
+        text: &str,
+        filter: &Filter,
+        limits: SpanLimits,
+        cancel: &AtomicBool,
+    ) -> Result<TextSpans, GovernError> {
         let config = &self.config().attribution;
         if text.len() > config.max_text_bytes {
             let (got, limit, setting) = (text.len(), config.max_text_bytes, "attribution.max_text_bytes");
@@ -50,7 +55,7 @@ impl Governor {
         }
         self.store().snapshot().check_names(filter)?;
         let SpanLimits { min_words, max_spans, max_documents, context_words } = limits;
-        let query = SpanQuery { text, filter, min_words, max_spans, max_documents, context_words };
+        let query = SpanQuery { text, filter, min_words, max_spans, max_documents, context_words, cancel };
         for _ in 0..TRIES {
             let (snapshot, mut spans) = self.attribution_threads.install(|| self.store().find_spans(&query))?;
             let seen = |purpose| snapshot.mask(filter, purpose);

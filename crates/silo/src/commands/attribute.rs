@@ -112,10 +112,11 @@ impl Spans {
 fn print_document(d: &v1::SpanDocument) {
     let exact = if d.exact { "to the letter" } else { "word by word" };
     let hash = d.document.get(..16).unwrap_or_default();
-    println!("    {}, {}, {exact}: {} {}", d.source, d.licence, if d.uri.is_empty() { hash } else { &d.uri }, d.title);
+    let called = format!("{} {}", if d.uri.is_empty() { hash } else { &d.uri }, d.title);
+    println!("    {}, {}, {exact}: {}", d.source, d.licence, output::plain(&called));
     if !d.run.is_empty() {
         let shown = format!("{}[{}]{}", d.before, d.run, d.after);
-        println!("        … {} …", output::one_line(&shown, 400));
+        println!("        … {} …", output::one_line(&output::plain(&shown), 400));
     }
 }
 
@@ -150,7 +151,8 @@ impl OfAnswer {
             let rows: Vec<Vec<String>> = a.tokens.iter().enumerate().map(row).collect();
             output::table(&["token", "model", "sources", ""], &rows);
             for d in &a.documents {
-                println!("{}  {}  {} {}", d.document.get(..16).unwrap_or_default(), d.licence, d.uri, d.title);
+                let called = output::plain(&format!("{} {}", d.uri, d.title));
+                println!("{}  {}  {called}", d.document.get(..16).unwrap_or_default(), d.licence);
             }
         }
         connection.close().await
@@ -175,6 +177,10 @@ fn answer_json(a: &v1::AttributeResponseResponse) -> Value {
     })
 }
 
+fn in_force(p: v1::InForce) -> Value {
+    json!({"k": p.k, "knn_weight": p.knn_weight, "knn_temperature": p.knn_temperature})
+}
+
 impl Without {
     async fn run(self, as_json: bool) -> Result<()> {
         let score = v1::ScoreRequest {
@@ -196,6 +202,8 @@ impl Without {
             };
             output::json(&json!({
                 "log_probability": c.log_probability, "log_probability_without": c.log_probability_without,
+                "epoch": c.provenance.as_ref().map(|p| p.epoch), "root": c.provenance.as_ref().map(|p| &p.root),
+                "in_force": c.in_force.map(in_force), "in_force_without": c.in_force_without.map(in_force),
                 "tokens": c.tokens.iter().map(token).collect::<Vec<_>>(),
             }))?;
         } else {

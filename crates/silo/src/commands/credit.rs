@@ -113,11 +113,16 @@ impl Credited<'_> {
         }
         for s in &self.finished.sources {
             for (document, share) in self.documents_of(&s.source) {
-                println!("  {:>7}  {}  {}", percent(share, n), s.source, output::one_line(&document, 90));
+                println!(
+                    "  {:>7}  {}  {}",
+                    percent(share, n),
+                    s.source,
+                    output::one_line(&output::plain(&document), 90)
+                );
             }
         }
         for notice in &self.finished.notices {
-            println!("[{}] {}", notice.source, notice.text);
+            println!("[{}] {}", notice.source, output::plain(&notice.text));
         }
     }
 
@@ -192,6 +197,7 @@ body { font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 .text { white-space: pre-wrap; border: 1px solid #ddd; border-radius: 6px; padding: 1rem; font-family: Georgia, serif; font-size: 1.1rem }
 .prompt { color: #888 }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
+td:first-child { white-space: nowrap }
 td, th { text-align: left; vertical-align: top; padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid #eee }
 .chip { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin-right: 0.4em }
 footer, li { font-size: 0.85rem; color: #555; overflow-wrap: anywhere }

@@ -130,7 +130,12 @@ impl Generate {
         }
         drop(stream);
         if self.attribute_tokens || self.credits() {
-            let documents = documents(&connection, &finished.response_id).await?;
+            // The text was printed: what its documents are called may be missing.
+            let found = documents(&connection, &finished.response_id).await;
+            let documents = found.unwrap_or_else(|error| {
+                eprintln!("silo: documents are named by their hashes: {}", output::chain(&error));
+                HashMap::new()
+            });
             let credited = Credited { prompt: &prompt, tokens: &tokens, finished: &finished, documents: &documents };
             if !as_json {
                 credited.print_legend(palette.as_mut());
@@ -140,7 +145,7 @@ impl Generate {
                 written.with_context(|| format!("cannot write {}", path.display()))?;
             }
         } else if !as_json {
-            finished.notices.iter().for_each(|notice| eprintln!("[{}] {}", notice.source, notice.text));
+            finished.notices.iter().for_each(|notice| eprintln!("[{}] {}", notice.source, output::plain(&notice.text)));
         }
         connection.close().await
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -56,7 +57,15 @@ fn slowly(documents: &BTreeMap<(String, String), Vec<u32>>, text: &[u32], min_wo
 }
 
 fn found(store: &Store, filter: &Filter, text: &str, min_words: usize) -> Vec<Run> {
-    let query = SpanQuery { text, filter, min_words, max_spans: 1000, max_documents: 1000, context_words: 2 };
+    let query = SpanQuery {
+        text,
+        filter,
+        min_words,
+        max_spans: 1000,
+        max_documents: 1000,
+        context_words: 2,
+        cancel: &AtomicBool::new(false),
+    };
     let at: Vec<Range<usize>> = units::words(text).map(|word| word.at).collect();
     let (_, spans) = store.find_spans(&query).unwrap();
     assert!(spans.is_sorted_by(|a, b| a.rarity >= b.rarity), "the rarest first");
@@ -124,4 +133,16 @@ fn the_longest_runs_of_what_may_be_seen_are_found() {
         }
     }
     assert!(n_found > 300, "{n_found} runs");
+}
+
+#[test]
+fn long_runs_are_found_as_one() {
+    let (root, mut rng) = (tempfile::tempdir().unwrap(), ChaCha8Rng::seed_from_u64(9));
+    let store = open(root.path());
+    let (long, other) = (words(&mut rng, 1300), words(&mut rng, 700));
+    add(&store, "one", &[&long, &other, &format!("{other} and more")]).unwrap();
+    let text = format!("nothing {long} nothing {other} nothing");
+    let expected = slowly(&live_units(&store, &Filter::default()), &units::units(&text), 600);
+    assert_eq!(expected.iter().map(|(range, n, ..)| (range.len(), *n)).collect::<Vec<_>>(), [(1300, 1), (700, 2)]);
+    assert_eq!(found(&store, &Filter::default(), &text, 600), expected);
 }

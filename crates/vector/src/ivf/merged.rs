@@ -145,16 +145,16 @@ impl MergedLists {
 
 /// Groups of neighbouring slots: small parts together up to a size, others each alone.
 fn groups<'a>(n_lists: usize, slots: Range<u32>, lists: &dyn Fn(u32) -> Option<Lists<'a>>) -> Vec<Arc<Group>> {
-    let (mut out, mut first, mut n_together) = (Vec::new(), slots.start, 0);
+    let (mut out, mut first, mut n_together, mut closed) = (Vec::new(), slots.start, 0, false);
     for slot in slots.clone() {
         let part = lists(slot);
         let n = part.map_or(0, |lists| lists.rows.len());
         let alone = part.is_some_and(|lists| !is_small(n_lists, &lists));
-        if first < slot && (alone || n_together + n > TOGETHER * n_lists) {
+        if first < slot && (closed || alone || n_together + n > TOGETHER * n_lists) {
             out.push(Arc::new(Group::new(n_lists, first..slot, lists)));
             (first, n_together) = (slot, 0);
         }
-        n_together += n;
+        (n_together, closed) = (n_together + n, alone);
     }
     if first < slots.end {
         out.push(Arc::new(Group::new(n_lists, first..slots.end, lists)));
