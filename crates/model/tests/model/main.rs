@@ -2,6 +2,7 @@
 
 mod damage;
 mod golden;
+mod half;
 
 use std::path::PathBuf;
 
