@@ -18,13 +18,13 @@ mod signals;
 
 pub use access::{Access, AccessError, Caller, Denied, NewToken, Role, TokenFile, TokenRecord};
 pub use attribution::{
-    Answer, AttributionConfig, CreditedDocument, CreditedToken, KeptAnswer, KeptToken, Part, PartOfAnswer,
+    Answer, AttributionConfig, CreditedDocument, CreditedToken, HOUR_MS, KeptAnswer, KeptToken, Part, PartOfAnswer,
     SourceReport, SpanLimits, TextSpans,
 };
 pub use declare::{Declaration, declare};
 pub use error::GovernError;
 pub use governor::{GovernConfig, Governor};
-pub use look::{Found, FoundNeighbor, FoundPassage, Look};
+pub use look::{Found, FoundNeighbor, FoundPassage, Look, TRIES};
 pub use notary::{LogProof, Notary, ProvenEntry, verify_log};
 pub use optout::{
     Decision, Hit, KeptOut, NewOptOut, OptOutConfig, OptOutPlan, Quote, Refusal, Sketch, Suppressed, Verdict, Why,

@@ -14,7 +14,7 @@ use crate::{GovernError, Governor};
 const CONTEXT_TOKENS: usize = 24;
 
 /// How often a look that a change came across is repeated.
-const TRIES: usize = 20;
+pub const TRIES: usize = 20;
 
 /// Bytes of text that are looked at for each token of the window; few tokens are longer.
 const BYTES_PER_TOKEN: usize = 16;

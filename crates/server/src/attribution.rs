@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use silo_core::SourceId;
 use silo_engine::Comparison;
 use silo_govern::{
-    Answer, AttributionConfig, Caller, CreditedToken, FoundSpan, GovernError, Look, SourceReport, SpanLimits,
-    StoreError, now_unix_ms,
+    Answer, AttributionConfig, Caller, CreditedToken, FoundSpan, GovernError, HOUR_MS, Look, SourceReport, SpanLimits,
+    StoreError, TRIES, now_unix_ms,
 };
 use silo_proto::v1;
 use silo_proto::v1::attribution_service_server::AttributionService;
@@ -21,11 +21,6 @@ use crate::datastore::blocking;
 use crate::generation::{CancelOnDrop, Generations, deadline};
 use crate::status::BadField;
 use crate::{from_proto, status, to_proto};
-
-const HOUR_MS: i64 = 3_600_000;
-
-/// How often a look that a change came across is repeated.
-const TRIES: usize = 20;
 
 /// How often a comparison is begun anew if the store changes meanwhile.
 const COMPARISONS: usize = 3;

@@ -1,6 +1,7 @@
 //! Opt-out requests: each of their steps is one transaction with what it does to the store.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use silo_core::{ContentHash, OptOut, OptOutEvent, OptOutRequest, OptOutState, Selection, ShardId, SourceId};
@@ -231,22 +232,21 @@ impl Store {
 
     /// Whether a document of a shard is retrieved.
     pub fn retrieves(&self, shard: ShardId, hash: ContentHash) -> Result<bool, StoreError> {
-        let live = self.live();
-        let Some(found) = live.shards.get(&shard) else { return Ok(false) };
-        let shown = |number: &u32| found.shard.index_of(*number).is_some() && !found.hides(*number);
-        Ok(self.catalog.numbers_of(shard, hash)?.iter().any(shown))
+        Ok(self.live_place(shard, hash)?.is_some())
     }
 
     /// URI, title and licence of a document of a live shard, if it is retrieved.
     pub fn live_document(&self, shard: ShardId, hash: ContentHash) -> Result<Option<[String; 3]>, StoreError> {
+        self.live_place(shard, hash)?.map(|(shard, i)| shard.about(i)).transpose()
+    }
+
+    /// The files of a live shard, and a document's place in them, if it is retrieved.
+    fn live_place(&self, shard: ShardId, hash: ContentHash) -> Result<Option<(Arc<Shard>, usize)>, StoreError> {
         let live = self.live();
         let Some(found) = live.shards.get(&shard) else { return Ok(None) };
-        for number in self.catalog.numbers_of(shard, hash)? {
-            if let Some(i) = found.shard.index_of(number).filter(|_| !found.hides(number)) {
-                return found.shard.about(i).map(Some);
-            }
-        }
-        Ok(None)
+        let shown = self.catalog.numbers_of(shard, hash)?.into_iter().filter(|number| !found.hides(*number));
+        let place = shown.filter_map(|number| found.shard.index_of(number)).next();
+        Ok(place.map(|i| (found.shard.clone(), i)))
     }
 
     /// The documents that parts name; the first `n_texts` with their texts, but for those of shards that cannot be read.

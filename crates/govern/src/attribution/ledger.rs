@@ -11,7 +11,8 @@ use silo_store::{LedgerRow, now_unix_ms};
 use super::SpanLimits;
 use crate::{Caller, GovernError, Governor};
 
-const HOUR_MS: i64 = 3_600_000;
+/// Milliseconds of an hour.
+pub const HOUR_MS: i64 = 3_600_000;
 
 /// What a source gave to an answer.
 #[derive(Debug, Clone, PartialEq)]

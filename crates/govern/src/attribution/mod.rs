@@ -7,13 +7,10 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use ledger::Ledger;
-pub use ledger::{Part, PartOfAnswer, SourceReport};
+pub use ledger::{HOUR_MS, Part, PartOfAnswer, SourceReport};
 pub(crate) use responses::Responses;
 pub use responses::{Answer, CreditedDocument, CreditedToken, KeptAnswer, KeptToken};
 pub use text::{SpanLimits, TextSpans};
-
-/// How often a look that a change came across is repeated.
-const TRIES: usize = 20;
 
 /// What is kept of answers, and what may be asked about texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

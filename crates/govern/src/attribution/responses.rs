@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use silo_core::{ContentHash, Purpose, ShardId, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId};
 use silo_store::now_unix_ms;
 
-use super::{AttributionConfig, TRIES};
+use super::AttributionConfig;
+use crate::look::TRIES;
 use crate::{Caller, GovernError, Governor, Role};
 
 /// An answer, as it is kept.
@@ -58,9 +59,9 @@ pub struct Answer {
 /// A document with a share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreditedDocument {
-    /// URI and title; empty where the source may not be displayed.
+    /// URI; empty where the source may not be displayed.
     pub uri: String,
-    #[allow(missing_docs, reason = "see above")]
+    /// Title; likewise.
     pub title: String,
     /// Licence of the document.
     pub licence: String,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use silo_core::{Filter, Purpose, Snapshot, SnapshotProvider};
 use silo_store::{FoundSpan, SpanQuery};
 
-use super::TRIES;
+use crate::look::TRIES;
 use crate::{GovernError, Governor};
 
 /// Limits of a look for runs of words.
