@@ -14,6 +14,8 @@ mod documents;
 mod no_cache;
 #[path = "common/short.rs"]
 mod short;
+#[path = "common/source.rs"]
+mod source;
 
 use std::collections::BTreeMap;
 use std::path::Path;

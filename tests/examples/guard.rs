@@ -5,6 +5,9 @@
 //! The default model continues beginnings of texts of the store with neighbours of weight 0.9. Runs are measured as text, by other means than
 //! those of the guard: the words of each run are looked for in all words of the source. Prints a JSON object.
 
+#[path = "common/source.rs"]
+mod source;
+
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -16,29 +19,18 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use silo_core::{Document, KeySite, LanguageModel, Permissions, Source, SourceId, Tier, TokenId, Tokenizer, units};
+use silo_core::{Document, KeySite, LanguageModel, SourceId, Tier, TokenId, Tokenizer, units};
 use silo_engine::{
     Engine, EngineConfig, Event, FinishReason, GenerateRequest, GuardConfig, KnnOverrides, Mode, OnRun, Retrieval,
 };
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{NewShard, Recipe, Store, StoreOptions};
+use source::source;
 
 const SEED: u64 = 1;
 const PROMPT_WORDS: usize = 12;
 const NEW_TOKENS: usize = 64;
 const AT_ONCE: usize = 8;
-
-fn source(id: &str) -> Source {
-    Source {
-        id: id.parse().expect("a plain name"),
-        owner: "somebody".into(),
-        licence: "LicenseRef-any".into(),
-        licence_stated_at: String::new(),
-        notice: String::new(),
-        tier: Tier::Restricted,
-        permissions: Permissions::of_tier(Tier::Restricted),
-    }
-}
 
 /// Documents from the standard input, up to so many bytes of each source.
 fn read(max_bytes: usize) -> BTreeMap<String, Vec<Document>> {

@@ -12,6 +12,8 @@ mod documents;
 mod no_cache;
 #[path = "common/short.rs"]
 mod short;
+#[path = "common/source.rs"]
+mod source;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -3,20 +3,9 @@
 use std::io::BufRead;
 
 use serde_json::Value;
-use silo_core::{Document, Permissions, Source, Tier};
+use silo_core::{Document, Source, Tier};
 
-/// A restricted source of that name.
-pub fn source(id: &str) -> Source {
-    Source {
-        id: id.parse().expect("a plain name"),
-        owner: "somebody".into(),
-        licence: "LicenseRef-any".into(),
-        licence_stated_at: String::new(),
-        notice: String::new(),
-        tier: Tier::Restricted,
-        permissions: Permissions::of_tier(Tier::Restricted),
-    }
-}
+use super::source::source;
 
 /// Reads documents source by source, up to so many bytes of text.
 pub fn read(max_bytes: usize) -> Vec<(Source, Vec<Document>)> {
