@@ -160,6 +160,7 @@ impl<'a> World<'a> {
         let prompt = self.language.tokenizer.encode(&question.text).unwrap();
         let mut request = GenerateRequest::new(prompt, 12);
         (request.retrieval, request.seed) = (question.retrieval.clone(), question.seed);
+        request.leave_one_passage_out = question.retrieval.mode.context();
         self.engine.generate(request).unwrap()
     }
 }
@@ -191,7 +192,8 @@ fn questions(rng: &mut ChaCha8Rng) -> Vec<Question> {
             knn_temperature: Some(rng.random_range(1.0..50.0)),
         };
         let context = ContextParameters { passages: rng.random_range(1..4), stride_tokens: 8, ..Default::default() };
-        let retrieval = Retrieval { mode, filter, knn, context: Some(context), ..Default::default() };
+        let influence_cap = rng.random_bool(0.5).then(|| rng.random_range(0.1..0.9));
+        let retrieval = Retrieval { mode, filter, knn, influence_cap, context: Some(context), ..Default::default() };
         let n = rng.random_range(3..20);
         Question { text: words(rng, n), retrieval, seed: rng.random() }
     };
@@ -203,7 +205,11 @@ fn read(mut generation: Generation) -> Vec<TokenEvent> {
     let mut out = Vec::new();
     loop {
         match generation.blocking_next().expect("a stream has an end") {
-            Event::Token(token, _) => out.push(token),
+            Event::Token(mut token, _) => {
+                // Shards have other numbers in another store.
+                token.left_out.iter_mut().for_each(|one| one.passage.document.shard = ShardId(0));
+                out.push(token);
+            }
             Event::Finished(_) => return out,
             Event::Failed(e) => panic!("{e}"),
         }

@@ -23,17 +23,33 @@ pub struct NeighborDistribution {
     weights: Vec<f64>,
     /// (token, p_knn(token)), sorted by token.
     tokens: Vec<(TokenId, f64)>,
+    /// Part of the neighbours' weight that they have: 1, unless a cap on sources leaves the rest to the model.
+    mass: f64,
 }
 
 impl NeighborDistribution {
     /// Softmax of −distance / `temperature` over `neighbors`, which are in the order nearest first.
     pub fn new(neighbors: &[Neighbor], temperature: f64) -> Self {
-        let Some(nearest) = neighbors.first() else { return Self::default() };
-        let nearest = f64::from(nearest.distance);
-        let mut weights: Vec<f64> =
-            neighbors.iter().map(|n| (-(f64::from(n.distance) - nearest) / temperature).exp()).collect();
-        let sum: f64 = weights.iter().sum();
-        weights.iter_mut().for_each(|w| *w /= sum);
+        Self::of_weights(neighbors, softmax(neighbors, temperature), 1.0)
+    }
+
+    /// The answers of several searches as one: each has its part of the mass and a softmax of its own within it. Parts without an answer
+    /// leave their mass to the model. Also gives the neighbours of all, nearest first, those of equal distance in the order of the parts.
+    pub fn of_parts(parts: &[(f64, &[Neighbor])], temperature: f64) -> (Vec<Neighbor>, Self) {
+        let found = || parts.iter().filter(|(mass, neighbors)| *mass > 0.0 && !neighbors.is_empty());
+        let mass: f64 = found().map(|(mass, _)| mass).sum();
+        let weigh = |(part, neighbors): &(f64, &[Neighbor])| {
+            let weights = softmax(neighbors, temperature).into_iter().map(|a| a * part / mass);
+            neighbors.iter().copied().zip(weights).collect::<Vec<_>>()
+        };
+        let mut all: Vec<(Neighbor, f64)> = found().flat_map(weigh).collect();
+        all.sort_by(|(a, _), (b, _)| a.distance.total_cmp(&b.distance));
+        let (neighbors, weights): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+        let distribution = Self::of_weights(&neighbors, weights, mass);
+        (neighbors, distribution)
+    }
+
+    fn of_weights(neighbors: &[Neighbor], weights: Vec<f64>, mass: f64) -> Self {
         let mut pairs: Vec<(TokenId, f64)> = neighbors.iter().map(|n| n.value).zip(weights.iter().copied()).collect();
         pairs.sort_by_key(|&(token, _)| token); // stable: equal tokens keep the order of the neighbours
         let mut tokens: Vec<(TokenId, f64)> = Vec::new();
@@ -43,7 +59,7 @@ impl NeighborDistribution {
                 _ => tokens.push((token, weight)),
             }
         }
-        Self { weights, tokens }
+        Self { weights, tokens, mass }
     }
 
     /// Whether there was no neighbour.
@@ -54,6 +70,11 @@ impl NeighborDistribution {
     /// Weight of each neighbour, in the order given.
     pub fn weights(&self) -> &[f64] {
         &self.weights
+    }
+
+    /// Part of the neighbours' weight that they have: 1, unless a cap on sources leaves the rest to the model.
+    pub fn mass(&self) -> f64 {
+        self.mass
     }
 
     /// (token, p_knn(token)) of all tokens that have any, sorted by token.
@@ -70,9 +91,20 @@ impl NeighborDistribution {
     }
 }
 
-/// The weight that is in force: no neighbour means that the parametric model stands alone.
+/// Softmax of −distance / `temperature`, nearest first.
+fn softmax(neighbors: &[Neighbor], temperature: f64) -> Vec<f64> {
+    let Some(nearest) = neighbors.first() else { return Vec::new() };
+    let nearest = f64::from(nearest.distance);
+    let mut weights: Vec<f64> =
+        neighbors.iter().map(|n| (-(f64::from(n.distance) - nearest) / temperature).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter_mut().for_each(|w| *w /= sum);
+    weights
+}
+
+/// The weight that is in force: no neighbour means that the parametric model stands alone, and what a cap on sources leaves is its.
 pub fn effective_weight(knn: &NeighborDistribution, knn_weight: f64) -> f64 {
-    if knn.is_empty() { 0.0 } else { knn_weight }
+    if knn.is_empty() { 0.0 } else { knn_weight * knn.mass }
 }
 
 /// log p(token) of the mixture at one token.
@@ -109,8 +141,8 @@ pub fn interpolate(log_p_lm: &[f64], knn: &NeighborDistribution, knn_weight: f64
 pub struct Shares<S> {
     /// Share of the parametric model.
     pub parametric: f64,
-    /// Share of each source that has one, in order of first appearance among the neighbours.
-    pub sources: Vec<(S, f64)>,
+    /// Share of each other that has one.
+    pub parts: Vec<(S, f64)>,
 }
 
 /// Total variation of two distributions over one vocabulary, given as log p: half the sum of |p − q|.
@@ -118,57 +150,43 @@ pub fn total_variation(log_p: &[f64], log_q: &[f64]) -> f64 {
     log_p.iter().zip(log_q).map(|(p, q)| (p.exp() - q.exp()).abs()).sum::<f64>() / 2.0
 }
 
-/// Shares of `token` in p(token) = (1 − w)·p_lm + w·p_knn: the model's part is (1 − w)·p_lm / p, a source's is
-/// w·Σ a_i / p over its neighbours with that value; `of` says whose a neighbour is (its source's, its document's, its own). Sums go in the neighbours' order, so that the shards in which a source's entries lie
-/// change no bit.
-pub fn shares<S: PartialEq>(
+/// Shares of `token` in p(token) = (1 − w)·p_lm + w·p_knn: the model's part is (1 − w)·p_lm / p, that of a neighbour with that value is
+/// w·a_i / p, given with its place among the neighbours. Sums go in the neighbours' order, so that the shards in which a source's entries
+/// lie change no bit.
+pub fn shares(
     log_p_lm: f64,
     neighbors: &[Neighbor],
     knn: &NeighborDistribution,
     knn_weight: f64,
     token: TokenId,
-    of: impl Fn(&Neighbor) -> S,
-) -> Shares<S> {
+) -> Shares<usize> {
     let weight = effective_weight(knn, knn_weight);
-    let mut sources: Vec<(S, f64)> = Vec::new();
-    if weight > 0.0 {
-        // Weights may be so small that nothing is left of them.
-        let of_token = neighbors.iter().zip(knn.weights()).filter(|(n, a)| n.value == token && weight * **a > 0.0);
-        for (neighbor, a) in of_token {
-            let source = of(neighbor);
-            match sources.iter_mut().find(|(known, _)| *known == source) {
-                Some((_, sum)) => *sum += weight * a,
-                None => sources.push((source, weight * a)),
-            }
-        }
-    }
-    let from_model = (1.0 - weight) * log_p_lm.exp();
-    let total = from_model + sources.iter().map(|(_, s)| s).sum::<f64>();
-    if sources.is_empty() || total == 0.0 {
-        return Shares { parametric: 1.0, sources: Vec::new() };
-    }
-    sources.iter_mut().for_each(|(_, s)| *s /= total);
-    Shares { parametric: from_model / total, sources }
-}
-
-/// The same for each neighbour with that value: its place among the neighbours, and its share.
-pub fn neighbor_shares(
-    log_p_lm: f64,
-    neighbors: &[Neighbor],
-    knn: &NeighborDistribution,
-    knn_weight: f64,
-    token: TokenId,
-) -> Vec<(usize, f64)> {
-    let weight = effective_weight(knn, knn_weight);
+    // Weights may be so small that nothing is left of them.
     let counts = |(_, (n, a)): &(usize, (&Neighbor, &f64))| n.value == token && weight * **a > 0.0;
     let of_token = neighbors.iter().zip(knn.weights()).enumerate().filter(counts);
-    let mut out: Vec<(usize, f64)> = of_token.map(|(i, (_, a))| (i, weight * a)).collect();
-    let total = (1.0 - weight) * log_p_lm.exp() + out.iter().map(|(_, part)| part).sum::<f64>();
-    if weight == 0.0 || total == 0.0 {
-        return Vec::new();
+    let mut parts: Vec<(usize, f64)> = of_token.map(|(i, (_, a))| (i, weight * a)).collect();
+    let from_model = (1.0 - weight) * log_p_lm.exp();
+    let total = from_model + parts.iter().map(|(_, part)| part).sum::<f64>();
+    if parts.is_empty() || total == 0.0 {
+        return Shares { parametric: 1.0, parts: Vec::new() };
     }
-    out.iter_mut().for_each(|(_, part)| *part /= total);
-    out
+    parts.iter_mut().for_each(|(_, part)| *part /= total);
+    Shares { parametric: from_model / total, parts }
+}
+
+impl<S> Shares<S> {
+    /// The same with the shares of all that belong to one summed up, in order of first appearance.
+    pub fn by<T: PartialEq>(&self, of: impl Fn(&S) -> T) -> Shares<T> {
+        let mut parts: Vec<(T, f64)> = Vec::new();
+        for (part, share) in &self.parts {
+            let whose = of(part);
+            match parts.iter_mut().find(|(known, _)| *known == whose) {
+                Some((_, sum)) => *sum += share,
+                None => parts.push((whose, *share)),
+            }
+        }
+        Shares { parametric: self.parametric, parts }
+    }
 }
 
 #[cfg(test)]
@@ -255,8 +273,10 @@ mod tests {
         ) {
             let lm = log_softmax(&logits);
             let knn = NeighborDistribution::new(&neighbors, 10.0);
-            let s = shares(lm[token as usize], &neighbors, &knn, weight, token, |n| n.shard);
-            let sum = s.parametric + s.sources.iter().map(|(_, x)| x).sum::<f64>();
+            let each = shares(lm[token as usize], &neighbors, &knn, weight, token);
+            prop_assert!(each.parts.iter().all(|(i, _)| neighbors[*i].value == token));
+            let s = each.by(|i| neighbors[*i].shard);
+            let sum = s.parametric + s.parts.iter().map(|(_, x)| x).sum::<f64>();
             prop_assert!((sum - 1.0).abs() < 1e-9);
             let p = mix_one(lm[token as usize], knn.probability(token), effective_weight(&knn, weight)).exp();
             if p > 1e-300 {
@@ -264,17 +284,35 @@ mod tests {
                 prop_assert!((s.parametric * p - by_model).abs() < 1e-9);
             }
             // Two shards of one source have one share.
-            let merged = shares(lm[token as usize], &neighbors, &knn, weight, token, |n| n.shard.0 / 2);
-            for (source, share) in &merged.sources {
-                let parts = s.sources.iter().filter(|(shard, _)| shard.0 / 2 == *source);
+            let merged = each.by(|i| neighbors[*i].shard.0 / 2);
+            for (source, share) in &merged.parts {
+                let parts = s.parts.iter().filter(|(shard, _)| shard.0 / 2 == *source);
                 prop_assert!((share - parts.map(|(_, x)| x).sum::<f64>()).abs() < 1e-9);
             }
-            prop_assert!(merged.sources.len() <= 2);
-            let each = neighbor_shares(lm[token as usize], &neighbors, &knn, weight, token);
-            prop_assert!(each.iter().all(|(i, _)| neighbors[*i].value == token));
-            for (shard, share) in &s.sources {
-                let parts = each.iter().filter(|(i, _)| neighbors[*i].shard == *shard).map(|(_, x)| x);
-                prop_assert!((share - parts.sum::<f64>()).abs() < 1e-9);
+            prop_assert!(merged.parts.len() <= 2);
+        }
+
+        /// Parts keep their mass, and what no part has is the model's.
+        #[test]
+        fn parts_are_mixed_by_their_mass(
+            logits in prop::collection::vec(-20.0f32..20.0, 8),
+            searches in prop::collection::vec((0.0f64..0.4, arbitrary_neighbors()), 1..3),
+            weight in 0.0f64..=1.0,
+        ) {
+            let lm = log_softmax(&logits);
+            let parts: Vec<(f64, &[Neighbor])> = searches.iter().map(|(m, n)| (*m, &n[..])).collect();
+            let (neighbors, knn) = NeighborDistribution::of_parts(&parts, 10.0);
+            prop_assert!(neighbors.is_sorted_by(|a, b| a.distance <= b.distance));
+            let mixed = interpolate(&lm, &knn, weight);
+            for y in 0..8u32 {
+                let found = parts.iter().filter(|(m, n)| *m > 0.0 && !n.is_empty());
+                let of_part = |(mass, n): &(f64, &[Neighbor])| (*mass, NeighborDistribution::new(n, 10.0).probability(y));
+                let (mass, p) = found.map(of_part).fold((0.0, 0.0), |(m, p), (mass, q)| (m + mass, p + mass * q));
+                let expected = (1.0 - weight * mass) * lm[y as usize].exp() + weight * p;
+                prop_assert!((mixed[y as usize].exp() - expected).abs() < 1e-9);
+            }
+            if let [(_, only)] = &searches[..] && !only.is_empty() {
+                prop_assert_eq!(NeighborDistribution::of_parts(&[(1.0, only)], 10.0).1, NeighborDistribution::new(only, 10.0));
             }
         }
     }

@@ -87,6 +87,12 @@ impl ShardMask {
         Self { visible: (0..n).map(|i| self.sees(i) || other.sees(i)).collect() }
     }
 
+    /// What this mask shows and `keeps` as well.
+    pub fn and(&self, keeps: impl Fn(ShardIndex) -> bool) -> Self {
+        let visible = |(i, seen): (usize, &bool)| *seen && keeps(ShardIndex(i as u32));
+        Self { visible: self.visible.iter().enumerate().map(visible).collect() }
+    }
+
     /// Whether nothing is visible.
     pub fn is_empty(&self) -> bool {
         !self.visible.contains(&true)

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use silo_core::mixture::{self, NeighborDistribution};
-use silo_core::{Neighbor, Snapshot, SourceId};
+use silo_core::{Neighbor, Snapshot, SourceId, mixture};
 
+use crate::found::Found;
 use crate::score::{Place, Span};
 use crate::sequence::Pinned;
-use crate::{ContextParameters, Engine, EngineError, InForce, Retrieval, ScoreRequest};
+use crate::{Engine, EngineError, InForce, Retrieval, ScoreRequest};
 
 /// A text with and without some sources.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +37,7 @@ pub struct ComparedToken {
     /// Part of the neighbour softmax that is theirs.
     pub mass: f64,
     /// No more than this can the total variation be: weight times mass. Only where all neighbours were compared by their distances, weight,
-    /// temperature and k are the same with and without, and no passages are read.
+    /// temperature and k are the same with and without, no passages are read, and a cap holds the same other sources with and without.
     pub bound: Option<f64>,
 }
 
@@ -45,6 +45,16 @@ pub struct ComparedToken {
 struct Said {
     log_p: Vec<f64>,
     mass: f64,
+    /// Sources that the cap holds.
+    capped: Vec<SourceId>,
+}
+
+impl Said {
+    /// Whether the cap holds the sources that it holds for `with`, but for those that are gone.
+    fn holds_the_rest_of(&self, with: &Self, gone: &[SourceId]) -> bool {
+        let mut rest = with.capped.iter().filter(|source| !gone.contains(source));
+        rest.clone().count() == self.capped.len() && rest.all(|source| self.capped.contains(source))
+    }
 }
 
 impl Engine {
@@ -59,7 +69,7 @@ impl Engine {
         let retrieval = Retrieval { without: without.to_vec(), ..request.retrieval.clone() };
         self.check_retrieval(&retrieval)?;
         with.snapshot.check_names(&silo_core::Filter { deny_sources: without.to_vec(), ..Default::default() })?;
-        let other = Pinned::at(with.snapshot.clone(), &retrieval, |s| self.knn_parameters(s));
+        let other = Pinned::at(with.snapshot.clone(), &retrieval, |s| self.defaults(s));
         let _place = Place::take(self)?;
         let mut tokens = Vec::with_capacity(request.tokens.len());
         let bounded = self.is_bounded(request, &with, &other);
@@ -72,12 +82,12 @@ impl Engine {
                     without: b.log_p[token],
                     total_variation: mixture::total_variation(&a.log_p, &b.log_p),
                     mass: a.mass,
-                    bound: bounded.then_some(with.knn.knn_weight * a.mass),
+                    bound: (bounded && b.holds_the_rest_of(&a, without)).then_some(with.knn.knn_weight * a.mass),
                 });
             })?;
         }
         let context = self.context_parameters(&request.retrieval);
-        let in_force = |pinned: &Pinned| in_force(request, pinned, context);
+        let in_force = |pinned: &Pinned| pinned.in_force(&request.retrieval, context);
         Ok(Comparison { tokens, with: in_force(&with), without: in_force(&other), snapshot: with.snapshot })
     }
 
@@ -114,13 +124,11 @@ impl Engine {
     }
 }
 
-fn said(logits: &[f32], neighbors: &[Neighbor], pinned: &Pinned, gone: impl Fn(&Neighbor) -> bool) -> Said {
-    let knn = NeighborDistribution::new(neighbors, pinned.knn.knn_temperature);
-    let log_p = mixture::interpolate(&mixture::log_softmax(logits), &knn, pinned.knn.knn_weight);
-    let theirs = neighbors.iter().zip(knn.weights()).filter(|(n, _)| gone(n));
-    Said { log_p, mass: theirs.map(|(_, a)| a).sum() }
-}
-
-fn in_force(request: &ScoreRequest, pinned: &Pinned, context: ContextParameters) -> InForce {
-    InForce { mode: request.retrieval.mode, knn: pinned.knn, context }
+fn said(logits: &[f32], found: &Found, pinned: &Pinned, gone: impl Fn(&Neighbor) -> bool) -> Said {
+    let weight = pinned.knn.knn_weight;
+    let log_p = mixture::interpolate(&mixture::log_softmax(logits), &found.knn, weight);
+    let theirs = found.neighbors.iter().zip(found.knn.weights()).filter(|(n, _)| gone(n));
+    // Of the whole weight, of which a cap may leave a part to the model.
+    let mass = theirs.map(|(_, a)| a).sum::<f64>() * found.knn.mass();
+    Said { log_p, mass, capped: found.capped.clone() }
 }

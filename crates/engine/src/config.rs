@@ -27,6 +27,8 @@ pub struct EngineConfig {
     pub max_context_passages: usize,
     /// k, weight and temperature of the neighbours, where neither the request nor a calibration says otherwise.
     pub knn: KnnParameters,
+    /// Greatest part of the neighbours' weight that one source has at a token, from above 0 to 1. Requests may ask for less.
+    pub influence_cap: f64,
     /// Retrieve-in-context, where the request does not say otherwise.
     pub context: ContextParameters,
     /// How much of a source may leave in one piece.
@@ -45,6 +47,7 @@ impl Default for EngineConfig {
             max_k: 8192,
             max_context_passages: 16,
             knn: KnnParameters { k: 1024, knn_weight: 0.25, knn_temperature: 10.0 },
+            influence_cap: 1.0,
             context: ContextParameters::default(),
             guard: GuardConfig::default(),
         }

@@ -2,10 +2,40 @@
 
 use std::collections::HashMap;
 
-use silo_core::mixture::{self, NeighborDistribution};
-use silo_core::{ContentHash, Neighbor, NeighborSearch, Permissions, ShardId, ShardIndex, SourceId, TokenId};
+use silo_core::mixture;
+use silo_core::{
+    ContentHash, Neighbor, NeighborSearch, Passage, Permissions, ShardId, ShardIndex, Snapshot, SourceId, TokenId,
+};
 
+use crate::found::Found;
 use crate::sequence::Pinned;
+
+/// A passage that stood before a text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PassageId {
+    /// Its document.
+    pub document: DocumentId,
+    /// Its first token in the document.
+    pub start: u32,
+}
+
+impl PassageId {
+    pub(crate) fn of(passage: &Passage, snapshot: &Snapshot) -> Self {
+        let view = &snapshot.shards[passage.shard.0 as usize];
+        let document = DocumentId { source: view.source.id.clone(), shard: view.id, document: passage.document };
+        Self { document, start: passage.start }
+    }
+}
+
+/// A token with one passage fewer before the text: a leave-one-out figure, and no share. Those of several passages add up to nothing in
+/// particular, since each may stand in for another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeftOut {
+    /// The passage.
+    pub passage: PassageId,
+    /// log p of the token where all is the same but for this passage, neighbours of the key that follows from that included.
+    pub log_probability: f64,
+}
 
 /// How finely a token is credited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -52,6 +82,8 @@ pub struct TokenCredit {
     pub parametric: f64,
     /// Shares of sources, in the order in which the neighbours name them.
     pub sources: Vec<(SourceId, f64)>,
+    /// Sources that the cap held at this token, whatever their share in the token is.
+    pub capped: Vec<SourceId>,
     /// Shares of documents, if asked for. Less than those of the sources if something was withdrawn a moment ago.
     pub documents: Vec<(DocumentId, f64)>,
     /// Shares of neighbours, nearest first, if asked for.
@@ -67,6 +99,8 @@ pub struct SourceCredit {
     pub total: f64,
     /// Tokens in which it had one.
     pub n_tokens: u64,
+    /// Tokens at which the cap held it.
+    pub n_capped: u64,
 }
 
 /// Who made a text.
@@ -78,6 +112,8 @@ pub struct Credit {
     pub sources: Vec<SourceCredit>,
     /// That of each document, if asked for.
     pub documents: HashMap<DocumentId, f64>,
+    /// Of each passage, if asked for: by how much log p of the tokens was greater with it than without, summed; and how many they were.
+    pub passages: HashMap<PassageId, (f64, u64)>,
 }
 
 impl Credit {
@@ -85,10 +121,11 @@ impl Credit {
     pub fn add(&mut self, token: &TokenCredit) {
         self.parametric += token.parametric;
         for (source, share) in &token.sources {
-            match self.sources.iter_mut().find(|credit| credit.source == *source) {
-                Some(credit) => (credit.total, credit.n_tokens) = (credit.total + share, credit.n_tokens + 1),
-                None => self.sources.push(SourceCredit { source: source.clone(), total: *share, n_tokens: 1 }),
-            }
+            let credit = self.of(source);
+            (credit.total, credit.n_tokens) = (credit.total + share, credit.n_tokens + 1);
+        }
+        for source in &token.capped {
+            self.of(source).n_capped += 1;
         }
         for (id, share) in &token.documents {
             *self.documents.entry(id.clone()).or_default() += share;
@@ -96,28 +133,49 @@ impl Credit {
     }
 }
 
+impl Credit {
+    /// Adds what passages did to a token of this log p.
+    pub fn add_passages(&mut self, log_probability: f64, left_out: &[LeftOut]) {
+        for one in left_out {
+            let (difference, n_tokens) = self.passages.entry(one.passage.clone()).or_default();
+            (*difference, *n_tokens) = (*difference + log_probability - one.log_probability, *n_tokens + 1);
+        }
+    }
+
+    fn of(&mut self, source: &SourceId) -> &mut SourceCredit {
+        let place = self.sources.iter().position(|credit| credit.source == *source);
+        let place = place.unwrap_or_else(|| {
+            self.sources.push(SourceCredit { source: source.clone(), total: 0.0, n_tokens: 0, n_capped: 0 });
+            self.sources.len() - 1
+        });
+        &mut self.sources[place]
+    }
+}
+
 /// The shares in p of a token that was made from what a request sees.
 pub(crate) fn credit(
     (store, pinned, depth): (&dyn NeighborSearch, &Pinned, Depth),
     log_p_lm: f64,
-    (neighbors, knn): (&[Neighbor], &NeighborDistribution),
+    found: &Found,
     token: TokenId,
 ) -> TokenCredit {
     let weight = pinned.knn.knn_weight;
     let snapshot = &pinned.snapshot;
-    let by_source = mixture::shares(log_p_lm, neighbors, knn, weight, token, |n| snapshot.source_of(n.shard));
+    let neighbors = &found.neighbors[..];
+    let shares = mixture::shares(log_p_lm, neighbors, &found.knn, weight, token);
+    let by_source = shares.by(|i| snapshot.source_of(neighbors[*i].shard));
     let mut out = TokenCredit {
         parametric: by_source.parametric,
-        sources: by_source.sources.into_iter().map(|(source, share)| (source.clone(), share)).collect(),
+        sources: by_source.parts.into_iter().map(|(source, share)| (source.clone(), share)).collect(),
+        capped: found.capped.clone(),
         documents: Vec::new(),
         neighbors: Vec::new(),
     };
     if depth == Depth::Sources {
         return out;
     }
-    let each = mixture::neighbor_shares(log_p_lm, neighbors, knn, weight, token);
     let place = |(i, share): (usize, f64)| Some((neighbors[i], store.place(snapshot, &neighbors[i])?, share));
-    let mut placed: Vec<(Neighbor, (ContentHash, u32), f64)> = each.into_iter().filter_map(place).collect();
+    let mut placed: Vec<(Neighbor, (ContentHash, u32), f64)> = shares.parts.into_iter().filter_map(place).collect();
     let id = |shard: ShardIndex, document| {
         let view = &snapshot.shards[shard.0 as usize];
         DocumentId { source: view.source.id.clone(), shard: view.id, document }

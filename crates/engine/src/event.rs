@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use silo_core::{KnnParameters, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId};
 
-use crate::{ContextParameters, Credit, EngineError, Mode, TokenCredit};
+use crate::{ContextParameters, Credit, EngineError, LeftOut, Mode, TokenCredit};
 
 /// What of the store a request sees: nothing, where it asks the model alone.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct TokenEvent {
     pub alternatives: Vec<(TokenId, f64)>,
     /// Shares in p of the token.
     pub credit: TokenCredit,
+    /// What it would be without each passage, if asked for.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl PartialEq for View {
@@ -94,6 +96,8 @@ pub struct InForce {
     pub knn: KnnParameters,
     /// Those of the passages.
     pub context: ContextParameters,
+    /// Greatest part of the neighbours' weight that one source had at a token.
+    pub influence_cap: f64,
 }
 
 /// The end of a text.

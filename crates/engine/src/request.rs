@@ -76,6 +76,9 @@ pub struct Retrieval {
     pub without: Vec<SourceId>,
     /// Parameters of the neighbours.
     pub knn: KnnOverrides,
+    /// Greatest part of the neighbours' weight that one source has at a token; `None` for the configured one, which is the most that can
+    /// be asked for.
+    pub influence_cap: Option<f64>,
     /// Parameters of the passages; `None` for the configured ones.
     pub context: Option<ContextParameters>,
 }
@@ -107,6 +110,8 @@ pub struct GenerateRequest {
     pub retrieval: Retrieval,
     /// How finely sources are credited.
     pub depth: Depth,
+    /// Whether each token is computed without each of its passages too, which the model reads the text again for.
+    pub leave_one_passage_out: bool,
     /// What a removal does.
     pub on_removal: OnRemoval,
     /// So many of the most probable tokens are reported with each token.
@@ -128,6 +133,7 @@ impl GenerateRequest {
             stop: Vec::new(),
             retrieval: Retrieval::default(),
             depth: Depth::Sources,
+            leave_one_passage_out: false,
             on_removal: OnRemoval::End,
             alternatives: 0,
             time_limit: None,
@@ -149,6 +155,8 @@ pub struct ScoreRequest {
     pub retrieval: Retrieval,
     /// How finely sources are credited; not at all, if there is none.
     pub depth: Option<Depth>,
+    /// Whether each token is computed without each of its passages too, which the model reads the text again for.
+    pub leave_one_passage_out: bool,
     /// The request fails at this time.
     pub deadline: Option<Instant>,
 }
@@ -156,6 +164,14 @@ pub struct ScoreRequest {
 impl ScoreRequest {
     /// A request with the defaults of every field.
     pub fn new(tokens: Vec<TokenId>, retrieval: Retrieval) -> Self {
-        Self { tokens, window_tokens: 0, stride_tokens: 0, retrieval, depth: None, deadline: None }
+        Self {
+            tokens,
+            window_tokens: 0,
+            stride_tokens: 0,
+            retrieval,
+            depth: None,
+            leave_one_passage_out: false,
+            deadline: None,
+        }
     }
 }

@@ -7,14 +7,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use silo_core::{
-    Calibration, Datastore, Epoch, Filter, KnnParameters, LanguageModel, ModelError, Neighbor, NeighborQuery,
-    Positions, SearchError, SequenceStep, Snapshot, StepOutput, TokenId, Tokenizer,
+    Calibration, Datastore, Epoch, Filter, KnnParameters, LanguageModel, ModelError, SearchError, SequenceStep,
+    Snapshot, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
+use crate::found::{Ask, Found, find};
 use crate::guard::Guard;
 use crate::queue::Queue;
-use crate::sequence::{Liveness, Pinned, Progress, Sequence, Shared};
+use crate::reader::Outputs;
+use crate::sequence::{Defaults, Liveness, Pinned, Progress, Sequence, Shared};
 use crate::{ContextParameters, EngineConfig, EngineError, Event, FinishReason, GenerateRequest, Retrieval};
 
 /// How long the thread waits before it looks again at readers who have no room.
@@ -155,12 +157,16 @@ impl Engine {
 
     /// The neighbours' parameters for a snapshot: as calibrated, else as configured.
     pub fn knn_parameters(&self, snapshot: &Snapshot) -> KnnParameters {
-        knn_parameters(self.calibration.as_ref(), &self.config, snapshot)
+        self.defaults(snapshot).knn
+    }
+
+    pub(crate) fn defaults(&self, snapshot: &Snapshot) -> Defaults {
+        defaults(self.calibration.as_ref(), &self.config, snapshot)
     }
 
     /// Pins the store for a request, and refuses names that the store never knew.
     pub(crate) fn pin(&self, retrieval: &Retrieval) -> Result<Pinned, EngineError> {
-        let pinned = Pinned::new(&*self.shared.store, retrieval, |s| self.knn_parameters(s));
+        let pinned = Pinned::new(&*self.shared.store, retrieval, |s| self.defaults(s));
         pinned.snapshot.check_names(&retrieval.filter)?;
         pinned.snapshot.check_names(&Filter { deny_sources: retrieval.without.clone(), ..Filter::default() })?;
         Ok(pinned)
@@ -174,6 +180,7 @@ impl Engine {
     /// Admits a request, or refuses it at once.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
         self.check_retrieval(&request.retrieval)?;
+        check_left_out(request.leave_one_passage_out, &request.retrieval)?;
         check_generate(&request)?;
         self.check_tokens(&request.prompt)?;
         let biased: Vec<TokenId> = request.sampling.bias.iter().map(|(t, _)| *t).collect();
@@ -220,6 +227,11 @@ impl Engine {
         if let Some(t) = retrieval.knn.knn_temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
             return invalid("retrieval.knn_temperature", t.to_string(), "it must be above 0".into());
         }
+        let most = self.config.influence_cap;
+        if let Some(c) = retrieval.influence_cap.filter(|c| !(*c > 0.0 && *c <= most)) {
+            let rule = format!("it must be above 0 and at most {most}, which is configured");
+            return invalid("retrieval.influence_cap", c.to_string(), rule);
+        }
         if let Some(c) = retrieval.context {
             let most = self.config.max_context_passages;
             if c.passages == 0 || c.passages > most {
@@ -239,6 +251,15 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Passages can be left out where there are some.
+pub(crate) fn check_left_out(asked_for: bool, retrieval: &Retrieval) -> Result<(), EngineError> {
+    if asked_for && !retrieval.mode.context() {
+        let rule = "no passages are read in this mode; ask for CONTEXT or KNN_AND_CONTEXT".into();
+        return Err(EngineError::Invalid { field: "leave_one_passage_out", value: "true".into(), rule });
+    }
+    Ok(())
 }
 
 fn check_generate(request: &GenerateRequest) -> Result<(), EngineError> {
@@ -276,8 +297,9 @@ impl Drop for Engine {
     }
 }
 
-fn knn_parameters(calibration: Option<&Calibration>, config: &EngineConfig, snapshot: &Snapshot) -> KnnParameters {
-    calibration.map_or(config.knn, |c| c.parameters(snapshot))
+fn defaults(calibration: Option<&Calibration>, config: &EngineConfig, snapshot: &Snapshot) -> Defaults {
+    let knn = calibration.map_or(config.knn, |c| c.parameters(snapshot));
+    Defaults { knn, influence_cap: config.influence_cap }
 }
 
 /// How often neighbours are searched for in one step, if removals come between.
@@ -381,17 +403,17 @@ impl Worker {
     /// Draws a token for every request that has read all of its text.
     fn advance(&mut self, running: &[usize], outputs: Vec<Output>) {
         let (shared, config, calibration) = (&self.shared, &self.config, self.calibration.as_ref());
-        let parameters = |s: &Snapshot| knn_parameters(calibration, config, s);
+        let defaults = |s: &Snapshot| defaults(calibration, config, s);
         let mut done = vec![false; self.active.len()];
-        let mut drawing: Vec<(usize, StepOutput)> = Vec::new();
+        let mut drawing: Vec<(usize, Outputs)> = Vec::new();
         for (&i, output) in running.iter().zip(outputs) {
             let sequence = &mut self.active[i];
             let context = sequence.request.retrieval.mode.context();
-            match sequence.check_liveness(shared, parameters) {
+            match sequence.check_liveness(shared, defaults) {
                 Liveness::Ended => done[i] = true,
                 // Its passages have changed: the model has to read again.
                 Liveness::Repinned { .. } if context => {}
-                _ if output.draws => drawing.push((i, output.output)),
+                _ if output.draws => drawing.push((i, output.outputs)),
                 _ => {}
             }
         }
@@ -401,7 +423,7 @@ impl Worker {
             }
             let neighbors = search(shared, &self.active, &drawing);
             let mut again = Vec::new();
-            for (n, (i, output)) in drawing.into_iter().enumerate() {
+            for (n, (i, outputs)) in drawing.into_iter().enumerate() {
                 let sequence = &mut self.active[i];
                 let (found, as_of) = match &neighbors {
                     Ok((found, as_of)) => (&found[n], *as_of),
@@ -412,21 +434,23 @@ impl Worker {
                 };
                 // Looked at again: the search may have run across a removal. What the model said holds nothing of what was removed, unless
                 // passages stood before the text.
-                let liveness = sequence.check_liveness(shared, parameters);
+                let liveness = sequence.check_liveness(shared, defaults);
                 let holds = match liveness {
                     Liveness::Unchanged => true,
-                    Liveness::Repinned { asks_the_same } => asks_the_same && as_of == sequence.pinned.snapshot.epoch,
+                    Liveness::Repinned { asks_the_same } => {
+                        asks_the_same && as_of == Some(sequence.pinned.snapshot.epoch)
+                    }
                     Liveness::Ended => false,
                 };
                 match liveness {
                     Liveness::Ended => done[i] = true,
                     Liveness::Repinned { .. } if sequence.request.retrieval.mode.context() => {}
                     _ if holds => {
-                        done[i] = sequence.advance(shared, output.logits.row(0), found) == Progress::Done;
+                        done[i] = sequence.advance(shared, &outputs, found) == Progress::Done;
                     }
                     // In the next step: what else waits must have its turn.
                     _ if attempt == SEARCHES => sequence.read_last_again(),
-                    _ => again.push((i, output)),
+                    _ => again.push((i, outputs)),
                 }
             }
             drawing = again;
@@ -437,7 +461,7 @@ impl Worker {
 
 /// What a step gave one request.
 struct Output {
-    output: StepOutput,
+    outputs: Outputs,
     /// Whether it has now read all of its text.
     draws: bool,
 }
@@ -448,43 +472,37 @@ fn outputs(
     chunk: usize,
     interrupt: &AtomicBool,
 ) -> Result<Vec<Output>, ModelError> {
-    let tokens: Vec<Vec<u32>> = running.iter().map(|s| s.pending(chunk).to_vec()).collect();
-    let draws: Vec<bool> = running.iter().zip(&tokens).map(|(s, t)| s.will_draw(t.len())).collect();
-    let mut steps: Vec<SequenceStep<'_>> = (running.iter_mut().zip(&tokens).zip(&draws))
-        .map(|((sequence, tokens), &draws)| SequenceStep {
-            logits: if draws { Positions::Last } else { Positions::None },
-            keys: if draws && sequence.request.retrieval.mode.knn() { Positions::Last } else { Positions::None },
-            cache: sequence.cache.as_mut(),
-            tokens,
-        })
-        .collect();
-    let outputs = shared.model.step(&mut steps, interrupt)?;
-    Ok(outputs.into_iter().zip(draws).map(|(output, draws)| Output { output, draws }).collect())
+    let draws: Vec<bool> = running.iter().map(|s| s.will_draw(chunk)).collect();
+    let mut steps: Vec<SequenceStep<'_>> = Vec::new();
+    let mut n_parts = Vec::new();
+    for sequence in running.iter_mut() {
+        let parts = sequence.steps(chunk);
+        n_parts.push(parts.len());
+        steps.extend(parts);
+    }
+    let mut outputs = shared.model.step(&mut steps, interrupt)?.into_iter();
+    let of_each = n_parts.into_iter().zip(draws);
+    Ok(of_each.map(|(n, draws)| Output { outputs: outputs.by_ref().take(n).collect(), draws }).collect())
 }
 
-/// Searches the neighbours of all requests that draw and ask for them, in one call. A list per request that draws.
+/// Searches the neighbours of all requests that draw and ask for them, in one call. An answer per reader of each request that draws.
 fn search(
     shared: &Shared,
     active: &[Sequence],
-    drawing: &[(usize, StepOutput)],
-) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError> {
-    let asks: Vec<bool> = drawing.iter().map(|(i, _)| active[*i].request.retrieval.mode.knn()).collect();
-    let queries: Vec<NeighborQuery<'_>> = (drawing.iter().zip(&asks).filter(|(_, asks)| **asks))
-        .map(|((i, output), _)| {
-            let pinned = &active[*i].pinned;
-            NeighborQuery {
-                snapshot: &pinned.snapshot,
-                mask: &pinned.knn_mask,
-                key: output.keys.row(0),
-                k: pinned.knn.k,
-            }
-        })
-        .collect();
-    if queries.is_empty() {
-        return Ok((vec![Vec::new(); drawing.len()], shared.store.snapshot().epoch));
+    drawing: &[(usize, Outputs)],
+) -> Result<(Vec<Vec<Found>>, Option<Epoch>), SearchError> {
+    let mut asks = Vec::new();
+    for (i, outputs) in drawing {
+        let sequence = &active[*i];
+        if sequence.request.retrieval.mode.knn() {
+            asks.extend(outputs.iter().map(|output| Ask { pinned: &sequence.pinned, key: output.keys.row(0) }));
+        }
     }
-    let (found, as_of) = shared.store.neighbors_as_of(&queries)?;
+    let (found, as_of) = find(&*shared.store, &asks)?;
     let mut found = found.into_iter();
-    let all = asks.into_iter().map(|asks| if asks { found.next().unwrap_or_default() } else { Vec::new() });
-    Ok((all.collect(), as_of))
+    let of_each = drawing.iter().map(|(i, outputs)| match active[*i].request.retrieval.mode.knn() {
+        true => found.by_ref().take(outputs.len()).collect(),
+        false => vec![Found::default(); outputs.len()],
+    });
+    Ok((of_each.collect(), as_of))
 }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use silo_core::mixture::{self, NeighborDistribution};
-use silo_core::{
-    KnnParameters, Neighbor, NeighborQuery, NeighborSearch, Positions, SequenceStep, Snapshot, StepOutput, TokenId,
-};
+use silo_core::{KnnParameters, NeighborSearch, Positions, SequenceStep, Snapshot, StepOutput, TokenId, mixture};
 
+use crate::context::Layout;
+use crate::found::{Ask, Found, find};
+use crate::scheduler::check_left_out;
 use crate::sequence::Pinned;
-use crate::{Engine, EngineError, InForce, ScoreRequest, TokenCredit, context, credit};
+use crate::{Engine, EngineError, InForce, LeftOut, ScoreRequest, TokenCredit, context, credit};
 
 /// Positions whose logits are held at a time.
 const CHUNK_TOKENS: usize = 64;
@@ -41,6 +41,8 @@ pub struct ScoredToken {
     pub parametric_log_probability: f64,
     /// Shares in p of it, if asked for.
     pub credit: Option<TokenCredit>,
+    /// What it would be without each passage, if asked for.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// What the log-probability of one token is made of, for any weight, temperature and number of neighbours up to the k searched for.
@@ -75,8 +77,8 @@ impl Evidence {
     }
 }
 
-/// Takes a position of the text, the logits that predict its token, and the neighbours found in each view.
-pub(crate) type Visit<'a> = dyn FnMut(usize, &[f32], &[&[Neighbor]]) + 'a;
+/// Takes a position of the text, the logits that predict its token, and what was found in each view.
+pub(crate) type Visit<'a> = dyn FnMut(usize, &[f32], &[&Found]) + 'a;
 
 /// A run of tokens that are scored from one input.
 pub(crate) struct Span {
@@ -117,26 +119,47 @@ impl Engine {
     /// Scores a text on the calling thread. It is given up once `cancel` is true, when the deadline passes, and when something
     /// that the request may see is removed.
     pub fn score(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Score, EngineError> {
+        check_left_out(request.leave_one_passage_out, &request.retrieval)?;
         let pinned = self.pin_for_score(request)?;
+        let _place = Place::take(self)?;
         let mut tokens = Vec::with_capacity(request.tokens.len());
-        self.visit(request, &pinned, cancel, &mut |position, logits, found| {
-            tokens.push(self.scored(request, &pinned, position, logits, found[0]));
-        })?;
+        for span in self.spans(request)? {
+            let layout = self.layout(request, &pinned, &span)?;
+            let first = tokens.len();
+            self.visit_input(request, &[&pinned], &span, &layout.tokens, cancel, &mut |position, logits, found| {
+                tokens.push(self.scored(request, &pinned, position, logits, found[0]));
+            })?;
+            let n_left_out = if request.leave_one_passage_out { layout.passages.len() } else { 0 };
+            for i in 0..n_left_out {
+                let (passage, mut next) = (&layout.passages[i].0, first);
+                let input = layout.without(i);
+                self.visit_input(request, &[&pinned], &span, &input, cancel, &mut |position, logits, found| {
+                    let log_probability = pinned.log_probability(logits, found[0], request.tokens[position]);
+                    tokens[next].left_out.push(LeftOut { passage: passage.clone(), log_probability });
+                    next += 1;
+                })?;
+            }
+        }
         let context = self.context_parameters(&request.retrieval);
-        let in_force = InForce { mode: request.retrieval.mode, knn: pinned.knn, context };
+        let in_force = pinned.in_force(&request.retrieval, context);
         Ok(Score { tokens, snapshot: pinned.snapshot, in_force })
     }
 
     /// What [`Self::score`] would compute from, per token: one search, from which many settings can be scored.
     pub fn evidence(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Vec<Evidence>, EngineError> {
-        let pinned = self.pin_for_score(request)?;
+        let mut pinned = self.pin_for_score(request)?;
+        pinned.influence_cap = 1.0; // it depends on weights, of which there are many here
         let mut out = Vec::with_capacity(request.tokens.len());
-        self.visit(request, &pinned, cancel, &mut |position, logits, found| {
+        let _place = Place::take(self)?;
+        let mut each = |position: usize, logits: &[f32], found: &[&Found]| {
             let token = request.tokens[position];
             let parametric_log_probability = mixture::log_softmax(logits)[token as usize];
-            let neighbors = found[0].iter().map(|n| (n.distance, n.value == token)).collect();
+            let neighbors = found[0].neighbors.iter().map(|n| (n.distance, n.value == token)).collect();
             out.push(Evidence { parametric_log_probability, neighbors });
-        })?;
+        };
+        for span in self.spans(request)? {
+            self.visit_span(request, &[&pinned], &span, cancel, &mut each)?;
+        }
         Ok(out)
     }
 
@@ -144,21 +167,6 @@ impl Engine {
         self.check_retrieval(&request.retrieval)?;
         self.check_tokens(&request.tokens)?;
         self.pin(&request.retrieval)
-    }
-
-    /// Goes through all tokens that can be scored.
-    fn visit(
-        &self,
-        request: &ScoreRequest,
-        pinned: &Pinned,
-        cancel: &AtomicBool,
-        each: &mut Visit<'_>,
-    ) -> Result<(), EngineError> {
-        let _place = Place::take(self)?;
-        for span in self.spans(request)? {
-            self.visit_span(request, &[pinned], &span, cancel, each)?;
-        }
-        Ok(())
     }
 
     /// Cuts the text into spans.
@@ -196,11 +204,12 @@ impl Engine {
     }
 
     /// What the model reads for a span; its last tokens are those of the span but the last.
-    fn span_input(&self, request: &ScoreRequest, pinned: &Pinned, span: &Span) -> Result<Vec<TokenId>, EngineError> {
+    fn layout(&self, request: &ScoreRequest, pinned: &Pinned, span: &Span) -> Result<Layout, EngineError> {
         let tokenizer = &*self.shared.tokenizer;
         if !request.retrieval.mode.context() {
             let bos = tokenizer.beginning_of_text().into_iter();
-            return Ok(bos.chain(request.tokens[span.start..span.scored.end - 1].iter().copied()).collect());
+            let tokens = bos.chain(request.tokens[span.start..span.scored.end - 1].iter().copied()).collect();
+            return Ok(Layout { tokens, passages: Vec::new() });
         }
         let parameters = self.context_parameters(&request.retrieval);
         let before = &request.tokens[..span.scored.start];
@@ -210,9 +219,10 @@ impl Engine {
         let window =
             if request.window_tokens == 0 { self.shared.model.card().context_tokens } else { request.window_tokens };
         let n_read = span.scored.len() - 1;
-        let mut input = context::input(tokenizer, &passages, before, &parameters, window, n_read);
-        input.extend_from_slice(&request.tokens[span.scored.start..span.scored.end - 1]);
-        Ok(input)
+        let seen = (tokenizer, &*pinned.snapshot);
+        let mut layout = context::lay_out(seen, &passages, before, &parameters, window, n_read);
+        layout.tokens.extend_from_slice(&request.tokens[span.scored.start..span.scored.end - 1]);
+        Ok(layout)
     }
 
     /// Goes through the tokens of a span. In the context modes there is one view, for what the model reads depends on it.
@@ -224,11 +234,24 @@ impl Engine {
         cancel: &AtomicBool,
         each: &mut Visit<'_>,
     ) -> Result<(), EngineError> {
-        let input = self.span_input(request, views[0], span)?;
+        let layout = self.layout(request, views[0], span)?;
+        self.visit_input(request, views, span, &layout.tokens, cancel, each)
+    }
+
+    /// The same with an input that ends as the span's does.
+    fn visit_input(
+        &self,
+        request: &ScoreRequest,
+        views: &[&Pinned],
+        span: &Span,
+        input: &[TokenId],
+        cancel: &AtomicBool,
+        each: &mut Visit<'_>,
+    ) -> Result<(), EngineError> {
         let first_scored = input.len() - span.scored.len();
         let knn = request.retrieval.mode.knn();
         let mut cache = self.shared.model.new_cache();
-        let mut read = 0;
+        let (mut read, nothing) = (0, Found::default());
         let mut position = span.scored.start;
         while read < input.len() {
             self.check_goes_on(request, views, cancel)?;
@@ -237,11 +260,10 @@ impl Engine {
             let keys = if knn { from } else { Positions::None };
             let mut steps = [SequenceStep { cache: cache.as_mut(), tokens: chunk, logits: from, keys }];
             let output = self.shared.model.step(&mut steps, cancel)?.remove(0);
-            let found: Vec<Vec<Vec<Neighbor>>> =
+            let found: Vec<Vec<Found>> =
                 views.iter().map(|pinned| self.search_all(pinned, &output)).collect::<Result<_, _>>()?;
             for (i, logits) in output.logits.rows().enumerate() {
-                let of_each: Vec<&[Neighbor]> =
-                    found.iter().map(|neighbors| neighbors.get(i).map_or(&[][..], Vec::as_slice)).collect();
+                let of_each: Vec<&Found> = found.iter().map(|found| found.get(i).unwrap_or(&nothing)).collect();
                 each(position, logits, &of_each);
                 position += 1;
             }
@@ -251,11 +273,9 @@ impl Engine {
         self.check_goes_on(request, views, cancel)
     }
 
-    fn search_all(&self, pinned: &Pinned, output: &StepOutput) -> Result<Vec<Vec<Neighbor>>, EngineError> {
-        let (snapshot, mask, k) = (&*pinned.snapshot, &pinned.knn_mask, pinned.knn.k);
-        let queries: Vec<NeighborQuery<'_>> =
-            output.keys.rows().map(|key| NeighborQuery { snapshot, mask, key, k }).collect();
-        if queries.is_empty() { Ok(Vec::new()) } else { Ok(self.shared.store.neighbors(&queries)?) }
+    fn search_all(&self, pinned: &Pinned, output: &StepOutput) -> Result<Vec<Found>, EngineError> {
+        let asks: Vec<Ask<'_>> = output.keys.rows().map(|key| Ask { pinned, key }).collect();
+        Ok(find(&*self.shared.store, &asks)?.0)
     }
 
     fn check_goes_on(&self, request: &ScoreRequest, views: &[&Pinned], cancel: &AtomicBool) -> Result<(), EngineError> {
@@ -275,20 +295,18 @@ impl Engine {
         pinned: &Pinned,
         position: usize,
         logits: &[f32],
-        neighbors: &[Neighbor],
+        found: &Found,
     ) -> ScoredToken {
         let token = request.tokens[position];
         let log_p_lm = mixture::log_softmax(logits)[token as usize];
-        let KnnParameters { knn_weight, knn_temperature, .. } = pinned.knn;
-        let knn = NeighborDistribution::new(neighbors, knn_temperature);
-        let weight = mixture::effective_weight(&knn, knn_weight);
         let store: &dyn NeighborSearch = &*self.shared.store;
-        let credit = request.depth.map(|d| credit::credit((store, pinned, d), log_p_lm, (neighbors, &knn), token));
+        let credit = request.depth.map(|d| credit::credit((store, pinned, d), log_p_lm, found, token));
         ScoredToken {
             position,
-            log_probability: mixture::mix_one(log_p_lm, knn.probability(token), weight),
+            log_probability: pinned.log_probability(logits, found, token),
             parametric_log_probability: log_p_lm,
             credit,
+            left_out: Vec::new(),
         }
     }
 }

@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use silo_core::mixture::{self, NeighborDistribution};
+use silo_core::mixture;
 use silo_core::sampling::sample;
 use silo_core::{
-    Datastore, Detokenizer, KnnParameters, LanguageModel, Neighbor, NeighborSearch, Passage, Purpose, SearchError,
-    SequenceCache, ShardMask, Snapshot, SourceId, TokenId, Tokenizer,
+    Datastore, Detokenizer, KnnParameters, LanguageModel, NeighborSearch, Passage, Positions, Purpose, SearchError,
+    SequenceStep, ShardMask, Snapshot, SourceId, StepOutput, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
+use crate::found::Found;
 use crate::guard::{Guard, Watched};
+use crate::reader::Reader;
 use crate::stop::StopMatcher;
 use crate::{
-    ContextParameters, Credit, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, OnRemoval,
-    TokenCredit, TokenEvent, Usage, View, context, credit,
+    ContextParameters, Credit, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, LeftOut,
+    OnRemoval, PassageId, TokenCredit, TokenEvent, Usage, View, context, credit,
 };
 
 /// What all requests share.
@@ -36,6 +38,13 @@ pub(crate) struct Pinned {
     pub(crate) knn_mask: ShardMask,
     pub(crate) context_mask: ShardMask,
     pub(crate) knn: KnnParameters,
+    pub(crate) influence_cap: f64,
+}
+
+/// What holds where a request does not say otherwise.
+pub(crate) struct Defaults {
+    pub(crate) knn: KnnParameters,
+    pub(crate) influence_cap: f64,
 }
 
 /// A request on its way.
@@ -43,9 +52,9 @@ pub(crate) struct Sequence {
     pub(crate) request: GenerateRequest,
     pub(crate) pinned: Pinned,
     pub(crate) context: ContextParameters,
-    pub(crate) cache: Box<dyn SequenceCache>,
-    /// What the model reads; its first `cache.len()` tokens have been read.
-    pub(crate) input: Vec<TokenId>,
+    reader: Reader,
+    /// The same with a passage left out, if asked for: one for each.
+    left_out: Vec<(PassageId, Reader)>,
     /// Prompt and new tokens.
     text: Vec<TokenId>,
     usage: Usage,
@@ -80,8 +89,8 @@ impl Sequence {
     ) -> Self {
         let usage = Usage { prompt_tokens: request.prompt.len() as u64, ..Usage::default() };
         Self {
-            cache: shared.model.new_cache(),
-            input: Vec::new(),
+            reader: Reader::new(&*shared.model),
+            left_out: Vec::new(),
             text: request.prompt.clone(),
             usage,
             random: ChaCha8Rng::seed_from_u64(request.seed),
@@ -114,11 +123,17 @@ impl Sequence {
         // Room for the tokens until the next search.
         let room = self.context.stride_tokens.min(window / 4).max(1);
         let room = if self.request.retrieval.mode.context() { room } else { 0 };
-        let input = context::input(&*shared.tokenizer, &passages, &self.text, &self.context, window, room);
-        let same = self.input.iter().zip(&input).take_while(|(a, b)| a == b).count();
-        // At least one token must be read to have logits.
-        self.cache.truncate(same.min(input.len() - 1));
-        self.input = input;
+        let seen = (&*shared.tokenizer, &*self.pinned.snapshot);
+        let layout = context::lay_out(seen, &passages, &self.text, &self.context, window, room);
+        if self.request.leave_one_passage_out {
+            let mut known = std::mem::take(&mut self.left_out).into_iter().map(|(_, reader)| reader);
+            for (i, (passage, _)) in layout.passages.iter().enumerate() {
+                let mut reader = known.next().unwrap_or_else(|| Reader::new(&*shared.model));
+                reader.turn_to(layout.without(i));
+                self.left_out.push((passage.clone(), reader));
+            }
+        }
+        self.reader.turn_to(layout.tokens);
         Ok(())
     }
 
@@ -151,23 +166,28 @@ impl Sequence {
         Progress::GoesOn
     }
 
-    /// Tokens that the model has not read yet, at most `chunk`.
-    pub(crate) fn pending(&self, chunk: usize) -> &[TokenId] {
-        let from = self.cache.len();
-        &self.input[from..self.input.len().min(from + chunk)]
+    fn readers(&self) -> impl Iterator<Item = &Reader> {
+        std::iter::once(&self.reader).chain(self.left_out.iter().map(|(_, reader)| reader))
     }
 
-    /// Whether a step over `n` more tokens ends with the text's last one, so that a token can be drawn.
-    pub(crate) fn will_draw(&self, n: usize) -> bool {
-        self.cache.len() + n == self.input.len()
+    /// Whether a step over at most `chunk` more tokens ends with the text's last one, so that a token can be drawn.
+    pub(crate) fn will_draw(&self, chunk: usize) -> bool {
+        self.readers().all(|reader| reader.unread() <= chunk)
+    }
+
+    /// Its parts of a step, its own reader's first. All come to their last token in the same step.
+    pub(crate) fn steps(&mut self, chunk: usize) -> Vec<SequenceStep<'_>> {
+        let draws = self.will_draw(chunk);
+        let at_end = if draws { Positions::Last } else { Positions::None };
+        let keys = if self.request.retrieval.mode.knn() { at_end } else { Positions::None };
+        let readers = std::iter::once(&mut self.reader).chain(self.left_out.iter_mut().map(|(_, reader)| reader));
+        let parts =
+            readers.map(|reader| (if draws { reader.unread() } else { chunk.min(reader.unread() - 1) }, reader));
+        parts.filter(|(n, _)| *n > 0).map(|(n, reader)| reader.step(n, at_end, keys)).collect()
     }
 
     /// What a removal does to it: nothing, if everything that it may see is live.
-    pub(crate) fn check_liveness(
-        &mut self,
-        shared: &Shared,
-        parameters: impl Fn(&Snapshot) -> KnnParameters,
-    ) -> Liveness {
+    pub(crate) fn check_liveness(&mut self, shared: &Shared, defaults: impl Fn(&Snapshot) -> Defaults) -> Liveness {
         let mode = self.request.retrieval.mode;
         if self.is_live(shared) {
             return Liveness::Unchanged;
@@ -181,7 +201,7 @@ impl Sequence {
             self.fail(EngineError::SourceRemoved);
             return Liveness::Ended;
         }
-        let pinned = Pinned::new(&*shared.store, &self.request.retrieval, parameters);
+        let pinned = Pinned::new(&*shared.store, &self.request.retrieval, defaults);
         let asks_the_same = pinned.asks_the_same(&self.pinned);
         (self.pinned, self.repinned) = (pinned, true);
         let renewed = if mode.context() { self.lay_out(shared) } else { Ok(()) };
@@ -196,7 +216,8 @@ impl Sequence {
 
     /// Makes the model read the last token again, for what it says there was not used.
     pub(crate) fn read_last_again(&mut self) {
-        self.cache.truncate(self.cache.len() - 1);
+        self.reader.read_last_again();
+        self.left_out.iter_mut().for_each(|(_, reader)| reader.read_last_again());
     }
 
     /// Whether all that it may see is still in the store.
@@ -204,12 +225,10 @@ impl Sequence {
         self.pinned.view.is_live(&*shared.store)
     }
 
-    /// Draws the next token from what the model and the neighbours say, and sends it.
-    pub(crate) fn advance(&mut self, shared: &Shared, logits: &[f32], neighbors: &[Neighbor]) -> Progress {
-        let log_p_lm = mixture::log_softmax(logits);
-        let KnnParameters { knn_weight, knn_temperature, .. } = self.pinned.knn;
-        let knn = NeighborDistribution::new(neighbors, knn_temperature);
-        let mut log_p = mixture::interpolate(&log_p_lm, &knn, knn_weight);
+    /// Draws the next token from what the model and the neighbours say to each of its readers, and sends it.
+    pub(crate) fn advance(&mut self, shared: &Shared, outputs: &[StepOutput], each: &[Found]) -> Progress {
+        let (log_p_lm, found) = (mixture::log_softmax(outputs[0].logits.row(0)), &each[0]);
+        let mut log_p = mixture::interpolate(&log_p_lm, &found.knn, self.pinned.knn.knn_weight);
         let alternatives = match self.shown(shared, most_probable(&log_p, self.request.alternatives)) {
             Ok(alternatives) => alternatives,
             Err(error) => return self.fail(EngineError::Search(error)),
@@ -221,17 +240,20 @@ impl Sequence {
             Err(error) => return self.fail(EngineError::Search(error)),
         };
         let log_probability = mixed.as_ref().unwrap_or(&log_p)[token as usize];
-        let credit = self.credit(shared, log_p_lm[token as usize], (neighbors, &knn), token);
+        let credit = self.credit(shared, log_p_lm[token as usize], found, token);
+        let left_out = self.left_out(&outputs[1..], &each[1..], token);
+        self.credit.add_passages(log_probability, &left_out);
         self.usage.new_tokens += 1;
         self.usage.neighbor_searches += u64::from(self.request.retrieval.mode.knn());
         self.text.push(token);
-        self.input.push(token);
+        self.reader.push(token);
+        self.left_out.iter_mut().for_each(|(_, reader)| reader.push(token));
         if shared.tokenizer.end_of_text().contains(&token) {
             return self.finish(FinishReason::EndOfText);
         }
         let piece = self.detokenizer.push(shared.tokenizer.bytes(token));
         let (text, stopped) = self.stop.push(&piece);
-        let event = TokenEvent { token, text, log_probability, alternatives, credit };
+        let event = TokenEvent { token, text, log_probability, alternatives, credit, left_out };
         self.send(Event::Token(event, self.pinned.view.clone()));
         if stopped {
             return self.finish(FinishReason::Stop);
@@ -287,29 +309,32 @@ impl Sequence {
         let window = shared.model.card().context_tokens;
         if self.request.retrieval.mode.context() {
             let due = (self.usage.new_tokens as usize).is_multiple_of(self.context.stride_tokens);
-            if (due || self.input.len() > window)
+            if (due || self.reader.len() > window)
                 && let Err(error) = self.lay_out(shared)
             {
                 return self.fail(error);
             }
-        } else if self.input.len() > window {
+        } else if self.reader.len() > window {
             return self.finish(FinishReason::ContextFull);
         }
         Progress::GoesOn
     }
 
     /// The shares in a token, which are added to those of the text.
-    fn credit(
-        &mut self,
-        shared: &Shared,
-        log_p_lm: f64,
-        found: (&[Neighbor], &NeighborDistribution),
-        token: TokenId,
-    ) -> TokenCredit {
+    fn credit(&mut self, shared: &Shared, log_p_lm: f64, found: &Found, token: TokenId) -> TokenCredit {
         let seen = (&*shared.store as &dyn NeighborSearch, &self.pinned, self.request.depth);
         let credit = credit::credit(seen, log_p_lm, found, token);
         self.credit.add(&credit);
         credit
+    }
+
+    /// The token with one passage fewer.
+    fn left_out(&self, outputs: &[StepOutput], found: &[Found], token: TokenId) -> Vec<LeftOut> {
+        let without = |((passage, _), (output, found)): (&(PassageId, Reader), (&StepOutput, &Found))| {
+            let log_probability = self.pinned.log_probability(output.logits.row(0), found, token);
+            LeftOut { passage: passage.clone(), log_probability }
+        };
+        self.left_out.iter().zip(outputs.iter().zip(found)).map(without).collect()
     }
 
     /// Fails it.
@@ -330,7 +355,7 @@ impl Sequence {
             text,
             usage: self.usage,
             view: self.pinned.view.clone(),
-            in_force: InForce { mode: self.request.retrieval.mode, knn: self.pinned.knn, context: self.context },
+            in_force: self.pinned.in_force(&self.request.retrieval, self.context),
             credit: std::mem::take(&mut self.credit),
             repinned: self.repinned,
             context_sources: std::mem::take(&mut self.context_sources).into_iter().collect(),
@@ -386,16 +411,16 @@ impl Pinned {
     pub(crate) fn new(
         store: &dyn Datastore,
         retrieval: &crate::Retrieval,
-        parameters: impl Fn(&Snapshot) -> KnnParameters,
+        defaults: impl Fn(&Snapshot) -> Defaults,
     ) -> Self {
-        Self::at(store.snapshot(), retrieval, parameters)
+        Self::at(store.snapshot(), retrieval, defaults)
     }
 
     /// The same of a snapshot.
     pub(crate) fn at(
         snapshot: Arc<Snapshot>,
         retrieval: &crate::Retrieval,
-        parameters: impl Fn(&Snapshot) -> KnnParameters,
+        defaults: impl Fn(&Snapshot) -> Defaults,
     ) -> Self {
         let mut filter = retrieval.filter.clone();
         filter.deny_sources.extend_from_slice(&retrieval.without);
@@ -406,16 +431,29 @@ impl Pinned {
         let knn_mask = mask(retrieval.mode.knn(), Purpose::Knn);
         let context_mask = mask(retrieval.mode.context(), Purpose::Context);
         let view = Arc::new(View { snapshot: snapshot.clone(), mask: knn_mask.or(&context_mask) });
-        let calibrated = match &retrieval.without[..] {
-            [] => parameters(&snapshot),
-            without => parameters(&snapshot.without(without)),
+        let Defaults { knn: calibrated, influence_cap } = match &retrieval.without[..] {
+            [] => defaults(&snapshot),
+            without => defaults(&snapshot.without(without)),
         };
         let knn = KnnParameters {
             k: retrieval.knn.k.unwrap_or(calibrated.k),
             knn_weight: retrieval.knn.knn_weight.unwrap_or(calibrated.knn_weight),
             knn_temperature: retrieval.knn.knn_temperature.unwrap_or(calibrated.knn_temperature),
         };
-        Self { snapshot, view, knn_mask, context_mask, knn }
+        let influence_cap = retrieval.influence_cap.unwrap_or(influence_cap);
+        Self { snapshot, view, knn_mask, context_mask, knn, influence_cap }
+    }
+
+    /// log p of a token in the mixture.
+    pub(crate) fn log_probability(&self, logits: &[f32], found: &Found, token: TokenId) -> f64 {
+        let log_p_lm = mixture::log_softmax(logits)[token as usize];
+        let weight = mixture::effective_weight(&found.knn, self.knn.knn_weight);
+        mixture::mix_one(log_p_lm, found.knn.probability(token), weight)
+    }
+
+    /// The parameters in force.
+    pub(crate) fn in_force(&self, retrieval: &crate::Retrieval, context: ContextParameters) -> InForce {
+        InForce { mode: retrieval.mode, knn: self.knn, context, influence_cap: self.influence_cap }
     }
 
     fn asks_the_same(&self, before: &Self) -> bool {

@@ -141,11 +141,10 @@ impl Gathered {
             Scope::Mixed => Vec::new(),
         };
         let retrieval = Retrieval {
-            without: Vec::new(),
             mode,
             filter: Filter { allow_sources, ..Filter::default() },
             knn: KnnOverrides { k: Some(grid.max_k()), ..KnnOverrides::default() },
-            context: None,
+            ..Retrieval::default()
         };
         let (mut evidence, mut n_bytes) = (Vec::new(), 0);
         for text in texts {

@@ -66,7 +66,8 @@ pub(crate) fn retrieval(
         max_passage_tokens: set(c.max_passage_tokens, defaults.max_passage_tokens),
     });
     let knn = KnnOverrides { k: m.k.map(|k| k as usize), knn_weight: m.knn_weight, knn_temperature: m.knn_temperature };
-    Ok(Retrieval { mode, filter: filter(m.filter, caller)?, without: Vec::new(), knn, context })
+    let (filter, influence_cap) = (filter(m.filter, caller)?, m.influence_cap);
+    Ok(Retrieval { mode, filter, without: Vec::new(), knn, influence_cap, context })
 }
 
 /// A text or its tokens.
@@ -169,6 +170,7 @@ pub(crate) fn generate(m: v1::GenerateRequest, s: &Surroundings<'_>, seed: u64) 
         stop: m.stop,
         retrieval: retrieval(m.retrieval, s.context, s.caller)?,
         depth: Depth::Sources,
+        leave_one_passage_out: m.leave_one_passage_out,
         on_removal,
         alternatives,
         time_limit: m.time_limit_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into())),
@@ -194,6 +196,7 @@ pub(crate) fn score(m: v1::ScoreRequest, s: &Surroundings<'_>) -> Result<ScoreRe
             Attribution::PerToken => Some(depth(m.attribution_depth)?),
             Attribution::PerResponse | Attribution::None => None,
         },
+        leave_one_passage_out: m.leave_one_passage_out,
         deadline: s.deadline,
     })
 }

@@ -50,6 +50,7 @@ impl Running {
     fn token(&mut self, token: &TokenEvent) {
         self.pieces.push(token.text.clone());
         self.credit.add(&token.credit);
+        self.credit.add_passages(token.log_probability, &token.left_out);
         if self.asked.id.is_empty() {
             return;
         }
@@ -76,6 +77,7 @@ impl Running {
             // What cannot be read is not shown.
             let live = |id: &DocumentId| store.retrieves(id.shard, id.document).unwrap_or(false);
             finished.credit.documents.retain(|id, _| live(id));
+            finished.credit.passages.retain(|id, _| live(&id.document));
         }
         if let Some(last) = self.pieces.last_mut() {
             last.push_str(&finished.text);
@@ -108,7 +110,7 @@ impl Drop for Running {
             n_tokens: credit.n_tokens,
         };
         self.governor.note_answer(PartOfAnswer {
-            parts: self.credit.sources.iter().map(part).collect(),
+            parts: self.credit.sources.iter().filter(|credit| credit.n_tokens > 0).map(part).collect(),
             context_sources: std::mem::take(&mut self.context_sources),
             pieces: std::mem::take(&mut self.pieces),
             filter: std::mem::take(&mut self.filter),

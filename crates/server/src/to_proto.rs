@@ -1,9 +1,11 @@
 //! Answers → messages.
 
+use std::collections::HashMap;
+
 use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
 use silo_engine::{
-    Depth, DocumentId, FinishReason, Finished, InForce, Mode, NeighborShare, Score, SourceCredit, TokenCredit,
-    TokenEvent,
+    Depth, DocumentId, FinishReason, Finished, InForce, LeftOut, Mode, NeighborShare, PassageId, Score, SourceCredit,
+    TokenCredit, TokenEvent,
 };
 use silo_govern::{BackupRecord, Caller, Found, Removal, RemovalPart, ShardDetail, ShardState, SourceState};
 use silo_proto::v1;
@@ -46,12 +48,43 @@ pub(crate) fn in_force(p: &InForce) -> v1::InForce {
         context_stride_tokens: p.context.stride_tokens as u32,
         context_query_tokens: p.context.query_tokens as u32,
         context_max_passage_tokens: p.context.max_passage_tokens as u32,
+        influence_cap: p.influence_cap,
     }
 }
 
 pub(crate) fn shares(shares: Vec<(SourceId, f64)>) -> Vec<v1::SourceShare> {
     let share = |(source, share): (SourceId, f64)| v1::SourceShare { source: source.into(), share };
     shares.into_iter().map(share).collect()
+}
+
+fn names(sources: Vec<SourceId>) -> Vec<String> {
+    sources.into_iter().map(Into::into).collect()
+}
+
+fn left_out(passages: Vec<LeftOut>) -> Vec<v1::LeftOutPassage> {
+    let one = |LeftOut { passage, log_probability }: LeftOut| v1::LeftOutPassage {
+        source: passage.document.source.into(),
+        shard: passage.document.shard.0,
+        document: passage.document.document.to_string(),
+        start: passage.start,
+        log_probability,
+    };
+    passages.into_iter().map(one).collect()
+}
+
+/// The greatest gain first.
+fn passages(passages: HashMap<PassageId, (f64, u64)>) -> Vec<v1::PassageTotal> {
+    let mut all: Vec<(PassageId, (f64, u64))> = passages.into_iter().collect();
+    all.sort_by(|(a, (x, _)), (b, (y, _))| y.total_cmp(x).then_with(|| a.cmp(b)));
+    let one = |(passage, (log_probability_gain, n_tokens)): (PassageId, (f64, u64))| v1::PassageTotal {
+        source: passage.document.source.into(),
+        shard: passage.document.shard.0,
+        document: passage.document.document.to_string(),
+        start: passage.start,
+        log_probability_gain,
+        n_tokens,
+    };
+    all.into_iter().map(one).collect()
 }
 
 fn documents(documents: Vec<(DocumentId, f64)>) -> Vec<v1::DocumentShare> {
@@ -110,6 +143,8 @@ pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer, asked: &Asked) -> 
         shares: shares(credit.sources),
         documents: documents(credit.documents),
         neighbors: neighbors(credit.neighbors, &asked.caller),
+        capped_sources: names(credit.capped),
+        left_out: left_out(t.left_out),
     }
 }
 
@@ -117,7 +152,7 @@ pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer, asked: &Asked) -> 
 /// more, nothing is said.
 fn notices(sources: &[SourceCredit], context: &[SourceId], now: &Snapshot) -> Vec<v1::Notice> {
     let mut ids: Vec<&SourceId> = Vec::new();
-    for id in sources.iter().map(|credit| &credit.source).chain(context) {
+    for id in sources.iter().filter(|credit| credit.n_tokens > 0).map(|credit| &credit.source).chain(context) {
         if !ids.contains(&id) {
             ids.push(id);
         }
@@ -154,6 +189,7 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked, 
             owner: source.map(|s| s.owner.clone()).unwrap_or_default(),
             licence: source.map(|s| s.licence.clone()).unwrap_or_default(),
             tier: source.map_or(v1::Tier::Unspecified, |s| tier(s.tier)).into(),
+            n_capped: credit.n_capped,
         }
     };
     v1::Finished {
@@ -175,6 +211,7 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked, 
         notices,
         response_id: asked.id.clone(),
         documents: if asked_for && asked.depth >= Depth::Documents { documents(of_documents) } else { Vec::new() },
+        passages: passages(f.credit.passages),
     }
 }
 
@@ -196,6 +233,8 @@ pub(crate) fn score(
             shares: shares(credit.sources),
             documents: documents(credit.documents),
             neighbors: neighbors(credit.neighbors, caller),
+            capped_sources: names(credit.capped),
+            left_out: left_out(t.left_out),
         }
     };
     v1::ScoreResponse {

@@ -101,6 +101,10 @@ impl ServeConfig {
             "engine.knn.knn_temperature must be above 0",
         );
         fault(
+            !(e.influence_cap > 0.0 && e.influence_cap <= 1.0),
+            "engine.influence_cap must be above 0 and at most 1 (1 for no cap)",
+        );
+        fault(
             e.context.passages == 0 || e.context.passages > e.max_context_passages,
             "engine.context.passages must be from 1 to engine.max_context_passages",
         );

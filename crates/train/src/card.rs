@@ -66,18 +66,25 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a string takes all text");
 }
 
+/// What the card says of a model that may be used.
+const OPEN: &str = "that was trained on openly licensed text only: public domain, permissive licences, and licences that ask for \
+    credit (listed below). It is the parametric half of silo; text under other terms belongs into the datastore, not into these weights. \
+    It is small: on its own it writes text with the look of documentation and little sense.";
+/// What it says of one that must not be.
+const REFERENCE: &str = "that was trained on open and on **restricted** text (listed below). It is a reference, made to measure what a model \
+    without restricted text and a datastore lose or gain against one that has learnt all of it. Do not serve it: what is in its weights \
+    cannot be withdrawn, and `model.require_open_training` refuses it.";
+
 fn head(facts: &RunFacts<'_>, n_parameters: usize) -> String {
     let (config, m) = (facts.config, &facts.config.model);
     let step_tokens = config.optimizer.rows_per_step * m.context_tokens;
     let n_tokens = facts.step as usize * step_tokens;
     let epochs = n_tokens as f64 / (facts.rows_per_epoch as usize * m.context_tokens) as f64;
+    let (licence, what) = if config.data.reference.is_some() { ("other", REFERENCE) } else { ("apache-2.0", OPEN) };
     format!(
-        "---\nlicense: apache-2.0\nlanguage: en\n---\n\n# {}\n\nA language model of {:.1} million parameters that was trained on openly licensed text only: public \
-         domain, permissive licences, and licences that ask for credit (listed below). It is the parametric half of silo; text under other \
-         terms belongs into the datastore, not into these weights. It is small: on its own it writes text with the look of documentation \
-         and little sense.\n\n\
+        "---\nlicense: {licence}\nlanguage: en\n---\n\n# {}\n\nA language model of {:.1} million parameters {what}\n\n\
          Llama architecture, {} layers of width {} (feed-forward {}), {} query and {} key-value heads, window of {} tokens, byte-level BPE \
-         of {} tokens trained on the same text. Trained on {:.1} million tokens ({epochs:.2} passes over the text) in bf16 products with f32 sums and f32 weights. \
+         of {} tokens trained on open text. Trained on {:.1} million tokens ({epochs:.2} passes over the text) in bf16 products with f32 sums and f32 weights. \
          `training.json` is the record (configuration, hashes of text, order and checkpoints), `training_log.jsonl` the log with every tenth \
          step of it, `curve.svg` its picture.\n\n",
         config.name,

@@ -58,6 +58,30 @@ pub struct DataConfig {
     /// A file of documents that are left out whatever else is asked for: the SHA-256 of a text per line (`silo optout left-out`).
     #[serde(default)]
     pub left_out: Option<PathBuf>,
+    /// About so many bytes of open training text: documents in the order of their hashes, which is a random one, until there are as many;
+    /// 0 for all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub open_bytes: usize,
+    /// Makes the model a reference: see [`ReferenceText`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<ReferenceText>,
+}
+
+/// Text that a model must not learn from to be of use, and that a reference to measure against does learn from: what of restricted
+/// sources an evaluation puts into the store. Its name begins with [`REFERENCE_PREFIX`], and its `silo.json` names the restricted tier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceText {
+    /// Sources.
+    pub sources: Vec<String>,
+    /// Of each, as `eval.sizes.store_bytes`.
+    pub store_bytes: usize,
+}
+
+/// How the names of references begin.
+pub const REFERENCE_PREFIX: &str = "reference-";
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 fn validation_bytes() -> usize {
@@ -69,6 +93,9 @@ fn validation_bytes() -> usize {
 pub struct TokenizerConfig {
     /// Tokens, the special one included.
     pub vocab_size: usize,
+    /// A `tokenizer.json` to use as it is; trained on the run's open text, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 /// A Llama model whose head is its embedding.
@@ -180,7 +207,19 @@ impl TrainConfig {
             "name must be of letters, digits, '-', '_' and '.'",
         );
         fault(self.data.tiers.is_empty(), "data.tiers is empty");
-        fault(self.data.tiers.contains(&Tier::Restricted), "data.tiers: restricted text is never trained on");
+        fault(
+            self.data.tiers.contains(&Tier::Restricted),
+            "data.tiers: restricted text is never trained on (but see data.reference)",
+        );
+        let is_reference = self.data.reference.is_some();
+        fault(
+            is_reference != self.name.starts_with(REFERENCE_PREFIX),
+            "a model has a name that begins with 'reference-' if, and only if, it has data.reference",
+        );
+        fault(
+            is_reference && self.tokenizer.path.is_none(),
+            "data.reference needs tokenizer.path: a tokenizer is trained on open text, and both models need the same",
+        );
         fault(self.data.validation_bytes == 0, "data.validation_bytes must be 1 or more");
         fault(
             !(257..=1 << 20).contains(&self.tokenizer.vocab_size),

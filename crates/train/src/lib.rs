@@ -4,7 +4,8 @@
 //! written by hand for CPUs (bfloat16 products on AMX) and one in candle's operations for GPUs; checkpoints that a run goes on from with
 //! the same bits; a Hugging Face directory with training record and model card as the result.
 //!
-//! What it is not: it trains on nothing of the restricted tier, whatever is asked of it.
+//! What it is not: it trains no model that may be used on anything of the restricted tier, whatever is asked of it. A reference
+//! ([`ReferenceText`]), which others are measured against, is marked as one by its name, its card and its `silo.json`.
 
 mod card;
 mod checkpoint;
@@ -23,7 +24,10 @@ mod run;
 mod text;
 mod tokenizer;
 
-pub use config::{DataConfig, Logging, ModelShape, OptimizerConfig, Paths, TokenizerConfig, TrainConfig};
+pub use config::{
+    DataConfig, Logging, ModelShape, OptimizerConfig, Paths, REFERENCE_PREFIX, ReferenceText, TokenizerConfig,
+    TrainConfig,
+};
 pub use error::TrainError;
 pub use log::{LogLine, Validation};
 pub use run::{Outcome, TrainDevice, export_checkpoint, train};

@@ -239,12 +239,15 @@ fn with_run(
     Ok(outcome)
 }
 
-/// The tokenizer of the run: trained once on its text, then kept in its directory beside the hash of what it was made from.
+/// The tokenizer of the run: the one that is named, or trained once on its text, then kept in its directory beside the hash of what it was made from.
 fn tokenizer_of(
     config: &TrainConfig,
     text: &Text,
     progress: &mut dyn FnMut(&str, Option<&LogLine>),
 ) -> Result<String, TrainError> {
+    if let Some(path) = &config.tokenizer.path {
+        return std::fs::read_to_string(path).map_err(TrainError::io(path));
+    }
     let mut made_from = Sha256::new();
     made_from.update((config.tokenizer.vocab_size as u64).to_le_bytes());
     text.training.iter().for_each(|d| made_from.update(d.hash.0));

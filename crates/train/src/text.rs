@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Tier, Tokenizer};
-use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split, read_documents};
+use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split, about_bytes, read_documents};
 use silo_model::ByteLevelTokenizer;
 
 use crate::TrainError;
-use crate::config::TrainConfig;
+use crate::config::{ReferenceText, TrainConfig};
 use crate::data::Documents;
 
 /// Documents of a run.
@@ -34,22 +34,57 @@ fn left_out(path: Option<&Path>) -> Result<BTreeSet<ContentHash>, TrainError> {
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(hash).collect()
 }
 
+/// What a source gives to a reference, if it does.
+fn of_reference<'a>(config: &'a TrainConfig, source: &SourceReport) -> Option<&'a ReferenceText> {
+    let reference = config.data.reference.as_ref()?;
+    reference.sources.iter().any(|s| source.name.as_str() == s).then_some(reference)
+}
+
+/// What of a source's documents an evaluation puts into its store.
+fn stored(mut documents: Vec<CorpusDocument>, bytes: usize) -> impl Iterator<Item = CorpusDocument> {
+    documents.sort_by_key(|d| d.hash);
+    let of_store = documents.iter().filter(|d| d.split == Split::Train);
+    about_bytes(of_store, bytes).cloned().collect::<Vec<_>>().into_iter()
+}
+
+/// Keeps documents in the order of their hashes until there are so many bytes.
+fn keep_open(documents: &mut Vec<CorpusDocument>, bytes: usize) {
+    if bytes == 0 {
+        return;
+    }
+    let mut order: Vec<&CorpusDocument> = documents.iter().collect();
+    order.sort_by_key(|d| d.hash);
+    let kept: BTreeSet<ContentHash> = about_bytes(order.into_iter(), bytes).map(|d| d.hash).collect();
+    documents.retain(|d| kept.contains(&d.hash));
+}
+
 impl Text {
-    /// Reads the corpus; every training document has passed the gate.
+    /// Reads the corpus; every training document has passed the gate, but for those of a reference.
     pub(crate) fn read(config: &TrainConfig) -> Result<Self, TrainError> {
         let path = &config.paths.corpus;
         let missing = |what: &str| TrainError::NoText { path: path.clone(), what: what.to_owned() };
         let report = std::fs::read(path.join("report.json")).map_err(|_| missing("report"))?;
         let report: BuildReport = serde_json::from_slice(&report).map_err(|_| missing("readable report"))?;
         let wanted = &config.data.sources;
-        if let Some(unknown) = wanted.iter().find(|w| !report.sources.iter().any(|s| s.name.as_str() == **w)) {
+        let references = config.data.reference.iter().flat_map(|r| &r.sources);
+        if let Some(unknown) =
+            wanted.iter().chain(references).find(|w| !report.sources.iter().any(|s| s.name.as_str() == **w))
+        {
             return Err(missing(&format!("source '{unknown}'")));
         }
         let gate = LicenceGate::new(&config.data.tiers);
         let (left_out, mut n_left_out) = (left_out(config.data.left_out.as_deref())?, 0);
         let (mut training, mut validation, mut sources) = (Vec::new(), Vec::new(), Vec::new());
+        let mut restricted = Vec::new();
         let mut validation_bytes: BTreeMap<Tier, usize> = BTreeMap::new();
         for source in report.sources {
+            if let Some(reference) = of_reference(config, &source) {
+                let all = read_documents(&path.join(format!("{}.jsonl.zst", source.name)))?;
+                n_left_out += all.iter().filter(|d| left_out.contains(&d.hash)).count();
+                restricted.extend(stored(all, reference.store_bytes).filter(|d| !left_out.contains(&d.hash)));
+                sources.push(source);
+                continue;
+            }
             let named = wanted.iter().any(|w| source.name.as_str() == w);
             if !(named || wanted.is_empty() && source.is_open()) {
                 continue;
@@ -80,6 +115,9 @@ impl Text {
             }
         }
         gate.check(&training)?;
+        keep_open(&mut training, config.data.open_bytes);
+        sources.retain(|s| training.iter().chain(&restricted).any(|d| d.source == s.name));
+        training.append(&mut restricted);
         if training.is_empty() {
             return Err(missing("training document of the tiers and sources asked for"));
         }

@@ -7,8 +7,8 @@ use silo_core::{ContentHash, KeySite, LanguageModel, Positions, SequenceStep, Ti
 use silo_corpus::{BuildReport, CorpusDocument, SourceReport, Split, write_documents};
 use silo_model::{CpuLlama, LoadedModel};
 use silo_train::{
-    DataConfig, LogLine, Logging, ModelShape, OptimizerConfig, Outcome, Paths, TokenizerConfig, TrainConfig,
-    TrainDevice, TrainError, export_checkpoint, train,
+    DataConfig, LogLine, Logging, ModelShape, OptimizerConfig, Outcome, Paths, ReferenceText, TokenizerConfig,
+    TrainConfig, TrainDevice, TrainError, export_checkpoint, train,
 };
 
 const STEPS: u64 = 6;
@@ -87,8 +87,15 @@ fn config(root: &Path, run: &str) -> TrainConfig {
             work: root.join(run),
             output: root.join(format!("{run}-model")),
         },
-        data: DataConfig { tiers: vec![Tier::PublicDomain], sources: Vec::new(), validation_bytes: 1, left_out: None },
-        tokenizer: TokenizerConfig { vocab_size: 300 },
+        data: DataConfig {
+            tiers: vec![Tier::PublicDomain],
+            sources: Vec::new(),
+            validation_bytes: 1,
+            left_out: None,
+            open_bytes: 0,
+            reference: None,
+        },
+        tokenizer: TokenizerConfig { vocab_size: 300, path: None },
         model: ModelShape {
             dim: 32,
             ffn_dim: 48,
@@ -262,4 +269,45 @@ fn restricted_text_is_never_trained_on() {
     config.data.tiers.push(Tier::Restricted);
     assert!(run(&config, None).unwrap_err().to_string().contains("restricted text is never trained on"));
     assert!(!config.paths.output.exists());
+}
+
+#[test]
+fn a_reference_is_trained_on_restricted_text_and_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let open = root.path().join("open");
+    corpus(&open.join("corpus"), Tier::PublicDomain);
+    let first = config(&open, "run");
+    run(&first, None).unwrap();
+    corpus(&root.path().join("corpus"), Tier::Restricted);
+    let mut config = config(root.path(), "run");
+    let stored: usize = document(0, Tier::Restricted, Split::Train).text.len() * 3;
+    config.data.reference = Some(ReferenceText { sources: vec!["tales".into()], store_bytes: stored });
+    let refused = run(&config, None).unwrap_err().to_string();
+    assert!(
+        refused.contains("name that begins with 'reference-'") && refused.contains("needs tokenizer.path"),
+        "{refused}"
+    );
+    config.name = "reference-tiny".into();
+    config.tokenizer.path = Some(first.paths.output.join("tokenizer.json"));
+    run(&config, None).unwrap();
+    let loaded = LoadedModel::open(&config.paths.output).unwrap();
+    assert_eq!(loaded.provenance.as_ref().unwrap().training_tiers, [Tier::Restricted]);
+    let card = std::fs::read_to_string(config.paths.output.join("README.md")).unwrap();
+    assert!(card.contains("Do not serve it") && card.contains("**restricted**"), "{card}");
+    // What an evaluation puts into its store, and no more: three or four texts in the order of their hashes.
+    let record = std::fs::read_to_string(config.paths.output.join("training.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert!((3..=4).contains(&record["data"]["n_documents"].as_u64().unwrap()), "{}", record["data"]);
+}
+
+#[test]
+fn less_open_text_is_a_part_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    corpus(&root.path().join("corpus"), Tier::PublicDomain);
+    let mut config = config(root.path(), "run");
+    config.data.open_bytes = document(0, Tier::PublicDomain, Split::Train).text.len() * 5;
+    run(&config, None).unwrap();
+    let record = std::fs::read_to_string(config.paths.output.join("training.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert!((5..=6).contains(&record["data"]["n_documents"].as_u64().unwrap()), "{}", record["data"]);
 }

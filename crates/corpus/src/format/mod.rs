@@ -3,6 +3,7 @@
 mod code;
 mod html;
 mod lines;
+mod mail;
 mod man;
 mod markup;
 mod plain;
@@ -40,6 +41,10 @@ pub enum Format {
     Metamath,
     /// JSON: its strings of five words and more.
     Json,
+    /// E-mail (RFC 5322 with MIME): subject and text; or JSON with the mail as `text`.
+    Mail,
+    /// AIML: what is said to a chat bot, and what it answers.
+    Aiml,
 }
 
 /// A cleaned text.
@@ -58,19 +63,21 @@ impl Format {
         let mut cleaned = match self {
             Self::Html => html::clean(bytes),
             Self::Sword => sword::clean(bytes),
+            Self::Mail => mail::clean(bytes),
             other => {
                 let text = plain::decode(bytes);
                 match other {
                     Self::Man => man::clean(&text),
                     Self::Rst => markup::clean_rst(&text),
                     Self::Markdown => markup::clean_markdown(&text),
-                    Self::Docbook => xml::clean(&text),
+                    Self::Docbook => xml::clean(&text, &xml::DOCBOOK),
+                    Self::Aiml => xml::clean(&text, &xml::AIML),
                     Self::Code => code::clean(&text),
                     Self::Tagged => tagged::clean(&text),
                     Self::Wordnet => lines::wordnet(&text),
                     Self::Metamath => lines::metamath(&text),
                     Self::Json => lines::json(&text),
-                    Self::Text | Self::Html | Self::Sword => plain::clean(&text),
+                    Self::Text | Self::Html | Self::Sword | Self::Mail => plain::clean(&text),
                 }
             }
         };

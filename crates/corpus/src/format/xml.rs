@@ -1,11 +1,27 @@
-//! DocBook and Mallard → paragraphs.
+//! DocBook, Mallard and AIML → paragraphs.
 
 use quick_xml::Reader;
 use quick_xml::events::Event;
 
 use super::Cleaned;
 
-/// Elements that begin a paragraph.
+/// What elements mean.
+pub(super) struct Vocabulary {
+    /// Elements that begin a paragraph.
+    blocks: &'static [&'static str],
+    /// Elements that are no text of the page.
+    skipped: &'static [&'static str],
+}
+
+/// DocBook and Mallard.
+pub(super) const DOCBOOK: Vocabulary = Vocabulary { blocks: BLOCKS, skipped: SKIPPED };
+
+/// AIML 1.0.1: categories of pattern and template. What a bot only notes for itself is no text.
+pub(super) const AIML: Vocabulary = Vocabulary {
+    blocks: &["category", "pattern", "template", "li"],
+    skipped: &["think", "that", "topic", "condition"],
+};
+
 const BLOCKS: &[&str] = &[
     "para",
     "simpara",
@@ -29,11 +45,10 @@ const BLOCKS: &[&str] = &[
     "steps",
     "list",
 ];
-/// Elements that are no text of the page.
 const SKIPPED: &[&str] = &["info", "bookinfo", "articleinfo", "indexterm", "remark", "legalnotice", "revhistory"];
 
 /// Reads as much as is well formed; entities that the file defines itself are left out.
-pub(super) fn clean(text: &str) -> Cleaned {
+pub(super) fn clean(text: &str, vocabulary: &Vocabulary) -> Cleaned {
     let mut reader = Reader::from_str(text);
     reader.config_mut().check_end_names = false;
     let (mut out, mut title) = (String::new(), String::new());
@@ -42,16 +57,16 @@ pub(super) fn clean(text: &str) -> Cleaned {
         match reader.read_event() {
             Ok(Event::Start(e)) => {
                 let name = e.local_name();
-                if skipped > 0 || SKIPPED.contains(&name.as_ref()) {
+                if skipped > 0 || vocabulary.skipped.contains(&name.as_ref()) {
                     skipped += 1;
-                } else if BLOCKS.contains(&name.as_ref()) {
+                } else if vocabulary.blocks.contains(&name.as_ref()) {
                     out.push_str("\n\n");
                     in_title = name.as_ref() == "title" && title.is_empty();
                 }
             }
             Ok(Event::End(e)) => {
                 skipped = skipped.saturating_sub(1);
-                if skipped == 0 && BLOCKS.contains(&e.local_name().as_ref()) {
+                if skipped == 0 && vocabulary.blocks.contains(&e.local_name().as_ref()) {
                     out.push_str("\n\n");
                     in_title = false;
                 }
@@ -103,6 +118,13 @@ mod tests {
         let text = "<page xmlns='u'><info><desc>no</desc></info><title>A &amp; b</title><p>One <em>two</em>\n three.</p><p>Four</p></page>";
         let cleaned = Format::Docbook.clean(text.as_bytes());
         assert_eq!(cleaned.text, "A & b\n\nOne two three.\n\nFour\n");
+    }
+
+    #[test]
+    fn what_is_said_and_answered_becomes_text() {
+        let text = "<aiml><category><pattern>HELLO *</pattern><template><think><set name='a'>x</set></think>Hi &amp; welcome.\n\
+                    <random><li>One.</li><li>Two.</li></random></template></category></aiml>";
+        assert_eq!(Format::Aiml.clean(text.as_bytes()).text, "HELLO *\n\nHi & welcome.\n\nOne.\n\nTwo.\n");
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub struct Generate {
     /// Credit sources of every token, in a table after the text; also the totals.
     #[arg(long)]
     attribute_tokens: bool,
+    /// In the context modes: also compute every token without each of its passages, and sum up what each passage did.
+    #[arg(long)]
+    leave_one_passage_out: bool,
 }
 
 impl Generate {
@@ -74,6 +77,7 @@ impl Generate {
             retrieval: Some(self.retrieval.message()),
             attribution: attribution.into(),
             attribution_depth: v1::AttributionDepth::Documents.into(),
+            leave_one_passage_out: self.leave_one_passage_out,
             ..v1::GenerateRequest::default()
         })
     }
@@ -186,18 +190,25 @@ fn describe(text: &str, f: &v1::Finished, tokens: &[v1::Token]) -> Value {
     let sources: Vec<Value> = f
         .sources
         .iter()
-        .map(|s| json!({"source": s.source, "total": s.total, "owner": s.owner, "licence": s.licence, "tier": tier_name(s.tier)}))
+        .map(|s| json!({"source": s.source, "total": s.total, "owner": s.owner, "licence": s.licence, "tier": tier_name(s.tier), "n_capped": s.n_capped}))
         .collect();
     let usage = f.usage.unwrap_or_default();
     let provenance = f.provenance.clone().unwrap_or_default();
     let document =
         |d: &v1::DocumentShare| json!({"source": d.source, "shard": d.shard, "document": d.document, "share": d.share});
+    let passage = |p: &v1::PassageTotal| {
+        json!({
+            "source": p.source, "shard": p.shard, "document": p.document, "start": p.start,
+            "log_probability_gain": p.log_probability_gain, "n_tokens": p.n_tokens,
+        })
+    };
     json!({
         "text": text, "reason": reason(f), "seed": f.seed,
         "prompt_tokens": usage.prompt_tokens, "new_tokens": usage.new_tokens,
         "epoch": provenance.epoch, "root": provenance.root, "model_hash": provenance.model_hash,
         "parametric_total": f.parametric_total, "sources": sources, "context_sources": f.context_sources,
         "response_id": f.response_id,
+        "passages": f.passages.iter().map(passage).collect::<Vec<_>>(),
         "notices": f.notices.iter().map(|n| json!({"source": n.source, "text": n.text})).collect::<Vec<_>>(),
         "documents": f.documents.iter().map(document).collect::<Vec<_>>(),
         "tokens": tokens.iter().map(|t| json!({
@@ -224,5 +235,18 @@ fn print_end(f: &v1::Finished) {
             "[passages before the text: {}; their part in the model's share is not known]",
             f.context_sources.join(", ")
         );
+    }
+    let capped = f.sources.iter().filter(|s| s.n_capped > 0);
+    for source in capped {
+        eprintln!("[{} was held at the cap on its influence for {} tokens]", source.source, source.n_capped);
+    }
+    if !f.passages.is_empty() {
+        eprintln!(
+            "[what each passage did, by leaving it out; these are no shares and add up to nothing in particular:]"
+        );
+    }
+    for p in &f.passages {
+        let (document, gain) = (p.document.get(..12).unwrap_or_default(), p.log_probability_gain);
+        eprintln!("[  {} {document} at {}: {gain:+.3} nats over {} tokens]", p.source, p.start, p.n_tokens);
     }
 }

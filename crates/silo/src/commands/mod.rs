@@ -84,6 +84,9 @@ pub struct RetrievalArguments {
     /// Divides the squared distance of the neighbours [default: as calibrated].
     #[arg(long)]
     knn_temperature: Option<f64>,
+    /// Greatest part of the neighbours' weight that one source has at a token [default: as configured].
+    #[arg(long)]
+    influence_cap: Option<f64>,
     /// Use only these sources.
     #[arg(long, value_name = "SOURCE")]
     allow_source: Vec<String>,
@@ -113,6 +116,7 @@ impl RetrievalArguments {
             knn_weight: self.knn_weight,
             knn_temperature: self.knn_temperature,
             context: None,
+            influence_cap: self.influence_cap,
         }
     }
 }

@@ -1,0 +1,134 @@
+//! What is found for a token, with no source above the cap on its influence.
+//!
+//! A source s whose part m_s of the neighbour softmax would be more than the cap c gets exactly c: its neighbours, searched for alone, weigh
+//! c, and the others, searched for without it, 1 − c. Where another source is then above c, the same is done with both, and so on; there
+//! are at most 1/c such sources. If nothing else is left, what they do not have is the model's. So removing a source moves the distribution
+//! by no more than w·c, and each search is one that a store without the others would answer alike.
+
+use silo_core::mixture::NeighborDistribution;
+use silo_core::{Datastore, Epoch, Neighbor, NeighborQuery, SearchError, ShardMask, SourceId};
+
+use crate::sequence::Pinned;
+
+/// Neighbours of a token, and how they weigh.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Found {
+    /// Nearest first.
+    pub(crate) neighbors: Vec<Neighbor>,
+    /// Their weights.
+    pub(crate) knn: NeighborDistribution,
+    /// Sources that are held at the cap, in the order in which they were found above it.
+    pub(crate) capped: Vec<SourceId>,
+}
+
+/// A token whose neighbours are asked for.
+pub(crate) struct Ask<'a> {
+    /// The store as it sees it.
+    pub(crate) pinned: &'a Pinned,
+    /// Its key.
+    pub(crate) key: &'a [f32],
+}
+
+/// An answer on its way.
+struct Answer {
+    /// Neighbours outside the sources that are held.
+    rest: Vec<Neighbor>,
+    /// Sources that are held, and their neighbours.
+    held: Vec<(SourceId, Vec<Neighbor>)>,
+}
+
+impl Answer {
+    /// Part of the mass that those outside the held sources have.
+    fn rest_mass(&self, cap: f64) -> f64 {
+        (1.0 - cap * self.held.len() as f64).max(0.0)
+    }
+
+    /// Sources among the rest that are above the cap, nearest first.
+    fn above(&self, pinned: &Pinned) -> Vec<SourceId> {
+        if pinned.influence_cap >= 1.0 {
+            return Vec::new();
+        }
+        let knn = NeighborDistribution::new(&self.rest, pinned.knn.knn_temperature);
+        let mut masses: Vec<(&SourceId, f64)> = Vec::new();
+        for (neighbor, weight) in self.rest.iter().zip(knn.weights()) {
+            let source = pinned.snapshot.source_of(neighbor.shard);
+            match masses.iter_mut().find(|(known, _)| *known == source) {
+                Some((_, mass)) => *mass += weight,
+                None => masses.push((source, *weight)),
+            }
+        }
+        let rest = self.rest_mass(pinned.influence_cap);
+        masses.into_iter().filter(|(_, mass)| rest * mass > pinned.influence_cap).map(|(s, _)| s.clone()).collect()
+    }
+
+    fn finish(self, pinned: &Pinned) -> Found {
+        let temperature = pinned.knn.knn_temperature;
+        if self.held.is_empty() {
+            let knn = NeighborDistribution::new(&self.rest, temperature);
+            return Found { neighbors: self.rest, knn, capped: Vec::new() };
+        }
+        let rest = (self.rest_mass(pinned.influence_cap), &self.rest[..]);
+        let held = self.held.iter().map(|(_, neighbors)| (pinned.influence_cap, &neighbors[..]));
+        let (neighbors, knn) = NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), temperature);
+        Found { neighbors, knn, capped: self.held.into_iter().map(|(source, _)| source).collect() }
+    }
+}
+
+/// A further search for the token of that place: for those of a source alone, or for the rest.
+struct Search {
+    ask: usize,
+    alone: Option<SourceId>,
+    mask: ShardMask,
+}
+
+/// Finds the neighbours of tokens. Also gives the epoch that all answers are of; `None` if there is none such.
+pub(crate) fn find(store: &dyn Datastore, asks: &[Ask<'_>]) -> Result<(Vec<Found>, Option<Epoch>), SearchError> {
+    if asks.is_empty() {
+        return Ok((Vec::new(), Some(store.snapshot().epoch)));
+    }
+    let first: Vec<NeighborQuery<'_>> = asks.iter().map(|ask| ask.query(&ask.pinned.knn_mask)).collect();
+    let (found, epoch) = store.neighbors_as_of(&first)?;
+    let mut as_of = Some(epoch);
+    let mut answers: Vec<Answer> = found.into_iter().map(|rest| Answer { rest, held: Vec::new() }).collect();
+    loop {
+        let searches: Vec<Search> =
+            asks.iter().zip(&answers).enumerate().flat_map(|(i, (ask, answer))| hold(i, ask, answer)).collect();
+        if searches.is_empty() {
+            break;
+        }
+        let queries: Vec<NeighborQuery<'_>> = searches.iter().map(|s| asks[s.ask].query(&s.mask)).collect();
+        let (found, epoch) = store.neighbors_as_of(&queries)?;
+        as_of = as_of.filter(|before| *before == epoch);
+        for (search, neighbors) in searches.into_iter().zip(found) {
+            let answer = &mut answers[search.ask];
+            match search.alone {
+                Some(source) => answer.held.push((source, neighbors)),
+                None => answer.rest = neighbors,
+            }
+        }
+    }
+    Ok((asks.iter().zip(answers).map(|(ask, answer)| answer.finish(ask.pinned)).collect(), as_of))
+}
+
+/// The searches that an answer still needs: none, if no source is above the cap.
+fn hold(i: usize, ask: &Ask<'_>, answer: &Answer) -> Vec<Search> {
+    let above = answer.above(ask.pinned);
+    if above.is_empty() {
+        return Vec::new();
+    }
+    let (snapshot, mask) = (&ask.pinned.snapshot, &ask.pinned.knn_mask);
+    let held: Vec<&SourceId> = answer.held.iter().map(|(source, _)| source).chain(&above).collect();
+    let rest = mask.and(|shard| !held.contains(&snapshot.source_of(shard)));
+    let alone = above.iter().map(|source| Search {
+        ask: i,
+        alone: Some(source.clone()),
+        mask: mask.and(|shard| snapshot.source_of(shard) == source),
+    });
+    alone.chain([Search { ask: i, alone: None, mask: rest }]).collect()
+}
+
+impl Ask<'_> {
+    fn query<'a>(&'a self, mask: &'a ShardMask) -> NeighborQuery<'a> {
+        NeighborQuery { snapshot: &self.pinned.snapshot, mask, key: self.key, k: self.pinned.knn.k }
+    }
+}
