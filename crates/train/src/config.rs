@@ -16,6 +16,10 @@ pub struct TrainConfig {
     pub name: String,
     /// Draws first weights and the order of documents.
     pub seed: u64,
+    /// A model of the same architecture and tokenizer to begin with, a Hugging Face directory; fresh weights, if there is none. What it was
+    /// trained on must be known, and counts as what this one was trained on too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_from: Option<PathBuf>,
     /// Where everything lies.
     pub paths: Paths,
     /// The text.
@@ -274,9 +278,13 @@ impl TrainConfig {
 
     /// What decides the result, as JSON: everything but places and how often something is written.
     pub(crate) fn identity(&self) -> serde_json::Value {
-        serde_json::json!({
+        let mut out = serde_json::json!({
             "name": self.name, "seed": self.seed, "data": self.data, "tokenizer": self.tokenizer, "model": self.model,
             "optimizer": self.optimizer,
-        })
+        });
+        if let Some(path) = &self.start_from {
+            out["start_from"] = serde_json::json!(path);
+        }
+        out
     }
 }

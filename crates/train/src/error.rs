@@ -19,6 +19,8 @@ pub enum TrainError {
     #[error("{} declares no source '{name}', so the model card could not give it credit; name the directory of its declaration",
             path.display())]
     Undeclared { path: PathBuf, name: String },
+    #[error("start_from: {} cannot be begun with: {reason}", path.display())]
+    Start { path: PathBuf, reason: String },
     #[error("the tokenizer: {0}")]
     Tokenizer(String),
     #[error("the checkpoint {} is damaged: {reason}; delete it, and the run goes on from the one before it", path.display())]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 use silo_core::{SourceId, Tier};
-use silo_model::{LayerPart, LlamaShape, NamedTensor, PROVENANCE_FILE, Part, Provenance, parts, save_huggingface};
+use silo_model::{LlamaShape, NamedTensor, PROVENANCE_FILE, Provenance, parts, save_huggingface};
 
 use crate::params::Layout;
 use crate::run::RunFacts;
@@ -63,13 +63,17 @@ fn refuse_other_things(output: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Tiers that training documents come from.
+/// Tiers that training documents come from, those of the model that it began with included.
 pub(crate) fn tiers(facts: &RunFacts<'_>) -> Vec<Tier> {
-    Tier::ALL.into_iter().filter(|t| facts.text.training.iter().any(|d| d.tier == *t)).collect()
+    let before = |tier| facts.start.is_some_and(|start| start.provenance.training_tiers.contains(&tier));
+    let now = |tier| facts.text.training.iter().any(|d| d.tier == tier);
+    Tier::ALL.into_iter().filter(|t| before(*t) || now(*t)).collect()
 }
 
 fn sources(facts: &RunFacts<'_>) -> Vec<SourceId> {
-    facts.text.training.iter().map(|d| &d.source).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    let before = facts.start.iter().flat_map(|start| start.provenance.training_sources.iter().flatten());
+    let now = facts.text.training.iter().map(|d| &d.source);
+    before.chain(now).collect::<BTreeSet<_>>().into_iter().cloned().collect()
 }
 
 fn kept_lines<'a>(facts: &'a RunFacts<'_>) -> impl Iterator<Item = &'a log::LogLine> {
@@ -81,32 +85,9 @@ fn kept_lines<'a>(facts: &'a RunFacts<'_>) -> impl Iterator<Item = &'a log::LogL
 
 /// The tensors by Hugging Face's names.
 fn tensors(shape: &LlamaShape, layout: &Layout, parameters: &[f32]) -> Vec<NamedTensor> {
-    let (dim, ffn_dim) = (shape.dim, shape.ffn_dim);
-    let (q, kv) = (shape.n_heads * shape.head_dim * dim, shape.n_kv_heads * shape.head_dim * dim);
     let tensor = |part| {
-        let (data, n_in) = match part {
-            Part::Embedding => (&parameters[layout.embedding.clone()], Some(dim)),
-            Part::Head | Part::RopeFactors => unreachable!("a tied model with plain rotary embedding has no such part"),
-            Part::FinalNorm => (&parameters[layout.final_norm.clone()], None),
-            Part::Layer(i, part) => {
-                let block = &layout.blocks[i];
-                let qkv = &parameters[block.qkv.clone()];
-                let gate_up = &parameters[block.gate_up.clone()];
-                match part {
-                    LayerPart::AttentionNorm => (&parameters[block.attention_norm.clone()], None),
-                    LayerPart::FfnNorm => (&parameters[block.ffn_norm.clone()], None),
-                    LayerPart::Query => (&qkv[..q], Some(dim)),
-                    LayerPart::Key => (&qkv[q..q + kv], Some(dim)),
-                    LayerPart::Value => (&qkv[q + kv..], Some(dim)),
-                    LayerPart::Output => (&parameters[block.output.clone()], Some(q / dim)),
-                    LayerPart::Gate => (&gate_up[..ffn_dim * dim], Some(dim)),
-                    LayerPart::Up => (&gate_up[ffn_dim * dim..], Some(dim)),
-                    LayerPart::Down => (&parameters[block.down.clone()], Some(ffn_dim)),
-                }
-            }
-        };
-        let shape = n_in.map_or(vec![data.len()], |n| vec![data.len() / n, n]);
-        NamedTensor { part, shape, data: data.to_vec() }
+        let (range, dimensions) = layout.place(shape, part);
+        NamedTensor { part, shape: dimensions, data: parameters[range].to_vec() }
     };
     parts(shape.n_layers).map(tensor).collect()
 }
@@ -136,6 +117,7 @@ fn record(facts: &RunFacts<'_>, layout: &Layout) -> serde_json::Value {
         "configuration": facts.config.identity(),
         "identity": facts.identity,
         "n_parameters": layout.len,
+        "started_from": facts.start.map(|start| json!({"name": start.provenance.name, "hash": start.hash})),
         "data": {
             "n_documents": facts.text.training.len(),
             "n_tokens": facts.n_training_tokens,

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use silo_model::LlamaShape;
+use silo_model::{LayerPart, LlamaShape, LoadedModel, Part, parts};
+
+use crate::TrainError;
 
 /// Standard deviation of fresh weights (Radford et al. 2019).
 const INITIAL_DEVIATION: f64 = 0.02;
@@ -59,6 +61,44 @@ impl Layout {
             .collect();
         let final_norm = take(shape.dim);
         Self { embedding, blocks, final_norm, len }
+    }
+
+    /// Where a tensor of a model of this shape lies, and its dimensions.
+    pub(crate) fn place(&self, shape: &LlamaShape, part: Part) -> (Range<usize>, Vec<usize>) {
+        let (dim, ffn_dim) = (shape.dim, shape.ffn_dim);
+        let (q_dim, kv_dim) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
+        let rows = |of: &Range<usize>, first: usize, n: usize| {
+            (of.start + first * dim..of.start + (first + n) * dim, vec![n, dim])
+        };
+        match part {
+            Part::Embedding => (self.embedding.clone(), vec![shape.vocab_size, dim]),
+            Part::Head | Part::RopeFactors => unreachable!("a tied model with plain rotary embedding has no such part"),
+            Part::FinalNorm => (self.final_norm.clone(), vec![dim]),
+            Part::Layer(i, part) => {
+                let block = &self.blocks[i];
+                match part {
+                    LayerPart::AttentionNorm => (block.attention_norm.clone(), vec![dim]),
+                    LayerPart::FfnNorm => (block.ffn_norm.clone(), vec![dim]),
+                    LayerPart::Query => rows(&block.qkv, 0, q_dim),
+                    LayerPart::Key => rows(&block.qkv, q_dim, kv_dim),
+                    LayerPart::Value => rows(&block.qkv, q_dim + kv_dim, kv_dim),
+                    LayerPart::Output => (block.output.clone(), vec![dim, q_dim]),
+                    LayerPart::Gate => rows(&block.gate_up, 0, ffn_dim),
+                    LayerPart::Up => rows(&block.gate_up, ffn_dim, ffn_dim),
+                    LayerPart::Down => (block.down.clone(), vec![dim, ffn_dim]),
+                }
+            }
+        }
+    }
+
+    /// The parameters of a model of this shape.
+    pub(crate) fn of_model(&self, shape: &LlamaShape, model: &LoadedModel) -> Result<Vec<f32>, TrainError> {
+        let mut out = vec![0.0; self.len];
+        for part in parts(shape.n_layers) {
+            let (range, dimensions) = self.place(shape, part);
+            out[range].copy_from_slice(&model.values(part, &dimensions)?);
+        }
+        Ok(out)
     }
 
     /// The norms, which no weight decay shrinks.

@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Tier, Tokenizer};
 use silo_corpus::{CorpusDocument, SourceDeclaration};
-use silo_model::ByteLevelTokenizer;
+use silo_model::{ByteLevelTokenizer, LoadedModel, Provenance};
 
 use crate::TrainError;
 use crate::checkpoint::{Checkpoint, Goal, RunIdentity};
@@ -126,6 +126,35 @@ impl RowStream<'_> {
     }
 }
 
+/// A model that a run begins with.
+pub(crate) struct Start {
+    pub(crate) hash: ContentHash,
+    pub(crate) provenance: Provenance,
+    parameters: Vec<f32>,
+}
+
+impl Start {
+    fn open(config: &TrainConfig, path: &Path, tokenizer_json: &str) -> Result<Self, TrainError> {
+        let refuse = |reason: &str| TrainError::Start { path: path.to_owned(), reason: reason.to_owned() };
+        let model = LoadedModel::open(path)?;
+        let shape = config.shape();
+        if model.shape != shape {
+            return Err(refuse("its architecture is not that of [model]"));
+        }
+        let tokenizer = path.join("tokenizer.json");
+        if std::fs::read_to_string(&tokenizer).map_err(TrainError::io(&tokenizer))? != tokenizer_json {
+            return Err(refuse("its tokenizer is another; name it as tokenizer.path"));
+        }
+        let provenance = model.provenance.clone().ok_or_else(|| refuse("it does not say what it was trained on"))?;
+        let restricted = provenance.training_tiers.contains(&Tier::Restricted);
+        if restricted && config.data.reference.is_none() {
+            return Err(refuse("it was trained on restricted text, and this run is no reference"));
+        }
+        let parameters = Layout::new(&shape).of_model(&shape, &model)?;
+        Ok(Self { hash: model.hash, provenance, parameters })
+    }
+}
+
 /// What a finished or stopped run knows about itself.
 pub(crate) struct RunFacts<'a> {
     pub(crate) config: &'a TrainConfig,
@@ -133,6 +162,8 @@ pub(crate) struct RunFacts<'a> {
     pub(crate) step: u64,
     pub(crate) identity: &'a RunIdentity,
     pub(crate) text: &'a Text,
+    /// The model that it began with.
+    pub(crate) start: Option<&'a Start>,
     pub(crate) declarations: &'a [SourceDeclaration],
     pub(crate) tokenizer_json: &'a str,
     pub(crate) n_training_tokens: usize,
@@ -207,14 +238,17 @@ fn with_run(
     progress("tokenizing", None);
     let (documents, data) = tokenize(&text.training, &tokenizer)?;
     let pass = Pass::new(config, device)?;
+    let start = config.start_from.as_deref().map(|path| Start::open(config, path, &tokenizer_json)).transpose()?;
+    let begins_with = start.as_ref().map(|start| start.hash.to_string()).unwrap_or_default();
     let identity = RunIdentity {
-        configuration: ContentHash::of(config.identity().to_string().as_bytes()),
+        configuration: ContentHash::of((config.identity().to_string() + &begins_with).as_bytes()),
         tokenizer: ContentHash::of(tokenizer_json.as_bytes()),
         data,
         backend: pass.name(),
     };
     let validation = validation_rows(&text.validation, &tokenizer, config.model.context_tokens)?;
-    let mut run = Run::start(config, pass, (identity, goal), &documents, validation)?;
+    let parameters = start.as_ref().map(|start| start.parameters.clone());
+    let mut run = Run::start(config, pass, (identity, goal), parameters, &documents, validation)?;
     progress(
         &format!("{} tokens, {} rows an epoch, step {}", documents.n_tokens(), run.rows_per_epoch, run.state.step),
         None,
@@ -228,6 +262,7 @@ fn with_run(
         step: run.state.step,
         identity: &run.state.identity,
         text: &text,
+        start: start.as_ref(),
         declarations: &declarations,
         tokenizer_json: &tokenizer_json,
         n_training_tokens: documents.n_tokens(),
@@ -306,11 +341,12 @@ impl<'a> Run<'a> {
         config: &'a TrainConfig,
         pass: Pass,
         (identity, goal): (RunIdentity, Goal),
+        parameters: Option<Vec<f32>>,
         documents: &'a Documents,
         validation: ValidationRows,
     ) -> Result<Self, TrainError> {
         let layout = Layout::new(&config.shape());
-        let (state, sha256) = initial_state(config, &layout, identity, goal)?;
+        let (state, sha256) = initial_state(config, &layout, (identity, goal), parameters)?;
         let row_tokens = config.model.context_tokens;
         let mut rows = RowStream { documents, row_tokens, seed: config.seed, epoch: None, hashes: BTreeMap::new() };
         let rows_per_epoch = rows.epoch(0).len() as u64;
@@ -411,16 +447,17 @@ fn checkpoints(work: &Path) -> PathBuf {
     work.join("checkpoints")
 }
 
-/// The newest checkpoint, which must be of this run, with the hash of its file; or fresh parameters.
+/// The newest checkpoint, which must be of this run, with the hash of its file; or these parameters, or fresh ones.
 fn initial_state(
     config: &TrainConfig,
     layout: &Layout,
-    identity: RunIdentity,
-    goal: Goal,
+    (identity, goal): (RunIdentity, Goal),
+    parameters: Option<Vec<f32>>,
 ) -> Result<(Checkpoint, Option<ContentHash>), TrainError> {
     match Checkpoint::newest(&checkpoints(&config.paths.work))? {
         None => {
-            let (parameters, moments) = (layout.initial(config.seed), Moments::new(layout.len));
+            let parameters = parameters.unwrap_or_else(|| layout.initial(config.seed));
+            let moments = Moments::new(layout.len);
             Ok((Checkpoint { step: 0, identity, parameters, moments }, None))
         }
         Some((found, sha256)) => match found.identity.difference(&identity, goal) {

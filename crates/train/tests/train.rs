@@ -81,6 +81,7 @@ fn config(root: &Path, run: &str) -> TrainConfig {
     TrainConfig {
         name: "tiny".into(),
         seed: 3,
+        start_from: None,
         paths: Paths {
             corpus: root.join("corpus"),
             declarations,
@@ -310,4 +311,40 @@ fn less_open_text_is_a_part_of_it() {
     let record = std::fs::read_to_string(config.paths.output.join("training.json")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
     assert!((5..=6).contains(&record["data"]["n_documents"].as_u64().unwrap()), "{}", record["data"]);
+}
+
+#[test]
+fn a_run_can_begin_with_a_model() {
+    let root = tempfile::tempdir().unwrap();
+    corpus(&root.path().join("corpus"), Tier::PublicDomain);
+    let first = config(root.path(), "first");
+    run(&first, None).unwrap();
+    let mut second = config(root.path(), "second");
+    second.start_from = Some(first.paths.output.clone());
+    let refused = run(
+        &TrainConfig { seed: 4, model: ModelShape { n_layers: 1, ..second.model.clone() }, ..second.clone() },
+        None,
+    );
+    assert!(refused.unwrap_err().to_string().contains("its architecture"));
+    // At a rate of next to nothing it stays what it was, to the rounding of its weights.
+    second.optimizer.learning_rate = 1e-12;
+    run(&second, None).unwrap();
+    let losses = |config: &TrainConfig, last: bool| {
+        let steps: Vec<f64> = log(config)
+            .into_iter()
+            .filter_map(|l| match l {
+                LogLine::Step { loss, .. } => Some(loss),
+                _ => None,
+            })
+            .collect();
+        if last { steps[steps.len() - 1] } else { steps[0] }
+    };
+    assert!(losses(&second, false) < losses(&first, false) - 0.01, "it begins where the other ended");
+    let weights = weights(&second) == weights(&first);
+    assert!(weights, "the weights are those of the other");
+    let loaded = LoadedModel::open(&second.paths.output).unwrap();
+    assert_eq!(loaded.provenance.unwrap().training_sources.unwrap().len(), 1);
+    std::fs::remove_file(first.paths.output.join("silo.json")).unwrap();
+    second.paths = config(root.path(), "third").paths;
+    assert!(run(&second, None).unwrap_err().to_string().contains("does not say what it was trained on"));
 }

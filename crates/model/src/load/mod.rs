@@ -61,6 +61,11 @@ impl LoadedModel {
         Ok(loaded)
     }
 
+    /// A tensor of this shape as f32, rows first.
+    pub fn values(&self, part: Part, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        Ok(self.weights.tensor(part, shape)?.to_f32())
+    }
+
     /// A tensor as f32.
     pub(crate) fn vector(&self, part: Part, len: usize) -> Result<Vec<f32>, LoadError> {
         Ok(self.weights.tensor(part, &[len])?.to_f32())

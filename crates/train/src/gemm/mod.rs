@@ -2,9 +2,10 @@
 //!
 //! Operands are packed into tiles of 16 rows by 32 values (Intel AMX's shape). A tile's products are summed in two f32 chains, one over
 //! its even values and one over its odd ones, whose sum is added to the output: the order of AMX's TDPBF16PS, which the portable kernel
-//! follows, so that both give the same bits (subnormal numbers aside, which AMX takes as 0).
+//! follows, so that both give the same bits (subnormal numbers aside, which AMX takes as 0). The AVX-512 kernel follows it too.
 
 mod amx;
+mod avx512;
 mod pack;
 mod portable;
 
@@ -31,6 +32,8 @@ impl Tile {
 pub enum Kernel {
     /// Intel AMX: 1024 products and sums a cycle.
     Amx,
+    /// AVX-512: 32 products and sums a cycle at best.
+    Avx512,
     /// Any CPU.
     Portable,
 }
@@ -38,7 +41,11 @@ pub enum Kernel {
 impl Kernel {
     /// The fastest that this machine has and allows.
     pub fn best() -> Self {
-        if amx::available() { Self::Amx } else { Self::Portable }
+        match (amx::available(), avx512::available()) {
+            (true, _) => Self::Amx,
+            (false, true) => Self::Avx512,
+            (false, false) => Self::Portable,
+        }
     }
 }
 
@@ -103,6 +110,7 @@ pub(crate) fn multiply(
             };
             blocks(&block, left, right, depth_tiles, out, then);
         }
+        Kernel::Avx512 => blocks(&avx512::block, left, right, depth_tiles, out, then),
         Kernel::Portable => blocks(&portable::block, left, right, depth_tiles, out, then),
     }
 }
@@ -192,8 +200,13 @@ mod tests {
                     prop_assert!((f64::from(portable[r * n + j]) - expected).abs() < 1e-3, "{} {}", portable[r * n + j], expected);
                 }
             }
-            let best = run(Kernel::best());
-            prop_assert!(best.iter().zip(&portable).all(|(x, y)| x.to_bits() == y.to_bits()));
+            let mut others = vec![Kernel::best()];
+            if avx512::available() {
+                others.push(Kernel::Avx512);
+            }
+            for other in others {
+                prop_assert!(run(other).iter().zip(&portable).all(|(x, y)| x.to_bits() == y.to_bits()), "{other:?}");
+            }
         }
     }
 }
