@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Verifies receipts of withdrawals offline: verify_receipt.py PUBLIC_KEYS RECEIPT [RECEIPT ...]
+"""Verifies receipts of withdrawals, and statements of what a source gave, offline: verify_receipt.py PUBLIC_KEYS FILE [FILE ...]
 Made after docs/receipts.md and RFC 9162 alone. Needs `cryptography`. Exit code: 0 if all hold, 1 if one does not."""
 import base64, hashlib, json, re, sys
 from cryptography.exceptions import InvalidSignature
@@ -99,13 +99,17 @@ def check_absence(absence, expected, root):
 
 RECEIPT = "store issued_at_unix_ms removal in_force purged absence backups models checkpoint"
 CHANGES = {"remove": "kind removal selector documents root_before state", "purge": "kind removals",
-           "in-force": "kind removal durable_at_unix_ms effective_at_unix_ms"}
+           "in-force": "kind removal durable_at_unix_ms effective_at_unix_ms",
+           "statement": "kind source from_unix_ms to_unix_ms report"}
+STATEMENT, REPORT = "store issued_at_unix_ms report logged checkpoint", "source from_unix_ms to_unix_ms hours"
+HOUR = "start_unix_ms n_responses n_tokens share_millionths n_passage_responses n_verbatim_tokens"
 
 def verify(text, keys):
     title, _, body = open_note(text, keys)[0].partition("\n")
-    receipt = json.loads(body) if title == "silo receipt v1" else {}
+    known = {"silo receipt v1": RECEIPT, "silo statement v1": STATEMENT}
+    receipt = json.loads(body) if title in known else {}
     same = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n" == body
-    ensure(" ".join(receipt) == RECEIPT and same, "it is not written as receipts are")
+    ensure(" ".join(receipt) == known.get(title) and same, "it is not written as receipts and statements are")
     note, signer = open_note(receipt["checkpoint"], keys)
     number = "(0|[1-9][0-9]*)"
     words = re.fullmatch(f"[^\n\r]+\n{number}\n(.+)\nsilo epoch {number} root ([0-9a-f]{{64}}) at {number}\n", note)
@@ -116,6 +120,8 @@ def verify(text, keys):
         ensure(known and found["change"]["kind"] == kind, f"an entry is no '{kind}'")
         check_included(logged["entry"], logged["position"], size, logged["proof"], tree)
         return logged["position"], found["at_unix_ms"], found["change"]
+    if title == "silo statement v1":
+        return check_statement(receipt, entry(receipt["logged"], "statement"), at, signer)
     place, asked, change = entry(receipt["removal"], "remove")
     later, _, moments = entry(receipt["in_force"], "in-force")
     ensure(moments["removal"] == change["removal"] and later > place, "its second entry is of another withdrawal")
@@ -137,6 +143,22 @@ def verify(text, keys):
     what = ", ".join(f"{part['n_documents']} documents of {part['source']}" for part in change["documents"])
     what += f"; in force since {moments['effective_at_unix_ms']}, in no file since {purged}"
     return f"holds: {what}, absent at epoch {epoch} ({signer})"
+
+def check_statement(statement, logged, at, signer):
+    report, (position, stated, change) = statement["report"], logged
+    of, hours = (report["from_unix_ms"], report["to_unix_ms"]), report["hours"]
+    known = " ".join(report) == REPORT and type(hours) is list and all(" ".join(hour) == HOUR for hour in hours)
+    ensure(known and all(type(n) is int for hour in hours for n in hour.values()), "a report is none")
+    compact = json.dumps(report, separators=(",", ":"), ensure_ascii=False).encode()
+    same = change["report"] == sha(compact).hex() and change["source"] == report["source"]
+    ensure(same and of == (change["from_unix_ms"], change["to_unix_ms"]), "the log has another report")
+    starts = [hour["start_unix_ms"] for hour in hours]
+    ensure(starts == sorted(set(starts)) and all(of[0] <= start < of[1] for start in starts), "hours are not in order")
+    ensure(stated <= at <= statement["issued_at_unix_ms"] and of[1] <= stated, "its moments are not in order")
+    ensure(type(statement["store"]) is str and all(n >= 0 for hour in hours for n in list(hour.values())[1:]), "a number is none")
+    total = lambda what: sum(hour[what] for hour in hours)
+    what = f"{report['source']} had {total('share_millionths') / 1e6:.3f} tokens of {total('n_responses')} answers"
+    return f"holds: {what} from {of[0]} to before {of[1]}, entry {position} of the log ({signer})"
 
 def main(keys, *paths):
     keys, failed = read_keys(keys), False

@@ -128,7 +128,7 @@ fn reason(status: &Status) -> String {
 }
 
 /// Who may do what matters most, in so many words.
-const MAY: [(&str, &[Role]); 18] = [
+const MAY: [(&str, &[Role]); 19] = [
     ("/Generate", &[Role::Generator, Role::Admin]),
     ("/GenerateStream", &[Role::Generator, Role::Admin]),
     ("/Score", &[Role::Generator, Role::Admin]),
@@ -137,6 +137,7 @@ const MAY: [(&str, &[Role]); 18] = [
     ("/AttributeText", &[Role::Reader, Role::Curator, Role::Legal, Role::Auditor, Role::Admin]),
     ("/CompareWithout", &[Role::Generator, Role::Legal, Role::Auditor, Role::Admin]),
     ("/GetSourceReport", &[Role::Owner, Role::Curator, Role::Legal, Role::Auditor, Role::Admin]),
+    ("/SignSourceReport", &[Role::Owner, Role::Legal, Role::Admin]),
     ("/RemoveShard", &[Role::Legal, Role::Admin]),
     ("/RemoveDocuments", &[Role::Legal, Role::Admin]),
     ("/ResumeShard", &[Role::Legal, Role::Admin]),

@@ -4,7 +4,7 @@ use std::fs;
 
 use silo_core::Selection;
 use silo_govern::{Caller, GovernError};
-use silo_log::{Checkpoint, KeyFile, Receipt, tree};
+use silo_log::{Checkpoint, KeyFile, Receipt, Statement, tree};
 use silo_store::{Later, restore};
 
 use crate::forgery::{World, forge, governor, receipts, swaps, texts};
@@ -184,4 +184,81 @@ fn a_restored_store_begins_another_log() {
     assert!(Receipt::verify(&governor.receipt(1).unwrap(), &keys).is_ok(), "the entries of the backup are in it");
     assert!(matches!(governor.receipt(removal), Err(GovernError::NoReceipt { .. })), "done again, and not by this log");
     assert!(made.iter().all(|old| Receipt::verify(old, &keys).is_ok()));
+}
+
+fn ledger(world: &World, source: &str) -> i64 {
+    let hour = silo_store::now_unix_ms().div_euclid(silo_govern::HOUR_MS);
+    let row = |ago: i64, share| silo_govern::LedgerRow {
+        hour: hour - ago,
+        source: source.parse().unwrap(),
+        n_responses: 2,
+        n_tokens: 17,
+        share,
+        n_passage_responses: 1,
+        n_verbatim_tokens: 3,
+    };
+    world.governor.store().add_to_ledger(&[row(5, 1.25), row(3, 0.000_000_4), row(0, 99.0)]).unwrap();
+    hour
+}
+
+#[test]
+fn statements_are_of_hours_that_are_over_and_stand_in_the_log() {
+    let world = World::new();
+    world.add("one", &texts("birds", 4));
+    let (hour, one) = (ledger(&world, "one"), "one".parse().unwrap());
+    let caller = Caller { name: "owner".into(), ..Caller::local() };
+    let text = world.governor.source_statement(&caller, &one, 0..hour + 1).unwrap();
+    let verified = Statement::verify(&text, &world.keys).unwrap();
+    let hours: Vec<_> =
+        verified.report.hours.iter().map(|h| (h.start_unix_ms, h.share_millionths, h.n_tokens)).collect();
+    let at = |ago: i64| (hour - ago) * silo_govern::HOUR_MS;
+    assert_eq!(hours, [(at(5), 1_250_000, 17), (at(3), 0, 17)], "the hour that is, is not over");
+    assert_eq!((&verified.actor[..], verified.report.to_unix_ms), ("owner", at(0)));
+    let proof = world.governor.log_proof(0, verified.position..verified.position + 1).unwrap();
+    assert!(proof.entries[0].entry.contains(&verified.report.hash().to_string()));
+    // Other hours, other hash; the same ones, the same.
+    let again = world.governor.source_statement(&caller, &one, 0..hour).unwrap();
+    assert_eq!(Statement::verify(&again, &world.keys).unwrap().report, verified.report);
+    assert!(matches!(world.governor.source_statement(&caller, &one, hour..hour + 1), Err(GovernError::HourNotOver)));
+    let other = Caller { sources: Some(std::collections::BTreeSet::new()), ..caller };
+    assert!(world.governor.source_statement(&other, &one, 0..hour).is_err());
+}
+
+#[test]
+fn forged_statements_do_not_hold() {
+    let world = World::new();
+    world.add("one", &texts("birds", 4));
+    let hour = ledger(&world, "one");
+    let text = world.governor.source_statement(&Caller::local(), &"one".parse().unwrap(), 0..hour).unwrap();
+    let key = world.signing();
+    let signed = text.split("\n\n").next().unwrap().to_owned() + "\n";
+    let again = |text: &str| silo_log::note::sign(text, &[&key]);
+    assert!(Statement::verify(&again(&signed), &world.keys).is_ok());
+    let swaps = [
+        ("\"n_tokens\": 17", "\"n_tokens\": 18"),
+        ("\"share_millionths\": 1250000", "\"share_millionths\": 1250001"),
+        ("\"source\": \"one\"", "\"source\": \"two\""),
+        ("\"from_unix_ms\": 0", "\"from_unix_ms\": 1"),
+        ("\"position\": ", "\"position\": 1"),
+        ("statement v1", "receipt v1"),
+    ];
+    for (from, to) in swaps {
+        let forged = signed.replacen(from, to, 1);
+        assert_ne!(forged, signed, "{from}");
+        assert!(Statement::verify(&again(&forged), &world.keys).is_err(), "{to}, signed by the true key");
+        assert!(Statement::verify(&text.replacen(from, to, 1), &world.keys).is_err(), "{to}");
+    }
+    assert!(Receipt::verify(&text, &world.keys).is_err());
+}
+
+#[test]
+fn so_many_statements_are_signed_in_an_hour() {
+    let world = World::new();
+    world.add("one", &texts("birds", 4));
+    let hour = ledger(&world, "one");
+    let state = || world.governor.source_statement(&Caller::local(), &"one".parse().unwrap(), 0..hour);
+    let most = world.governor.config().attribution.statements_per_hour;
+    let made = (0..=2 * most).take_while(|_| state().is_ok()).count() as u32;
+    assert!(made == most || made < 2 * most, "an hour may begin in their midst: {made}");
+    assert!(matches!(state(), Err(GovernError::TooManyStatements { .. })));
 }

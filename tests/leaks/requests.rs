@@ -54,6 +54,7 @@ fn attribution(response_id: &str) -> Vec<(&'static str, Vec<u8>)> {
         ("AttributeText", of.encode_to_vec()),
         ("CompareWithout", v1::CompareWithoutRequest { sources, compared }.encode_to_vec()),
         ("GetSourceReport", report.encode_to_vec()),
+        ("SignSourceReport", report.encode_to_vec()),
     ]
 }
 

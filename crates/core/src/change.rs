@@ -146,6 +146,17 @@ pub enum Change {
         /// Numbers of the withdrawals.
         removals: Vec<u64>,
     },
+    /// It was stated and signed what a source gave to answers.
+    Statement {
+        /// The source.
+        source: SourceId,
+        /// From when until before when, in milliseconds since 1970.
+        from_unix_ms: i64,
+        #[allow(missing_docs, reason = "see above")]
+        to_unix_ms: i64,
+        /// SHA-256 of the report as the statement has it.
+        report: ContentHash,
+    },
 }
 
 /// A store as the logical content says it.
@@ -198,7 +209,11 @@ impl Change {
             | Self::Quarantine { state, .. }
             | Self::Repair { state, .. }
             | Self::Open { state } => Some(state),
-            Self::CreateSource { .. } | Self::InForce { .. } | Self::Purge { .. } | Self::OptOut { .. } => None,
+            Self::CreateSource { .. }
+            | Self::InForce { .. }
+            | Self::Purge { .. }
+            | Self::OptOut { .. }
+            | Self::Statement { .. } => None,
         }
     }
 }

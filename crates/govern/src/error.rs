@@ -63,6 +63,10 @@ pub enum GovernError {
              configuration"
     )]
     NoKey,
+    #[error("{limit} statements about this source were signed in this hour; ask again in the next one")]
+    TooManyStatements { limit: u32 },
+    #[error("statements are signed of hours that are over, and none of these is")]
+    HourNotOver,
     #[error("there is no receipt of change {removal}: {reason}")]
     NoReceipt { removal: u64, reason: &'static str },
     #[error(

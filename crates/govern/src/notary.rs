@@ -11,7 +11,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use silo_core::merkle::{self, Hash};
 use silo_core::{Change, ChangeEntry, SourceId};
-use silo_log::{Absence, Checkpoint, HashFile, KeyFile, LogError, Logged, Receipt, TrainedOn, tree, write_whole};
+use silo_log::{
+    Absence, Checkpoint, HashFile, KeyFile, LedgerReport, LogError, Logged, Receipt, Statement, TrainedOn, tree,
+    write_whole,
+};
 use silo_store::{ChangeLog, Contents, Moments, Store, now_unix_ms};
 
 use crate::{GovernError, Governor};
@@ -236,6 +239,30 @@ impl Governor {
             checkpoint: sealed.note.clone(),
         };
         Ok(receipt.sign(&notary.keys.signing)?)
+    }
+
+    /// Whether there is a key to sign with.
+    pub(crate) fn check_notary(&self) -> Result<(), GovernError> {
+        self.notary().map(drop)
+    }
+
+    /// Enters a report in the log, and signs it. It is verified before it is given away.
+    pub(crate) fn state(&self, actor: &str, report: LedgerReport) -> Result<String, GovernError> {
+        let (notary, store) = (self.notary()?, self.store());
+        let position = store.log_statement(actor, &report.entry())?;
+        notary.checked(|| {
+            let sealed = notary.seal(store)?;
+            let statement = Statement {
+                store: store.id()?,
+                issued_at_unix_ms: now_unix_ms().max(sealed.checkpoint.at_unix_ms),
+                report: report.clone(),
+                logged: sealed.logged(store, position)?,
+                checkpoint: sealed.note.clone(),
+            };
+            let text = statement.sign(&notary.keys.signing)?;
+            Statement::verify(&text, &notary.keys.verifying)?;
+            Ok(text)
+        })
     }
 
     /// Whether the served model was trained on some sources.

@@ -37,7 +37,7 @@ pub struct Receipt {
 }
 
 /// An entry of the log, and that it is in it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Logged {
     /// Its place, from 0.
@@ -114,16 +114,16 @@ pub struct Verified {
     pub absent_as_of_unix_ms: i64,
 }
 
-fn wrong(reason: impl Into<String>) -> LogError {
+pub(crate) fn wrong(reason: impl Into<String>) -> LogError {
     LogError::Receipt(reason.into())
 }
 
-fn ensure(holds: bool, reason: &str) -> Result<(), LogError> {
+pub(crate) fn ensure(holds: bool, reason: &str) -> Result<(), LogError> {
     if holds { Ok(()) } else { Err(wrong(reason)) }
 }
 
 /// Reads what was written in the one way in which it is written: no other order, no field twice, no number as a text.
-fn canonical<T: Serialize + DeserializeOwned>(
+pub(crate) fn canonical<T: Serialize + DeserializeOwned>(
     text: &str,
     write: impl Fn(&T) -> serde_json::Result<String>,
 ) -> Result<T, LogError> {
@@ -134,7 +134,7 @@ fn canonical<T: Serialize + DeserializeOwned>(
 
 impl Logged {
     /// The entry, if it is where the receipt says.
-    fn open(&self, checkpoint: &Checkpoint) -> Result<ChangeEntry, LogError> {
+    pub(crate) fn open(&self, checkpoint: &Checkpoint) -> Result<ChangeEntry, LogError> {
         let leaf = leaf_hash(self.entry.as_bytes());
         if !tree::includes(&leaf, self.position, checkpoint.size, &self.proof, &checkpoint.tree) {
             return Err(LogError::Proof(format!("entry {} is not in the log of the checkpoint", self.position)));

@@ -60,6 +60,7 @@ const RULES: &[Rule] = &[
     ("silo.v1.AttributionService/AttributeText", &[Reader, Curator, Legal, Auditor, Admin]),
     ("silo.v1.AttributionService/CompareWithout", &[Generator, Legal, Auditor, Admin]),
     ("silo.v1.AttributionService/GetSourceReport", &[Owner, Curator, Legal, Auditor, Admin]),
+    ("silo.v1.AttributionService/SignSourceReport", &[Owner, Legal, Admin]),
     ("google.longrunning.Operations/ListOperations", &[Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/GetOperation", &[Curator, Legal, Auditor, Admin]),
     ("google.longrunning.Operations/WaitOperation", &[Curator, Legal, Auditor, Admin]),

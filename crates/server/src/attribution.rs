@@ -1,5 +1,6 @@
 //! AttributionService.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -327,20 +328,35 @@ impl AttributionService for Attributions {
         request: Request<v1::GetSourceReportRequest>,
     ) -> Result<Response<v1::SourceReport>, Status> {
         let caller = caller(&request)?;
-        let m = request.into_inner();
-        let source = from_proto::source_id(&m.source, "source").map_err(|e| status::bad_field(&e))?;
-        // The first and last hours that can be said in milliseconds, and no further.
-        let hour = |unix_ms: i64| unix_ms.clamp(i64::MIN / 2, i64::MAX / 2).div_euclid(HOUR_MS);
-        let hours = hour(m.from_unix_ms)..m.to_unix_ms.map_or(hour(now_unix_ms()) + 1, hour);
-        if hours.start >= hours.end {
-            return Err(bad(
-                "to_unix_ms",
-                "it must be at least an hour after from_unix_ms, both cut down to whole hours",
-            ));
-        }
+        let (source, hours) = reported(&request.into_inner())?;
         blocking(self.generations.governor.clone(), move |g| {
             g.source_report(&caller, &source, hours).map(report).map_err(|e| status::govern(&e))
         })
         .await
     }
+
+    async fn sign_source_report(
+        &self,
+        request: Request<v1::GetSourceReportRequest>,
+    ) -> Result<Response<v1::SourceStatement>, Status> {
+        let caller = caller(&request)?;
+        let (source, hours) = reported(&request.into_inner())?;
+        blocking(self.generations.governor.clone(), move |g| {
+            let text = g.source_statement(&caller, &source, hours).map_err(|e| status::govern(&e))?;
+            Ok(v1::SourceStatement { source: source.into(), text })
+        })
+        .await
+    }
+}
+
+/// The source and the hours since 1970 that a report is asked for.
+fn reported(m: &v1::GetSourceReportRequest) -> Result<(SourceId, Range<i64>), Status> {
+    let source = from_proto::source_id(&m.source, "source").map_err(|e| status::bad_field(&e))?;
+    // The first and last hours that can be said in milliseconds, and no further.
+    let hour = |unix_ms: i64| unix_ms.clamp(i64::MIN / 2, i64::MAX / 2).div_euclid(HOUR_MS);
+    let hours = hour(m.from_unix_ms)..m.to_unix_ms.map_or(hour(now_unix_ms()) + 1, hour);
+    if hours.start >= hours.end {
+        return Err(bad("to_unix_ms", "it must be at least an hour after from_unix_ms, both cut down to whole hours"));
+    }
+    Ok((source, hours))
 }

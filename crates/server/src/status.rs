@@ -200,6 +200,10 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         E::Changing { .. } => Shape { retry: true, ..Shape::new(Code::Aborted, "STORE_CHANGED") },
         E::NoBackups => Shape::new(Code::FailedPrecondition, "NO_BACKUPS"),
         E::NoKey => Shape::new(Code::FailedPrecondition, "NO_KEY"),
+        E::TooManyStatements { .. } => {
+            Shape { retry: true, ..Shape::new(Code::ResourceExhausted, "TOO_MANY_STATEMENTS") }
+        }
+        E::HourNotOver => field("to_unix_ms"),
         E::NoReceipt { removal, .. } => {
             Shape { resource: Some(("change", removal.to_string())), ..Shape::new(Code::NotFound, "NO_RECEIPT") }
         }

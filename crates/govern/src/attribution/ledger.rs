@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use silo_core::{Filter, SourceId};
+use silo_log::{LedgerHour, LedgerReport};
 use silo_store::{LedgerRow, now_unix_ms};
 
 use super::SpanLimits;
@@ -54,6 +55,8 @@ pub struct SourceReport {
 pub(crate) struct Ledger {
     rows: Mutex<BTreeMap<(i64, SourceId), LedgerRow>>,
     waiting: AtomicUsize,
+    /// Statements of each source in the hour that is.
+    statements: Mutex<BTreeMap<SourceId, (i64, u32)>>,
 }
 
 impl Ledger {
@@ -74,6 +77,19 @@ impl Ledger {
     fn take(&self) -> Vec<LedgerRow> {
         let rows = std::mem::take(&mut *self.rows.lock().unwrap_or_else(PoisonError::into_inner));
         rows.into_values().collect()
+    }
+
+    /// Counts a statement about a source.
+    fn state(&self, source: &SourceId, limit: u32) -> Result<(), GovernError> {
+        let hour = now_unix_ms().div_euclid(HOUR_MS);
+        let mut all = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, (of, _)| *of == hour);
+        let (_, n) = all.entry(source.clone()).or_insert((hour, 0));
+        if *n >= limit {
+            return Err(GovernError::TooManyStatements { limit });
+        }
+        *n += 1;
+        Ok(())
     }
 
     fn put_back(&self, rows: Vec<LedgerRow>) {
@@ -180,5 +196,40 @@ impl Governor {
         self.store().source(source)?;
         self.write_ledger()?;
         Ok(SourceReport { source: source.clone(), rows: self.store().ledger(Some(source), hours.clone())?, hours })
+    }
+
+    /// The same, signed ([`silo_log::Statement`]), of hours that are over; its hash is entered in the log of changes first.
+    pub fn source_statement(
+        &self,
+        caller: &Caller,
+        source: &SourceId,
+        hours: Range<i64>,
+    ) -> Result<String, GovernError> {
+        let over = now_unix_ms().div_euclid(HOUR_MS);
+        let hours = hours.start..hours.end.min(over);
+        if hours.is_empty() {
+            return Err(GovernError::HourNotOver);
+        }
+        let report = self.source_report(caller, source, hours)?;
+        self.check_notary()?;
+        self.ledger.state(source, self.config().attribution.statements_per_hour)?;
+        self.state(&caller.name, ledger_report(report))
+    }
+}
+
+fn ledger_report(report: SourceReport) -> LedgerReport {
+    let hour = |row: LedgerRow| LedgerHour {
+        start_unix_ms: row.hour * HOUR_MS,
+        n_responses: row.n_responses,
+        n_tokens: row.n_tokens,
+        share_millionths: (row.share * 1e6).round() as u64,
+        n_passage_responses: row.n_passage_responses,
+        n_verbatim_tokens: row.n_verbatim_tokens,
+    };
+    LedgerReport {
+        source: report.source,
+        from_unix_ms: report.hours.start * HOUR_MS,
+        to_unix_ms: report.hours.end * HOUR_MS,
+        hours: report.rows.into_iter().map(hour).collect(),
     }
 }

@@ -28,6 +28,8 @@ pub struct AttributionConfig {
     pub keep_text: bool,
     /// Seconds between two writings of the ledger: so much of it a crash may lose. 0 keeps none.
     pub ledger_seconds: u64,
+    /// Signed statements about one source in an hour: each is an entry of the log.
+    pub statements_per_hour: u32,
     /// Words of the shortest runs that the ledger counts as verbatim.
     pub verbatim_words: usize,
     /// Answers that wait to be looked through for runs; of one more, runs are not counted.
@@ -49,6 +51,7 @@ impl Default for AttributionConfig {
             kept_documents: 8,
             keep_text: false,
             ledger_seconds: 10,
+            statements_per_hour: 60,
             verbatim_words: 8,
             max_queued_answers: 64,
             threads: 1,

@@ -1,11 +1,12 @@
 //! `silo report`.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
+use silo_log::{LedgerHour, LedgerReport, Statement, read_public, with_rotations};
 use silo_proto::v1;
 use time::format_description::well_known::Rfc3339;
 use time::{Date, OffsetDateTime};
@@ -19,6 +20,7 @@ pub struct Report {
     #[command(flatten)]
     target: Target,
     /// The source.
+    #[arg(required_unless_present = "verify", default_value = "")]
     source: String,
     /// From this day on (YYYY-MM-DD, UTC) or time (RFC 3339) [default: the first].
     #[arg(long)]
@@ -35,6 +37,18 @@ pub struct Report {
     /// Also draw the shares as an SVG file.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Instead: have it signed, of hours that are over, and write the statement to this file.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["csv", "plot", "verify"])]
+    statement: Option<PathBuf>,
+    /// Instead: verify such a statement, without a server.
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["source", "plot"])]
+    verify: Option<PathBuf>,
+    /// The public keys of the one who issued it.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Statements about keys that took the place of these.
+    #[arg(long, value_name = "FILE")]
+    rotations: Option<PathBuf>,
 }
 
 /// A day or an hour.
@@ -105,12 +119,50 @@ fn rows(report: &v1::SourceReport, by_hour: bool) -> Vec<Row> {
 impl Report {
     /// Runs the command.
     pub async fn run(self, as_json: bool) -> Result<()> {
+        if let Some(path) = &self.verify {
+            return self.show_statement(path, as_json);
+        }
         let to_unix_ms = self.to.as_deref().map(unix_ms).transpose()?;
         let from_unix_ms = self.from.as_deref().map(unix_ms).transpose()?.unwrap_or(0);
         let request = v1::GetSourceReportRequest { source: self.source.clone(), from_unix_ms, to_unix_ms };
         let connection = self.target.connect().await?;
+        if let Some(path) = &self.statement {
+            let signed = connection.attribution().sign_source_report(request).await.map_err(refused)?.into_inner();
+            std::fs::write(path, signed.text).with_context(|| format!("cannot write {}", path.display()))?;
+            return connection.close().await;
+        }
         let report = connection.attribution().get_source_report(request).await.map_err(refused)?.into_inner();
-        let rows = rows(&report, self.hours);
+        self.show(&report, as_json)?;
+        connection.close().await
+    }
+
+    /// Verifies a statement and prints it as the report that it is of.
+    fn show_statement(&self, path: &Path, as_json: bool) -> Result<()> {
+        let keys = match (&self.key, &self.rotations) {
+            (Some(key), Some(rotations)) => with_rotations(read_public(key)?, rotations)?,
+            (Some(key), None) => read_public(key)?,
+            (None, _) => Vec::new(),
+        };
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let verified = Statement::verify(&text, &keys)?;
+        if as_json {
+            return output::json(&verified);
+        }
+        println!("The statement holds. It is signed by {}.", verified.signed_by);
+        println!(
+            "Entry {} of the log {}, of {}, asked for by {}; from {} to before {}",
+            verified.position,
+            verified.origin,
+            output::time(verified.logged_at_unix_ms),
+            verified.actor,
+            output::time(verified.report.from_unix_ms),
+            output::time(verified.report.to_unix_ms)
+        );
+        self.show(&message(verified.report), false)
+    }
+
+    fn show(&self, report: &v1::SourceReport, as_json: bool) -> Result<()> {
+        let rows = rows(report, self.hours);
         let mut total = Row { start: "all".into(), ..Row::default() };
         report.hours.iter().for_each(|hour| total.add(hour));
         if as_json {
@@ -127,7 +179,24 @@ impl Report {
             std::fs::write(path, plot(&report.source, &rows))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        connection.close().await
+        Ok(())
+    }
+}
+
+fn message(report: LedgerReport) -> v1::SourceReport {
+    let hour = |hour: LedgerHour| v1::SourceHour {
+        start_unix_ms: hour.start_unix_ms,
+        n_responses: hour.n_responses,
+        n_tokens: hour.n_tokens,
+        share: hour.share_millionths as f64 / 1e6,
+        n_passage_responses: hour.n_passage_responses,
+        n_verbatim_tokens: hour.n_verbatim_tokens,
+    };
+    v1::SourceReport {
+        source: report.source.into(),
+        from_unix_ms: report.from_unix_ms,
+        to_unix_ms: report.to_unix_ms,
+        hours: report.hours.into_iter().map(hour).collect(),
     }
 }
 

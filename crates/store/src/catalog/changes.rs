@@ -38,6 +38,7 @@ pub(super) fn name(change: &Change) -> &'static str {
         Change::Open { .. } => "open",
         Change::InForce { .. } => "in force",
         Change::Purge { .. } => "purge",
+        Change::Statement { .. } => "statement",
     }
 }
 
@@ -73,6 +74,11 @@ impl Catalog {
     /// Enters a change that the other tables do not hold.
     pub(crate) fn note(&self, actor: &str, change: &Change) -> Result<(), StoreError> {
         self.change(actor, change, |_| Ok(()))
+    }
+
+    /// The same; gives its position.
+    pub(crate) fn note_at(&self, actor: &str, change: &Change) -> Result<u64, StoreError> {
+        self.change(actor, change, |t| t.query_row("SELECT coalesce(max(position) + 1, 0) FROM changes", [], number))
     }
 
     /// Notes since when a withdrawal is in force. It is entered in the log with the next change, or by [`Catalog::settle`].
