@@ -3,6 +3,8 @@
 //! `cargo run --release -p silo-tests --example attribution -- shares STORE RESPONSES`, over a copy of a store of the default model and
 //! `indexes/ivf.toml`: its sources are suspended one after the other.
 //!
+//! `zstdcat work/corpus/*.jsonl.zst | … -- sums STORE TOKENS`: shares in so many tokens of texts, over such a store, half of them with a cap.
+//!
 //! `zstdcat work/corpus/*.jsonl.zst | cargo run --release -p silo-tests --example attribution -- text FOLDER [MAX_MEGABYTES …]`: stores of so much
 //! text, with keys that say nothing.
 //!
@@ -23,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -41,6 +43,8 @@ const NEW_TOKENS: usize = 64;
 const AT_ONCE: usize = 8;
 const TEXT_TOKENS: usize = 500;
 const TEXTS: usize = 200;
+const ROUNDS: usize = 5;
+const CAP: f64 = 0.3;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,11 +52,14 @@ fn main() {
         [what, store, responses] if what == "shares" => {
             Shares::new(Path::new(store), responses.parse().expect("a number of responses")).measure()
         }
+        [what, store, tokens] if what == "sums" => {
+            Shares::new(Path::new(store), 1).many_sums(tokens.parse().expect("a number of tokens"))
+        }
         [what, folder, megabytes @ ..] if what == "text" => {
             let sizes: Vec<usize> = megabytes.iter().map(|m| m.parse().expect("megabytes")).collect();
             text(Path::new(folder), &sizes)
         }
-        _ => panic!("`shares STORE RESPONSES` or `text FOLDER MEGABYTES …`"),
+        _ => panic!("`shares STORE RESPONSES`, `sums STORE TOKENS` or `text FOLDER MEGABYTES …`"),
     };
     println!("{figures}");
 }
@@ -130,14 +137,68 @@ impl Shares {
     fn measure(&self) -> Value {
         let (_, made) = self.generate(Depth::Neighbors, &self.prompts);
         json!({"seed": SEED, "entries": self.store.snapshot().shards.iter().map(|s| s.n_entries).sum::<u64>(),
-            "sums": sums(&made), "speed": self.speed(), "withdrawn": self.withdrawn(&made)})
+            "sums": sums(made.iter().flat_map(|made| &made.credit)), "speed": self.speed(), "scoring_speed": self.scoring_speed(&made),
+            "withdrawn": self.withdrawn(&made)})
+    }
+
+    /// Tokens per second of scoring, where a token costs less than in decoding, with no credit at all and with each kind.
+    fn scoring_speed(&self, made: &[Made]) -> Value {
+        let kinds = [
+            ("none", None),
+            ("sources", Some(Depth::Sources)),
+            ("documents", Some(Depth::Documents)),
+            ("neighbours", Some(Depth::Neighbors)),
+        ];
+        let mut speeds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for _ in 0..ROUNDS {
+            for (name, depth) in kinds {
+                let (start, mut n) = (Instant::now(), 0);
+                for made in made.iter().take(3 * AT_ONCE) {
+                    let mut request = ScoreRequest::new(made.tokens.clone(), knn());
+                    request.depth = depth;
+                    n += self.engine.score(&request, &AtomicBool::new(false)).expect("a score").tokens.len();
+                }
+                speeds.entry(name).or_default().push(n as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+        json!(speeds)
+    }
+
+    /// Sums of shares in the tokens of the store's own texts, and with a cap on sources.
+    fn many_sums(&self, n_tokens: usize) -> Value {
+        let snapshot = self.store.snapshot();
+        let all = documents::read(usize::MAX).into_iter().flat_map(|(_, documents)| documents);
+        let mut texts: Vec<String> = all.map(|document| document.text).collect();
+        texts.shuffle(&mut ChaCha8Rng::seed_from_u64(SEED));
+        let retrieval = |influence_cap| Retrieval { influence_cap, ..knn() };
+        let parts = [(None, 0), (Some(CAP), 1)].map(|(cap, part)| {
+            let (mut credits, mut left) = (Vec::new(), n_tokens / 2);
+            for text in texts.iter().skip(part).step_by(2) {
+                let tokens = self.engine.tokenizer().encode(text).expect("text");
+                for piece in tokens.chunks(512) {
+                    let piece = &piece[..piece.len().min(left)];
+                    if piece.is_empty() {
+                        break;
+                    }
+                    let mut request = ScoreRequest::new(piece.to_vec(), retrieval(cap));
+                    request.depth = Some(Depth::Neighbors);
+                    let score = self.engine.score(&request, &AtomicBool::new(false)).expect("a score");
+                    left -= piece.len();
+                    credits.push(Errors::of(score.tokens.iter().filter_map(|token| token.credit.as_ref())));
+                }
+            }
+            credits.into_iter().fold(Errors::default(), Errors::and)
+        });
+        let entries: u64 = snapshot.shards.iter().map(|s| s.n_entries).sum();
+        json!({"seed": SEED, "entries": entries, "without_a_cap": parts[0].json(), "cap": CAP, "with_it": parts[1].json()})
     }
 
     /// Credit to sources is what every answer has. In turns, so that other work on the machine hits all alike.
     fn speed(&self) -> Value {
         let kinds = [("sources", Depth::Sources), ("documents", Depth::Documents), ("neighbours", Depth::Neighbors)];
         let mut speeds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for prompts in self.prompts.chunks(5 * AT_ONCE).take(5) {
+        let prompts = &self.prompts[..self.prompts.len().min(3 * AT_ONCE)];
+        for _ in 0..ROUNDS {
             for (name, depth) in kinds {
                 speeds.entry(name).or_default().push(self.generate(depth, prompts).0);
             }
@@ -192,20 +253,43 @@ fn by_share(top: &[(f64, f64)]) -> Value {
     [(0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01)].map(|(from, to)| bucket(from, to)).to_vec().into()
 }
 
-fn sums(made: &[Made]) -> Value {
-    let (mut n, mut greatest) = (0, [0.0_f64; 3]);
-    for credit in made.iter().flat_map(|made| &made.credit) {
-        n += 1;
+/// By how much shares miss 1 at most, at each level.
+#[derive(Default)]
+struct Errors {
+    n_tokens: u64,
+    n_capped: u64,
+    greatest: [f64; 3],
+}
+
+impl Errors {
+    fn of<'a>(credits: impl Iterator<Item = &'a TokenCredit>) -> Self {
+        credits.map(Self::of_token).fold(Self::default(), Self::and)
+    }
+
+    fn of_token(credit: &TokenCredit) -> Self {
         let sums = [
             credit.sources.iter().map(|x| x.1).sum::<f64>(),
             credit.documents.iter().map(|x| x.1).sum(),
             credit.neighbors.iter().map(|x| x.share).sum(),
         ];
-        for (greatest, sum) in greatest.iter_mut().zip(sums) {
-            *greatest = greatest.max((credit.parametric + sum - 1.0).abs());
-        }
+        let greatest = sums.map(|sum| (credit.parametric + sum - 1.0).abs());
+        Self { n_tokens: 1, n_capped: u64::from(!credit.capped.is_empty()), greatest }
     }
-    json!({"tokens": n, "greatest_error": {"sources": greatest[0], "documents": greatest[1], "neighbors": greatest[2]}})
+
+    fn and(self, other: Self) -> Self {
+        let greatest = std::array::from_fn(|i| self.greatest[i].max(other.greatest[i]));
+        Self { n_tokens: self.n_tokens + other.n_tokens, n_capped: self.n_capped + other.n_capped, greatest }
+    }
+
+    fn json(&self) -> Value {
+        let [sources, documents, neighbors] = self.greatest;
+        let greatest = json!({"sources": sources, "documents": documents, "neighbors": neighbors});
+        json!({"tokens": self.n_tokens, "tokens_with_a_capped_source": self.n_capped, "greatest_error": greatest})
+    }
+}
+
+fn sums<'a>(credits: impl Iterator<Item = &'a TokenCredit>) -> Value {
+    Errors::of(credits).json()
 }
 
 fn prompt(rng: &mut ChaCha8Rng, texts: &[String]) -> Option<String> {

@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p silo-tests --example forge -- FOLDER 1000`
 //!
-//! Writes `true-0.receipt` and so on, `forged-0.receipt` and so on, and `keys.pub`.
+//! Writes `true-0.receipt` and so on, `forged-0.receipt` and so on, `keys.pub`, `true.statement` of what a source gave to answers, and
+//! `forged-0.statement` and so on, in each of which a number is another, signed by the true key.
 
 use std::path::PathBuf;
 
@@ -30,5 +31,12 @@ fn main() {
         write(format!("forged-swap-{i}.receipt"), forged);
     }
     let n = n + swapped.len() as u64;
-    println!("{} receipts, {n} forgeries, which our own verifier refuses", made.len());
+    let (statement, forged) = forgery::statements(&world);
+    write("true.statement".into(), &statement);
+    for (i, text) in forged.iter().enumerate() {
+        assert!(silo_log::Statement::verify(text, &world.keys).is_err(), "{text}");
+        write(format!("forged-{i}.statement"), text);
+    }
+    let n = n + forged.len() as u64;
+    println!("{} receipts, a statement, {n} forgeries, which our own verifier refuses", made.len());
 }

@@ -8,7 +8,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
-use silo_core::{ContentHash, Document, LanguageModel, Selection, Source};
+use silo_core::{ContentHash, Document, LanguageModel, Selection, SnapshotProvider, Source};
 use silo_govern::{Caller, GovernConfig, Governor};
 use silo_log::{KeyFile, SigningKey, VerifyingKey, note};
 use silo_model::{CpuLlama, LoadedModel};
@@ -86,6 +86,47 @@ impl World {
 
 pub fn texts(what: &str, n: usize) -> Vec<String> {
     (0..n).map(|i| format!("This is text {i} about {what}, and nothing else.")).collect()
+}
+
+/// Puts into the ledger what a source gave in hours that are over, and in the one that is, which it returns.
+pub fn ledger(world: &World, source: &str) -> i64 {
+    let hour = silo_store::now_unix_ms().div_euclid(silo_govern::HOUR_MS);
+    let row = |ago: i64, share| silo_govern::LedgerRow {
+        hour: hour - ago,
+        source: source.parse().expect("a name"),
+        n_responses: 2,
+        n_tokens: 17,
+        share,
+        n_passage_responses: 1,
+        n_verbatim_tokens: 3,
+    };
+    let rows = [row(5, 1.25), row(3, 0.000_000_4), row(0, 99.0)];
+    world.governor.store().add_to_ledger(&rows).expect("a ledger");
+    hour
+}
+
+/// A statement about the source `kept`, or `one`, and forgeries of it by the true key: in each, something else is stated.
+pub fn statements(world: &World) -> (String, Vec<String>) {
+    let sources = world.governor.store().snapshot().sources.clone();
+    let source = sources.iter().map(|s| &s.id).find(|id| ["kept", "one"].contains(&id.as_str())).expect("a source");
+    let hour = ledger(world, source.as_str());
+    let text = world.governor.source_statement(&Caller::local(), source, 0..hour).expect("a statement");
+    let signed = text_of(&text);
+    let swaps = [
+        ("\"n_tokens\": 17".to_owned(), "\"n_tokens\": 18"),
+        ("\"n_tokens\": 17".to_owned(), "\"n_tokens\": 17.0"),
+        ("\"n_verbatim_tokens\": 3".to_owned(), "\"n_verbatim_tokens\": 0"),
+        ("\"share_millionths\": 1250000".to_owned(), "\"share_millionths\": 1250001"),
+        (format!("\"source\": \"{source}\""), "\"source\": \"other\""),
+        ("\"from_unix_ms\": 0".to_owned(), "\"from_unix_ms\": 1"),
+        ("\"position\": ".to_owned(), "\"position\": 1"),
+        ("silo statement v1".to_owned(), "silo receipt v1"),
+    ];
+    let forged = swaps.into_iter().map(|(from, to)| {
+        assert!(signed.contains(&from), "{from}");
+        note::sign(&signed.replacen(&from, to, 1), &[&world.signing()])
+    });
+    (text, forged.collect())
 }
 
 /// Receipts of a source that is gone, of documents of one that is not, purged and not, and the keys.
