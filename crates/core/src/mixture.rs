@@ -17,7 +17,7 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// The neighbour softmax: one weight per neighbour, and their sum per token.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct NeighborDistribution {
     /// Weight a_i of each neighbour, in the order given; they sum to 1, or there are none.
     weights: Vec<f64>,

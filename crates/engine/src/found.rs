@@ -2,8 +2,8 @@
 //!
 //! A source s whose part m_s of the neighbour softmax would be more than the cap c gets exactly c: its neighbours, searched for alone, weigh
 //! c, and the others, searched for without it, 1 − c. Where another source is then above c, the same is done with both, and so on; there
-//! are at most 1/c such sources. If nothing else is left, what they do not have is the model's. So removing a source moves the distribution
-//! by no more than w·c, and each search is one that a store without the others would answer alike.
+//! are at most 1/c such sources. If nothing else is left, what they do not have is the model's. So no more than w·c of a distribution is any
+//! one source's, and each search is one that a store without the others would answer alike.
 
 use silo_core::mixture::NeighborDistribution;
 use silo_core::{Datastore, Epoch, Neighbor, NeighborQuery, SearchError, ShardMask, SourceId};

@@ -50,6 +50,8 @@ pub struct ScoredToken {
 pub struct Evidence {
     /// log p of the token by the model alone.
     pub parametric_log_probability: f64,
+    /// The same at each temperature of the model that was asked for: what can be had without a store.
+    pub tempered: Vec<f64>,
     /// Squared distance of each neighbour, nearest first, and whether its value is the token.
     pub neighbors: Vec<(f32, bool)>,
 }
@@ -126,15 +128,17 @@ impl Engine {
         for span in self.spans(request)? {
             let layout = self.layout(request, &pinned, &span)?;
             let first = tokens.len();
-            self.visit_input(request, &[&pinned], &span, &layout.tokens, cancel, &mut |position, logits, found| {
+            self.visit_input(request, &[&pinned], (&span, &layout.tokens), cancel, &mut |position, logits, found| {
                 tokens.push(self.scored(request, &pinned, position, logits, found[0]));
             })?;
             let n_left_out = if request.leave_one_passage_out { layout.passages.len() } else { 0 };
             for i in 0..n_left_out {
                 let (passage, mut next) = (&layout.passages[i].0, first);
                 let input = layout.without(i);
-                self.visit_input(request, &[&pinned], &span, &input, cancel, &mut |position, logits, found| {
-                    let log_probability = pinned.log_probability(logits, found[0], request.tokens[position]);
+                self.visit_input(request, &[&pinned], (&span, &input), cancel, &mut |position, logits, found| {
+                    let token = request.tokens[position];
+                    let log_p_lm = mixture::log_softmax(logits)[token as usize];
+                    let log_probability = pinned.log_probability(log_p_lm, found[0], token);
                     tokens[next].left_out.push(LeftOut { passage: passage.clone(), log_probability });
                     next += 1;
                 })?;
@@ -145,8 +149,14 @@ impl Engine {
         Ok(Score { tokens, snapshot: pinned.snapshot, in_force })
     }
 
-    /// What [`Self::score`] would compute from, per token: one search, from which many settings can be scored.
-    pub fn evidence(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Vec<Evidence>, EngineError> {
+    /// What [`Self::score`] would compute from, per token: one search, from which many settings can be scored. Without a cap on sources, which
+    /// depends on the setting.
+    pub fn evidence(
+        &self,
+        request: &ScoreRequest,
+        temperatures: &[f64],
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Evidence>, EngineError> {
         let mut pinned = self.pin_for_score(request)?;
         pinned.influence_cap = 1.0; // it depends on weights, of which there are many here
         let mut out = Vec::with_capacity(request.tokens.len());
@@ -155,7 +165,8 @@ impl Engine {
             let token = request.tokens[position];
             let parametric_log_probability = mixture::log_softmax(logits)[token as usize];
             let neighbors = found[0].neighbors.iter().map(|n| (n.distance, n.value == token)).collect();
-            out.push(Evidence { parametric_log_probability, neighbors });
+            let tempered = temperatures.iter().map(|t| tempered(logits, *t, token)).collect();
+            out.push(Evidence { parametric_log_probability, tempered, neighbors });
         };
         for span in self.spans(request)? {
             self.visit_span(request, &[&pinned], &span, cancel, &mut each)?;
@@ -235,7 +246,7 @@ impl Engine {
         each: &mut Visit<'_>,
     ) -> Result<(), EngineError> {
         let layout = self.layout(request, views[0], span)?;
-        self.visit_input(request, views, span, &layout.tokens, cancel, each)
+        self.visit_input(request, views, (span, &layout.tokens), cancel, each)
     }
 
     /// The same with an input that ends as the span's does.
@@ -243,8 +254,7 @@ impl Engine {
         &self,
         request: &ScoreRequest,
         views: &[&Pinned],
-        span: &Span,
-        input: &[TokenId],
+        (span, input): (&Span, &[TokenId]),
         cancel: &AtomicBool,
         each: &mut Visit<'_>,
     ) -> Result<(), EngineError> {
@@ -303,10 +313,16 @@ impl Engine {
         let credit = request.depth.map(|d| credit::credit((store, pinned, d), log_p_lm, found, token));
         ScoredToken {
             position,
-            log_probability: pinned.log_probability(logits, found, token),
+            log_probability: pinned.log_probability(log_p_lm, found, token),
             parametric_log_probability: log_p_lm,
             credit,
             left_out: Vec::new(),
         }
     }
+}
+
+/// log p of a token by the model alone at a temperature.
+fn tempered(logits: &[f32], temperature: f64, token: TokenId) -> f64 {
+    let divided: Vec<f32> = logits.iter().map(|logit| (f64::from(*logit) / temperature) as f32).collect();
+    mixture::log_softmax(&divided)[token as usize]
 }

@@ -331,7 +331,8 @@ impl Sequence {
     /// The token with one passage fewer.
     fn left_out(&self, outputs: &[StepOutput], found: &[Found], token: TokenId) -> Vec<LeftOut> {
         let without = |((passage, _), (output, found)): (&(PassageId, Reader), (&StepOutput, &Found))| {
-            let log_probability = self.pinned.log_probability(output.logits.row(0), found, token);
+            let log_p_lm = mixture::log_softmax(output.logits.row(0))[token as usize];
+            let log_probability = self.pinned.log_probability(log_p_lm, found, token);
             LeftOut { passage: passage.clone(), log_probability }
         };
         self.left_out.iter().zip(outputs.iter().zip(found)).map(without).collect()
@@ -444,9 +445,8 @@ impl Pinned {
         Self { snapshot, view, knn_mask, context_mask, knn, influence_cap }
     }
 
-    /// log p of a token in the mixture.
-    pub(crate) fn log_probability(&self, logits: &[f32], found: &Found, token: TokenId) -> f64 {
-        let log_p_lm = mixture::log_softmax(logits)[token as usize];
+    /// log p of a token in the mixture, from what the model alone says of it.
+    pub(crate) fn log_probability(&self, log_p_lm: f64, found: &Found, token: TokenId) -> f64 {
         let weight = mixture::effective_weight(&found.knn, self.knn.knn_weight);
         mixture::mix_one(log_p_lm, found.knn.probability(token), weight)
     }

@@ -23,6 +23,26 @@ pub struct Sizes {
     pub window_tokens: usize,
 }
 
+/// A domain's documents for the store, cut where about these shares of their bytes are reached; a part without a document is left out.
+pub fn store_parts<'a>(stored: &'a [Document], shares: &[f64]) -> Vec<&'a [Document]> {
+    let bytes: usize = stored.iter().map(|d| d.text.len()).sum();
+    let (mut out, mut from) = (Vec::new(), 0);
+    for share in shares.iter().copied().chain([1.0]) {
+        let mut seen = 0;
+        let until = stored.iter().take_while(|d| {
+            let wanted = (seen as f64) < share * bytes as f64;
+            seen += d.text.len();
+            wanted
+        });
+        let to = until.count();
+        if to > from {
+            out.push(&stored[from..to]);
+            from = to;
+        }
+    }
+    out
+}
+
 /// A held-out text, or the beginning of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
@@ -112,4 +132,27 @@ fn texts<'a>(
         out.push(Text { tokens, n_bytes });
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_all_documents_in_their_order() {
+        let document = |i: usize| Document {
+            source: "s".parse().unwrap(),
+            uri: i.to_string(),
+            title: String::new(),
+            licence: String::new(),
+            tier: silo_core::Tier::Restricted,
+            text: "x".repeat(10),
+        };
+        let stored: Vec<Document> = (0..100).map(document).collect();
+        let parts = store_parts(&stored, &[0.01, 0.1, 0.1, 0.5]);
+        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [1, 9, 40, 50]);
+        assert_eq!(parts.concat(), stored);
+        assert_eq!(store_parts(&stored, &[]), [&stored[..]]);
+        assert!(store_parts(&[], &[0.5]).is_empty());
+    }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong in an evaluation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What can go wrong in an evaluation.
 #[derive(Debug, thiserror::Error)]
@@ -16,8 +16,16 @@ pub enum EvalError {
     Tokenizer(#[from] silo_core::TokenizerError),
     #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other domains", path.display())]
     NoText { path: PathBuf, what: String },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
     #[error("the grid has no {0}; name at least one")]
     EmptyGrid(&'static str),
     #[error("the grid is refused: {0}")]
     Grid(&'static str),
+}
+
+impl EvalError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
 }

@@ -3,10 +3,11 @@
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
+use serde_json::json;
 use silo_core::{Filter, KnnParameters};
-use silo_engine::{Engine, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest};
+use silo_engine::{ContextParameters, Engine, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest};
 
-use crate::{Domain, EvalError, Grid, Loss, Text, Tuned, tune};
+use crate::{Domain, EvalError, EvidenceCache, Grid, Loss, Text, Tuned, tune};
 
 /// What of the store is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,6 +29,8 @@ impl Scope {
 pub enum Setting {
     /// The model alone.
     Parametric,
+    /// The model alone at the temperature that suits the domain's validation text: what is gained without a store.
+    Tempered,
     /// Neighbours, with parameters tuned on the domain's validation text.
     Knn,
     /// Neighbours, with one set of parameters for all domains: what a server uses.
@@ -67,33 +70,45 @@ pub struct DomainResult {
 /// Told what is being done.
 pub type Progress<'a> = dyn Fn(&str) + 'a;
 
+/// What of the store is seen, and how.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// What is seen.
+    pub filter: Filter,
+    /// How.
+    pub mode: Mode,
+    /// Parameters of the passages; the engine's, if there are none.
+    pub context: Option<ContextParameters>,
+}
+
+/// What evidence is gathered with.
+#[derive(Clone, Copy)]
+pub struct Gatherer<'a> {
+    /// An engine whose store holds the domains.
+    pub engine: &'a Engine,
+    /// What is tried.
+    pub grid: &'a Grid,
+    /// Where evidence is kept, if it is.
+    pub cache: Option<&'a EvidenceCache>,
+    /// Told what is being done.
+    pub progress: &'a Progress<'a>,
+}
+
 /// The parameters that suit the validation text of all domains together, with the whole store; and what they were chosen from.
-pub fn tune_shared(
-    engine: &Engine,
-    domains: &[Domain],
-    grid: &Grid,
-    progress: &Progress<'_>,
-) -> Result<(Vec<Gathered>, Tuned), EvalError> {
-    grid.check()?;
+pub fn tune_shared(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<Gathered>, Tuned), EvalError> {
+    with.grid.check()?;
     let mut mixed = Vec::new();
     for domain in domains {
-        progress(&format!("{}: validation text, whole store", domain.source));
-        mixed.push(Gathered::new(engine, grid, domain, &domain.validation, Scope::Mixed, Mode::Knn)?);
+        mixed.push(with.gather(domain, &domain.validation, Scope::Mixed, Mode::Knn)?);
     }
     let all: Vec<&Evidence> = mixed.iter().flat_map(|g| &g.evidence).collect();
-    let shared = tune(grid, &all)?;
+    let shared = tune(with.grid, &all)?;
     Ok((mixed, shared))
 }
 
-/// Measures all domains; also gives the parameters that suit all of them together, with the whole store. `engine` has a store that
-/// holds the domains.
-pub fn evaluate(
-    engine: &Engine,
-    domains: &[Domain],
-    grid: &Grid,
-    progress: &Progress<'_>,
-) -> Result<(Vec<DomainResult>, Tuned), EvalError> {
-    let (mixed, shared) = tune_shared(engine, domains, grid, progress)?;
+/// Measures all domains; also gives the parameters that suit all of them together, with the whole store.
+pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Tuned), EvalError> {
+    let (mixed, shared) = tune_shared(with, domains)?;
     let mut out = Vec::new();
     for (domain, mixed) in domains.iter().zip(mixed) {
         let mut result =
@@ -101,12 +116,11 @@ pub fn evaluate(
         let mut known = Some(mixed);
         for scope in Scope::ALL.into_iter().rev() {
             for mode in [Mode::Knn, Mode::KnnAndContext] {
-                progress(&format!("{}: {scope:?}, {mode:?}", domain.source));
                 let known = if mode == Mode::Knn { known.take() } else { None };
-                let gather = |texts| Gathered::new(engine, grid, domain, texts, scope, mode);
+                let gather = |texts| with.gather(domain, texts, scope, mode);
                 let validation = known.map_or_else(|| gather(&domain.validation), Ok)?;
                 let test = gather(&domain.test)?;
-                measure(&mut result, &Pair { scope, mode, validation, test }, grid, &shared)?;
+                measure(&mut result, &Pair { scope, mode, validation, test }, with.grid, &shared)?;
             }
         }
         out.push(result);
@@ -114,10 +128,26 @@ pub fn evaluate(
     Ok((out, shared))
 }
 
+/// Loss of the model alone on a domain's test text.
+pub fn parametric_loss(engine: &Engine, domain: &Domain) -> Result<Loss, EvalError> {
+    let mut loss = Loss::default();
+    for text in &domain.test {
+        let mut request = ScoreRequest::new(text.tokens.clone(), Retrieval::default());
+        request.window_tokens = domain.window_tokens;
+        let score = engine.score(&request, &AtomicBool::new(false))?;
+        loss.nats -= score.tokens.iter().map(|t| t.log_probability).sum::<f64>();
+        loss.n_tokens += score.tokens.len() as u64;
+        loss.n_bytes += text.n_bytes;
+    }
+    Ok(loss)
+}
+
 /// Evidence of some texts.
 pub struct Gathered {
-    evidence: Vec<Evidence>,
-    n_bytes: u64,
+    /// Of each token that could be scored.
+    pub evidence: Vec<Evidence>,
+    /// Bytes of the texts.
+    pub n_bytes: u64,
 }
 
 struct Pair {
@@ -127,41 +157,65 @@ struct Pair {
     test: Gathered,
 }
 
-impl Gathered {
-    fn new(
-        engine: &Engine,
-        grid: &Grid,
-        domain: &Domain,
-        texts: &[Text],
-        scope: Scope,
-        mode: Mode,
-    ) -> Result<Self, EvalError> {
+impl Gatherer<'_> {
+    /// Evidence of texts of a domain.
+    pub fn gather(&self, domain: &Domain, texts: &[Text], scope: Scope, mode: Mode) -> Result<Gathered, EvalError> {
         let allow_sources = match scope {
             Scope::Matched => vec![domain.source.clone()],
             Scope::Mixed => Vec::new(),
         };
-        let retrieval = Retrieval {
-            mode,
-            filter: Filter { allow_sources, ..Filter::default() },
-            knn: KnnOverrides { k: Some(grid.max_k()), ..KnnOverrides::default() },
-            ..Retrieval::default()
-        };
-        let (mut evidence, mut n_bytes) = (Vec::new(), 0);
-        for text in texts {
-            let mut request = ScoreRequest::new(text.tokens.clone(), retrieval.clone());
-            request.window_tokens = domain.window_tokens;
-            evidence.extend(engine.evidence(&request, &AtomicBool::new(false))?);
-            n_bytes += text.n_bytes;
-        }
-        Ok(Self { evidence, n_bytes })
+        let filter = Filter { allow_sources, ..Filter::default() };
+        self.gather_from(domain, texts, &View { filter, mode, context: None })
     }
 
-    fn loss(&self, parameters: Option<&KnnParameters>) -> Loss {
-        let of_token = |e: &Evidence| match parameters {
-            None => -e.parametric_log_probability,
-            Some(p) => -e.log_probability(p),
+    /// The same of what a view shows.
+    pub fn gather_from(&self, domain: &Domain, texts: &[Text], view: &View) -> Result<Gathered, EvalError> {
+        let View { filter, mode, context } = view;
+        let n_bytes = texts.iter().map(|text| text.n_bytes).sum();
+        let tokens: Vec<&[u32]> = texts.iter().map(|text| &text.tokens[..]).collect();
+        let context = mode.context().then_some(context.unwrap_or(self.engine.config().context));
+        let question = json!({
+            "texts": tokens, "filter": format!("{filter:?}"), "mode": format!("{mode:?}"), "window_tokens": domain.window_tokens,
+            "k": self.grid.max_k(), "model_temperature": self.grid.model_temperature, "context": context,
+        });
+        let retrieval = Retrieval {
+            mode: *mode,
+            filter: filter.clone(),
+            knn: KnnOverrides { k: Some(self.grid.max_k()), ..KnnOverrides::default() },
+            context,
+            ..Retrieval::default()
         };
-        let nats = self.evidence.iter().map(of_token).sum();
+        let gather = || {
+            (self.progress)(&format!("{}: {mode:?}, {} texts", domain.source, texts.len()));
+            let mut evidence = Vec::new();
+            for text in texts {
+                let mut request = ScoreRequest::new(text.tokens.clone(), retrieval.clone());
+                request.window_tokens = domain.window_tokens;
+                let temperatures = &self.grid.model_temperature;
+                evidence.extend(self.engine.evidence(&request, temperatures, &AtomicBool::new(false))?);
+            }
+            Ok(evidence)
+        };
+        let evidence = match self.cache {
+            Some(cache) => cache.get(&question, gather)?,
+            None => gather()?,
+        };
+        Ok(Gathered { evidence, n_bytes })
+    }
+}
+
+impl Gathered {
+    /// The loss with neighbours, or of the model alone.
+    pub fn loss(&self, parameters: Option<&KnnParameters>) -> Loss {
+        self.loss_by(|e| match parameters {
+            None => e.parametric_log_probability,
+            Some(p) => e.log_probability(p),
+        })
+    }
+
+    /// The loss, where each token has this log p.
+    pub fn loss_by(&self, log_p: impl Fn(&Evidence) -> f64) -> Loss {
+        let nats = self.evidence.iter().map(|e| -log_p(e)).sum();
         Loss { nats, n_tokens: self.evidence.len() as u64, n_bytes: self.n_bytes }
     }
 }
@@ -177,6 +231,7 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, shared: &Tuned) 
     };
     // The model alone sees no store: it is entered once.
     if (pair.mode, pair.scope) == (Mode::Knn, Scope::Mixed) {
+        result.measurements.push(tempered(pair, grid));
         settings.insert(0, (Setting::Parametric, None));
         settings.push((Setting::KnnShared, Some(shared.parameters)));
     }
@@ -186,4 +241,14 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, shared: &Tuned) 
         result.measurements.push(Measurement { setting, scope: pair.scope, parameters, validation, test });
     }
     Ok(())
+}
+
+/// The model alone at the temperature that is best on validation text.
+fn tempered(pair: &Pair, grid: &Grid) -> Measurement {
+    let loss = |of: &Gathered, i: usize| of.loss_by(|e| e.tempered[i]);
+    let on_validation = |i: &usize| loss(&pair.validation, *i).nats;
+    let best = (0..grid.model_temperature.len()).min_by(|a, b| on_validation(a).total_cmp(&on_validation(b)));
+    let i = best.unwrap_or_default();
+    let (validation, test) = (loss(&pair.validation, i), loss(&pair.test, i));
+    Measurement { setting: Setting::Tempered, scope: pair.scope, parameters: None, validation, test }
 }

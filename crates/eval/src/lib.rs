@@ -1,21 +1,30 @@
 //! Measuring on held-out text: bits per byte and perplexity of every mode, and the tuning of the neighbours' parameters.
 //!
 //! What it is: held-out texts of a corpus's domains ([`Domain`]), evidence gathered once through the engine that serves and scored under
-//! many settings ([`tune`]), the table of domains and modes ([`evaluate`]); speed of decoding and
-//! recall of search.
+//! many settings ([`tune`], [`tune_rule`]) and kept on disk ([`EvidenceCache`]), the table of domains and modes ([`evaluate`]), the gap closed to
+//! a model that has learnt all text ([`GapClosed`]); speed of decoding and recall of search.
 //!
 //! What it is not: it tunes nothing on test text, which is looked at once, with the parameters that validation text chose.
 
+mod cache;
 mod domain;
 mod error;
 mod evaluate;
+mod gap;
 mod loss;
 mod speed;
 mod tune;
+mod weight;
 
-pub use domain::{Domain, Sizes, Text};
+pub use cache::EvidenceCache;
+pub use domain::{Domain, Sizes, Text, store_parts};
 pub use error::EvalError;
-pub use evaluate::{DomainResult, Gathered, Measurement, Progress, Scope, Setting, evaluate, tune_shared};
+pub use evaluate::{
+    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, View, evaluate, parametric_loss,
+    tune_shared,
+};
+pub use gap::{GapClosed, GapLosses};
 pub use loss::Loss;
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 pub use tune::{Grid, Tuned, tune};
+pub use weight::{RuleKind, Ruled, WeightRule, tune_rule};

@@ -14,6 +14,15 @@ pub struct Loss {
 }
 
 impl Loss {
+    /// This and another, of other text.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            nats: self.nats + other.nats,
+            n_tokens: self.n_tokens + other.n_tokens,
+            n_bytes: self.n_bytes + other.n_bytes,
+        }
+    }
+
     /// Bits per byte: comparable between tokenizers.
     pub fn bits_per_byte(&self) -> f64 {
         self.nats / std::f64::consts::LN_2 / self.n_bytes.max(1) as f64

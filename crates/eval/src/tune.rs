@@ -16,6 +16,13 @@ pub struct Grid {
     pub knn_temperature: Vec<f64>,
     /// Weights of the neighbours.
     pub knn_weight: Vec<f64>,
+    /// Temperatures of the model alone: what is gained without a store, for control.
+    #[serde(default = "model_temperatures")]
+    pub model_temperature: Vec<f64>,
+}
+
+fn model_temperatures() -> Vec<f64> {
+    vec![0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3]
 }
 
 impl Grid {
@@ -25,6 +32,7 @@ impl Grid {
             (self.k.is_empty(), "k"),
             (self.knn_temperature.is_empty(), "knn_temperature"),
             (self.knn_weight.is_empty(), "knn_weight"),
+            (self.model_temperature.is_empty(), "model_temperature"),
         ];
         if let Some((_, what)) = empty.iter().find(|(empty, _)| *empty) {
             return Err(EvalError::EmptyGrid(what));
@@ -34,6 +42,9 @@ impl Grid {
         }
         if !self.knn_temperature.iter().all(|t| *t > 0.0 && t.is_finite()) || !self.knn_temperature.is_sorted() {
             return Err(EvalError::Grid("knn_temperature must be above 0 and rise"));
+        }
+        if !self.model_temperature.iter().all(|t| *t > 0.0 && t.is_finite()) {
+            return Err(EvalError::Grid("model_temperature must be above 0"));
         }
         if !self.knn_weight.iter().all(|w| (0.0..=1.0).contains(w)) {
             return Err(EvalError::Grid("knn_weight must be from 0 to 1"));
@@ -93,7 +104,7 @@ mod tests {
         let neighbors = prop::collection::vec((0.0f32..50.0, any::<bool>()), 0..8);
         let one = (-9.0f64..-0.01, neighbors).prop_map(|(parametric_log_probability, mut neighbors)| {
             neighbors.sort_by(|a, b| a.0.total_cmp(&b.0));
-            Evidence { parametric_log_probability, neighbors }
+            Evidence { parametric_log_probability, tempered: Vec::new(), neighbors }
         });
         prop::collection::vec(one, 1..12)
     }
@@ -102,7 +113,8 @@ mod tests {
         /// Against scoring every point by itself, as the engine scores a token.
         #[test]
         fn the_best_point_is_the_best_of_all(evidence in evidence()) {
-            let grid = Grid { k: vec![2, 5], knn_temperature: vec![1.0, 10.0, 100.0], knn_weight: vec![0.0, 0.3, 0.8] };
+            let (k, knn_temperature, knn_weight) = (vec![2, 5], vec![1.0, 10.0, 100.0], vec![0.0, 0.3, 0.8]);
+            let grid = Grid { k, knn_temperature, knn_weight, model_temperature: vec![1.0] };
             let all: Vec<&Evidence> = evidence.iter().collect();
             let tuned = tune(&grid, &all).unwrap();
             let loss = |p: &KnnParameters| all.iter().map(|e| -e.log_probability(p)).sum::<f64>();
@@ -120,7 +132,7 @@ mod tests {
 
     #[test]
     fn senseless_grids_are_refused() {
-        let grid = Grid { k: vec![1], knn_temperature: vec![], knn_weight: vec![0.5] };
+        let grid = Grid { k: vec![1], knn_temperature: vec![], knn_weight: vec![0.5], model_temperature: vec![1.0] };
         assert!(tune(&grid, &[]).unwrap_err().to_string().contains("no knn_temperature"));
         let zero = Grid { knn_temperature: vec![0.0, 1.0], ..grid.clone() };
         assert!(tune(&zero, &[]).unwrap_err().to_string().contains("must be above 0"));

@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 use silo_core::{ContentHash, Filter, KeySite, LanguageModel, Permissions, Source, Tier, Tokenizer};
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, KnnOverrides, Mode, Retrieval, ScoreRequest};
-use silo_eval::{Domain, Grid, Loss, Measurement, Scope, Setting, Sizes, evaluate};
+use silo_eval::{
+    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, evaluate, parametric_loss,
+};
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
 
@@ -72,7 +74,7 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
 /// Loss of a domain's test text, scored by the engine with a measurement's own setting.
 fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
     let mode = match m.setting {
-        Setting::Parametric => Mode::Parametric,
+        Setting::Parametric | Setting::Tempered => Mode::Parametric,
         Setting::Knn | Setting::KnnShared => Mode::Knn,
         Setting::Context => Mode::Context,
         Setting::KnnAndContext => Mode::KnnAndContext,
@@ -115,17 +117,34 @@ fn every_cell_is_what_the_engine_scores() {
     let store = Arc::new(store(&root.path().join("store"), &model, &domains));
     let tokenizer: Arc<dyn Tokenizer> = Arc::new(tokenizer);
     let engine = Engine::start(EngineConfig::default(), None, Arc::new(model), tokenizer, store).unwrap();
-    let grid = Grid { k: vec![2, 16], knn_temperature: vec![0.1, 1.0, 10.0], knn_weight: vec![0.2, 0.6] };
-    let (results, shared) = evaluate(&engine, &domains, &grid, &|_| {}).unwrap();
+    let grid = Grid {
+        k: vec![2, 16],
+        knn_temperature: vec![0.1, 1.0, 10.0],
+        knn_weight: vec![0.2, 0.6],
+        model_temperature: vec![0.5, 1.0, 2.0],
+    };
+    let cache =
+        EvidenceCache::new(&root.path().join("evidence"), serde_json::json!("all that it was made from")).unwrap();
+    let gathered = std::cell::Cell::new(0);
+    let progress = |_: &str| gathered.set(gathered.get() + 1);
+    let with = Gatherer { engine: &engine, grid: &grid, cache: Some(&cache), progress: &progress };
+    let (results, shared) = evaluate(&with, &domains).unwrap();
+    // The second time nothing is searched for.
+    let before = gathered.replace(0);
+    assert_eq!((evaluate(&with, &domains).unwrap(), before, gathered.get()), ((results.clone(), shared), 16, 0));
     for (domain, result) in domains.iter().zip(&results) {
-        assert_eq!(result.measurements.len(), 8);
-        for m in &result.measurements {
+        assert_eq!(result.measurements.len(), 9);
+        for m in result.measurements.iter().filter(|m| m.setting != Setting::Tempered) {
             let expected = scored(&engine, domain, m);
             assert_eq!((m.test.n_tokens, m.test.n_bytes), (expected.n_tokens, expected.n_bytes));
             assert!((m.test.nats - expected.nats).abs() < 1e-9 * expected.nats, "{m:?} {expected:?}");
         }
         let cell =
             |setting, scope| result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope)).unwrap();
+        let (alone, control) = (cell(Setting::Parametric, Scope::Mixed), cell(Setting::Tempered, Scope::Mixed));
+        assert!(control.validation.nats <= alone.validation.nats, "temperature 1 is among those that are tried");
+        let nats = parametric_loss(&engine, domain).unwrap().nats;
+        assert!((nats - alone.test.nats).abs() < 1e-9 * nats, "{nats} {alone:?}");
         let own = cell(Setting::Knn, Scope::Mixed);
         let all = cell(Setting::KnnShared, Scope::Mixed);
         assert_eq!(all.parameters, Some(shared.parameters));

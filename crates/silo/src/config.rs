@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use silo_core::{Calibration, KeySite};
-use silo_engine::EngineConfig;
+use silo_engine::{ContextParameters, EngineConfig};
 use silo_eval::{Grid, Sizes};
 use silo_govern::GovernConfig;
 use silo_server::ServerConfig;
@@ -189,10 +189,42 @@ pub struct EvalSection {
     pub domains: Vec<String>,
     /// How much of each.
     pub sizes: Sizes,
+    /// A domain goes to the store in shards that end at these shares of it: sizes of store that `silo eval store-size` compares, besides
+    /// the whole.
+    #[serde(default)]
+    pub store_shares: Vec<f64>,
+    /// Ways to retrieve passages that `silo eval context` compares.
+    #[serde(default)]
+    pub contexts: Vec<ContextParameters>,
+    /// Models to compare with, by what they say of the same text alone: such that have learnt the domains, and others.
+    #[serde(default)]
+    pub references: Vec<ReferenceModel>,
+    /// Evidence is kept here: a run that was stopped goes on, and other settings are scored without another search.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
+    /// The least gap to a reference that is divided by, in bits per byte.
+    #[serde(default = "min_gap_bits")]
+    pub min_gap_bits: f64,
     /// What is tried on validation text.
     pub grid: Grid,
     /// Runs that are timed.
     pub speed: SpeedConfig,
+}
+
+fn min_gap_bits() -> f64 {
+    0.02
+}
+
+/// A model to compare with.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ReferenceModel {
+    /// What tables call it.
+    pub name: String,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Whether it has learnt the domains' text: then the gap to it is what a store can close.
+    #[serde(default)]
+    pub knows_domains: bool,
 }
 
 /// Runs that are timed.

@@ -1,7 +1,7 @@
 //! Credit of answers that were given, kept for a time. What was withdrawn since shows in it as little as anywhere: of its share, the name of
 //! the source and the number stay.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use silo_core::{ContentHash, Purpose, ShardId, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId};
@@ -86,17 +86,23 @@ impl Responses {
     }
 }
 
+/// Lets go of what is out of time; and beyond the limits, of the oldest answer of the caller who has most: nobody pushes out what others got.
 fn drop_old(kept: &mut VecDeque<Arc<KeptAnswer>>, config: &AttributionConfig) {
     let milliseconds = i64::try_from(config.kept_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
     let oldest = now_unix_ms().saturating_sub(milliseconds);
-    let mut n_tokens: usize = kept.iter().map(|answer| answer.tokens.len()).sum();
-    while let Some(first) = kept.front() {
-        let fits = kept.len() <= config.kept_answers && n_tokens <= config.kept_tokens;
-        if fits && first.at_unix_ms >= oldest {
-            break;
+    kept.retain(|answer| answer.at_unix_ms >= oldest);
+    loop {
+        let mut of_caller: BTreeMap<&str, usize> = BTreeMap::new();
+        for answer in kept.iter() {
+            *of_caller.entry(&answer.caller.name).or_default() += answer.tokens.len().max(1);
         }
-        n_tokens -= first.tokens.len();
-        kept.pop_front();
+        let n_tokens: usize = kept.iter().map(|answer| answer.tokens.len()).sum();
+        if kept.len() <= config.kept_answers && n_tokens <= config.kept_tokens {
+            return;
+        }
+        let most = of_caller.into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name);
+        let Some(place) = kept.iter().position(|answer| Some(&answer.caller.name[..]) == most) else { return };
+        kept.remove(place);
     }
 }
 
@@ -169,5 +175,39 @@ impl Governor {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(caller: &str, id: usize, n_tokens: usize) -> Arc<KeptAnswer> {
+        let token = KeptToken { token: None, parametric: 1.0, sources: Vec::new(), documents: Vec::new() };
+        Arc::new(KeptAnswer {
+            id: id.to_string(),
+            caller: Caller { name: caller.into(), ..Caller::local() },
+            at_unix_ms: now_unix_ms(),
+            snapshot: Arc::new(Snapshot::empty()),
+            mask: ShardMask::default(),
+            tokens: vec![token; n_tokens],
+            context_sources: Vec::new(),
+            text: None,
+        })
+    }
+
+    #[test]
+    fn who_asks_much_pushes_out_own_answers_only() {
+        let config = AttributionConfig { kept_answers: 10, kept_tokens: 100, ..AttributionConfig::default() };
+        let mut kept: VecDeque<_> = (0..2).map(|i| answer("quiet", i, 5)).collect();
+        for i in 2..200 {
+            kept.push_back(answer("loud", i, 1 + i % 30));
+            drop_old(&mut kept, &config);
+            assert!(kept.len() <= 10 && kept.iter().map(|a| a.tokens.len()).sum::<usize>() <= 100);
+            assert_eq!(kept.iter().filter(|a| a.caller.name == "quiet").count(), 2);
+            assert_eq!(kept.back().map(|a| a.id.clone()), Some(i.to_string()), "the newest is kept");
+        }
+        drop_old(&mut kept, &AttributionConfig { kept_answers: 0, ..config });
+        assert!(kept.is_empty());
     }
 }

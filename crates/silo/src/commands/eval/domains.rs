@@ -6,19 +6,23 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use silo_eval::{DomainResult, Measurement, Scope, Setting, Tuned, evaluate};
 
+use super::reference::{Closed, Reference, find, gaps, references};
 use super::{Ground, Run, write};
 use crate::output;
 
 pub fn run(run: &Run, as_json: bool) -> Result<()> {
     let ground = Ground::open(&run.config)?;
-    let progress = |what: &str| eprintln!("{what}");
-    let (results, shared) = evaluate(&ground.engine, &ground.domains, &ground.config.eval.grid, &progress)?;
+    let (results, shared) = evaluate(&ground.gatherer(), &ground.domains)?;
+    let references = references(&ground)?;
+    let closed = gaps(&results, &references, &COLUMNS[2..], ground.config.eval.min_gap_bits);
     std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
     let facts = ground.facts(run);
-    let whole = json!({"made": facts, "shared": shared, "domains": results});
+    let whole = json!({
+        "made": facts, "shared": shared, "domains": results, "references": references, "gap_closed": closed,
+    });
     write(&run.output.join("domains.json"), &format!("{whole:#}\n"))?;
     write(&run.output.join("domains.csv"), &csv(&results))?;
-    let table = markdown(&results, &shared);
+    let table = markdown(&results, &shared) + &compared(&results, &references, &closed);
     write(&run.output.join("domains.md"), &page(&facts, &table))?;
     if as_json {
         return output::json(&whole);
@@ -68,8 +72,9 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
 }
 
 /// Columns of the table, in the order of a reader's interest.
-const COLUMNS: [(&str, Setting, Scope); 8] = [
+const COLUMNS: [(&str, Setting, Scope); 9] = [
     ("parametric", Setting::Parametric, Scope::Mixed),
+    ("its temperature tuned", Setting::Tempered, Scope::Mixed),
     ("kNN, own shard", Setting::Knn, Scope::Matched),
     ("kNN, whole store", Setting::Knn, Scope::Mixed),
     ("kNN, whole store, shared parameters", Setting::KnnShared, Scope::Mixed),
@@ -91,7 +96,7 @@ fn markdown(results: &[DomainResult], shared: &Tuned) -> String {
         for result in results {
             put(&mut out, format_args!("| {} |", result.domain));
             for (_, setting, scope) in COLUMNS {
-                let cell = result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope));
+                let cell = find(result, setting, scope);
                 put(&mut out, format_args!(" {} |", cell.map(show).unwrap_or_default()));
             }
             out.push('\n');
@@ -116,6 +121,37 @@ fn markdown(results: &[DomainResult], shared: &Tuned) -> String {
                 if shared.at_the_edge { "(and all together)" } else { "" }
             ),
         );
+    }
+    out
+}
+
+/// What other models say of the same text alone, and how much of the gap to those that have learnt it is closed.
+fn compared(results: &[DomainResult], references: &[Reference], closed: &[Closed]) -> String {
+    if references.is_empty() {
+        return String::new();
+    }
+    let mut out =
+        "\n## Models without a store, bits per byte on test text\n\n| domain | parametric | kNN, whole store |"
+            .to_owned();
+    references.iter().for_each(|r| put(&mut out, format_args!(" {} |", r.name)));
+    put(&mut out, format_args!("\n| --- |{}\n", " --- |".repeat(2 + references.len())));
+    for (i, result) in results.iter().enumerate() {
+        put(&mut out, format_args!("| {} |", result.domain));
+        for setting in [Setting::Parametric, Setting::Knn] {
+            let cell = find(result, setting, Scope::Mixed);
+            put(&mut out, format_args!(" {:.4} |", cell.map_or(f64::NAN, |m| m.test.bits_per_byte())));
+        }
+        references.iter().for_each(|r| put(&mut out, format_args!(" {:.4} |", r.test[i].bits_per_byte())));
+        out.push('\n');
+    }
+    out += "\n## Gap closed\n\n(LM − x) / (LM − reference): of mean perplexities, as the paper; of each domain's, at most 1, averaged; of mean \
+            log-perplexities. Beaten: domains in which x is better than the reference.\n\n\
+            | reference | x | of mean perplexity | per domain, capped | of log-perplexity | beaten |\n| --- | --- | --- | --- | --- | --- |\n";
+    for Closed { reference, setting, gap } in closed {
+        let share = |part: f64| format!("{:.0} %", 100.0 * part);
+        let (mean, capped, log) = (share(gap.mean_perplexity), share(gap.capped), share(gap.log_perplexity));
+        let beaten = format!("{} of {}", gap.n_beaten, gap.n_domains);
+        put(&mut out, format_args!("| {reference} | {setting} | {mean} | {capped} | {log} | {beaten} |\n"));
     }
     out
 }

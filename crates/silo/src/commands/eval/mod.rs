@@ -1,19 +1,26 @@
 //! `silo eval`.
 
+mod context;
+mod curve;
 mod domains;
+mod plot;
+mod reference;
 mod speed;
+mod swap;
+mod weights;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use serde_json::json;
-use silo_core::{Calibration, ContentHash, LanguageModel, LicencePolicy, SnapshotProvider, Tokenizer};
+use serde_json::{Value, json};
+use silo_core::{Calibration, ContentHash, Document, LanguageModel, LicencePolicy, SnapshotProvider, Tokenizer};
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
-use silo_eval::{Domain, tune_shared};
+use silo_eval::{Domain, EvidenceCache, Gatherer, Loss, store_parts, tune_shared};
 use silo_store::{NewShard, Store};
 
 use crate::config::{EvalConfig, read_eval_config};
@@ -24,6 +31,16 @@ use crate::{output, wiring};
 pub enum Eval {
     /// Bits per byte and perplexity of every domain in every mode, with parameters tuned on validation text.
     Ppl(Run),
+    /// Rules for the neighbours' weight at a token: fixed, by distance, by relative confidence; tuned on validation text.
+    Weights(Run),
+    /// Bits per byte over the size of the store.
+    StoreSize(Run),
+    /// Bits per byte while one source after the other is withdrawn.
+    Removal(Run),
+    /// Ways to retrieve passages: stride, query, length, number.
+    Context(Run),
+    /// Which part moves: keys and model exchanged between two evaluations of the same tokens.
+    Swap(Swap),
     /// Tune weight, temperature and k on the validation text of all domains; writes what `store.calibration` names.
     Calibrate(Calibrate),
 }
@@ -49,6 +66,16 @@ pub struct Run {
     output: PathBuf,
 }
 
+/// Exchanges parts.
+#[derive(Debug, Args)]
+pub struct Swap {
+    #[command(flatten)]
+    run: Run,
+    /// The other evaluation: of a model with the same tokenizer, over a store of the same text that it encoded.
+    #[arg(long, value_name = "PATH")]
+    other: PathBuf,
+}
+
 /// Tunes.
 #[derive(Debug, Args)]
 pub struct Calibrate {
@@ -65,6 +92,11 @@ impl Eval {
     pub fn run(self, as_json: bool) -> Result<()> {
         match self {
             Self::Ppl(c) => domains::run(&c, as_json),
+            Self::Weights(c) => weights::run(&c, as_json),
+            Self::StoreSize(c) => curve::store_size(&c, as_json),
+            Self::Removal(c) => curve::removal(&c, as_json),
+            Self::Context(c) => context::run(&c, as_json),
+            Self::Swap(c) => swap::run(&c, as_json),
             Self::Calibrate(c) => calibrate(&c, as_json),
         }
     }
@@ -79,8 +111,7 @@ impl Bench {
 
 fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
     let ground = Ground::open(&command.config)?;
-    let (_, tuned) =
-        tune_shared(&ground.engine, &ground.domains, &ground.config.eval.grid, &|what| eprintln!("{what}"))?;
+    let (_, tuned) = tune_shared(&ground.gatherer(), &ground.domains)?;
     let calibration = Calibration {
         model: ground.model.card().hash,
         tuned_on: ground.domains.iter().map(|d| d.source.clone()).collect(),
@@ -107,6 +138,7 @@ struct Ground {
     store: Arc<Store>,
     engine: Engine,
     domains: Vec<Domain>,
+    cache: Option<EvidenceCache>,
     /// The commit at the start.
     commit: String,
 }
@@ -126,11 +158,20 @@ impl Ground {
         }
         let engine = Engine::start(config.engine.clone(), None, model.clone(), tokenizer.clone(), store.clone())
             .context("cannot start the engine")?;
-        Ok(Self { config, model, tokenizer, store, engine, domains, commit })
+        let made_from = json!({
+            "model": model.card().hash, "recipe": store.recipe().hash(), "root": store.snapshot().root.to_string(),
+        });
+        let cache = config.eval.cache.as_deref().map(|folder| EvidenceCache::new(folder, made_from)).transpose()?;
+        Ok(Self { config, model, tokenizer, store, engine, domains, cache, commit })
+    }
+
+    fn gatherer(&self) -> Gatherer<'_> {
+        let (grid, cache) = (&self.config.eval.grid, self.cache.as_ref());
+        Gatherer { engine: &self.engine, grid, cache, progress: &|what| eprintln!("{what}") }
     }
 
     /// What a result is made with: enough to make it again.
-    fn facts(&self, run: &Run) -> serde_json::Value {
+    fn facts(&self, run: &Run) -> Value {
         let snapshot = self.store.snapshot();
         json!({
             "command": std::iter::once("silo".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
@@ -153,28 +194,36 @@ fn check_store(config: &EvalConfig, store: &Store, domains: &[Domain]) -> Result
     if let Some((id, reason)) = store.unavailable().iter().next() {
         bail!("shard {id} of the store at {root} is not retrieved from ({reason}); {advice}");
     }
-    for view in &store.snapshot().shards {
-        let source = &view.source.id;
+    let snapshot = store.snapshot();
+    for source in snapshot.shards.iter().map(|view| &view.source.id).collect::<BTreeSet<_>>() {
         let Some(domain) = domains.iter().find(|d| d.source == *source) else {
             bail!("the store at {root} holds '{source}', which is no domain of this evaluation; {advice}");
         };
-        let mut expected: Vec<ContentHash> = domain.stored.iter().map(silo_core::Document::hash).collect();
-        expected.sort_unstable();
-        expected.dedup();
-        let mut found: Vec<ContentHash> = store.documents(view.id)?.iter().map(|d| d.hash).collect();
-        found.sort_unstable();
-        if found != expected {
-            bail!(
-                "the store at {root} holds other text of '{source}' than the corpus and eval.sizes now give; {advice}"
-            );
+        let parts = store_parts(&domain.stored, &config.eval.store_shares);
+        let shards = snapshot.shards.iter().filter(|view| view.source.id == *source);
+        for (i, view) in shards.enumerate() {
+            let mut found: Vec<ContentHash> = store.documents(view.id)?.iter().map(|d| d.hash).collect();
+            found.sort_unstable();
+            if parts.get(i).is_none_or(|part| found != hashes(part)) {
+                bail!(
+                    "the store at {root} holds other text of '{source}' than the corpus, eval.sizes and eval.store_shares now give; \
+                     {advice}"
+                );
+            }
         }
     }
     Ok(())
 }
 
-/// Adds a domain's shard, if the store has none.
+fn hashes(documents: &[Document]) -> Vec<ContentHash> {
+    documents.iter().map(Document::hash).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Adds the shards of a domain that the store has not.
 fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &Domain) -> Result<()> {
-    if store.snapshot().shards.iter().any(|s| s.source.id == domain.source) {
+    let parts = store_parts(&domain.stored, &config.eval.store_shares);
+    let there = store.snapshot().shards.iter().filter(|s| s.source.id == domain.source).count();
+    if there == parts.len() {
         return Ok(());
     }
     if store.source(&domain.source).is_err() {
@@ -184,9 +233,11 @@ fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &D
             .with_context(|| format!("{} has no '{}'", config.eval.declarations.display(), domain.source))?;
         store.by("eval").create_source(&declaration.source(&LicencePolicy::default()))?;
     }
-    eprintln!("adding the shard of {}", domain.source);
-    let new = NewShard { source: &domain.source, documents: &domain.stored };
-    store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
+    for (i, documents) in parts.iter().enumerate().skip(there) {
+        eprintln!("adding shard {} of {} of {}", i + 1, parts.len(), domain.source);
+        let new = NewShard { source: &domain.source, documents };
+        store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
+    }
     Ok(())
 }
 
@@ -214,4 +265,35 @@ fn write(path: &Path, text: &str) -> Result<()> {
     let partial = path.with_extension("partial");
     std::fs::write(&partial, text).with_context(|| format!("cannot write {}", partial.display()))?;
     std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A result: its JSON, and a page with what it was made by in front of its table.
+fn publish(run: &Run, name: &str, (title, what): (&str, &str), whole: &Value, table: &str) -> Result<()> {
+    std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
+    write(&run.output.join(format!("{name}.json")), &format!("{whole:#}\n"))?;
+    let facts = &whole["made"];
+    let text = |name: &str| facts[name].as_str().unwrap_or_default();
+    let page = format!(
+        "# {title}\n\n{what}\n\n* Command: `{}`\n* Commit: {}\n* Machine: {}\n* Model: {}, {} parameters\n* Store: {} entries, recipe \
+         {}\n* Raw data: `{name}.json`\n\nThe draws are those of hashes: nothing is random.\n\n{table}",
+        text("command"),
+        text("commit"),
+        text("machine"),
+        facts["model"]["name"].as_str().unwrap_or_default(),
+        facts["model"]["n_parameters"],
+        facts["n_entries"],
+        facts["recipe"]["name"].as_str().unwrap_or_default(),
+    );
+    write(&run.output.join(format!("{name}.md")), &page)
+}
+
+/// Rows of Markdown.
+fn markdown_table(head: &[String], rows: &[Vec<String>]) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let ruler = vec!["---".to_owned(); head.len()];
+    [line(head), line(&ruler)].into_iter().chain(rows.iter().map(|row| line(row))).collect()
+}
+
+fn bits(loss: &Loss) -> String {
+    format!("{:.4}", loss.bits_per_byte())
 }

@@ -1,0 +1,141 @@
+//! Evidence on disk: a search is made once, however many settings are scored from it, and a run that was stopped goes on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use silo_core::ContentHash;
+use silo_engine::Evidence;
+
+use crate::EvalError;
+
+/// A folder of evidence, each file named by the hash of all that it was made from.
+#[derive(Debug, Clone)]
+pub struct EvidenceCache {
+    folder: PathBuf,
+    /// Model, recipe and root of the store.
+    made_from: Value,
+}
+
+const FORMAT: u32 = 1;
+
+impl EvidenceCache {
+    /// Evidence of a model and a store, as `made_from` names them: whatever answers depend on.
+    pub fn new(folder: &Path, made_from: Value) -> Result<Self, EvalError> {
+        fs::create_dir_all(folder).map_err(EvalError::io(folder))?;
+        Ok(Self { folder: folder.to_owned(), made_from })
+    }
+
+    /// What was gathered before for this question, or what `gather` gives now. A file that is damaged is made again.
+    pub(crate) fn get(
+        &self,
+        question: &Value,
+        gather: impl FnOnce() -> Result<Vec<Evidence>, EvalError>,
+    ) -> Result<Vec<Evidence>, EvalError> {
+        let key = json!({"format": FORMAT, "made_from": self.made_from, "question": question});
+        let path = self.folder.join(format!("{}.evidence", ContentHash::of(key.to_string().as_bytes())));
+        if let Some(found) = fs::read(&path).ok().and_then(|bytes| unpack(&bytes)) {
+            return Ok(found);
+        }
+        let found = gather()?;
+        let partial = path.with_extension("partial");
+        fs::write(&partial, pack(&found)).map_err(EvalError::io(&partial))?;
+        fs::rename(&partial, &path).map_err(EvalError::io(&path))?;
+        Ok(found)
+    }
+}
+
+/// Numbers in little-endian order; at the end SHA-256 of all before it.
+fn pack(evidence: &[Evidence]) -> Vec<u8> {
+    let mut out = (evidence.len() as u64).to_le_bytes().to_vec();
+    for token in evidence {
+        out.extend(token.parametric_log_probability.to_le_bytes());
+        out.extend((token.tempered.len() as u32).to_le_bytes());
+        token.tempered.iter().for_each(|x| out.extend(x.to_le_bytes()));
+        out.extend((token.neighbors.len() as u32).to_le_bytes());
+        token.neighbors.iter().for_each(|(distance, _)| out.extend(distance.to_le_bytes()));
+        out.extend(token.neighbors.iter().map(|(_, hit)| u8::from(*hit)));
+    }
+    let hash = ContentHash::of(&out);
+    out.extend(hash.0);
+    out
+}
+
+/// `None` if it is not what [`pack`] wrote.
+fn unpack(bytes: &[u8]) -> Option<Vec<Evidence>> {
+    let (mut rest, hash) = bytes.split_last_chunk::<32>()?;
+    if ContentHash::of(rest).0 != *hash {
+        return None;
+    }
+    let n = u64::from_le_bytes(take(&mut rest)?);
+    let mut out = Vec::new();
+    for _ in 0..n {
+        let parametric_log_probability = f64::from_le_bytes(take(&mut rest)?);
+        let n_tempered = u32::from_le_bytes(take(&mut rest)?);
+        let tempered =
+            (0..n_tempered).map(|_| Some(f64::from_le_bytes(take(&mut rest)?))).collect::<Option<Vec<f64>>>()?;
+        let n_neighbors = u32::from_le_bytes(take(&mut rest)?) as usize;
+        let distances = (0..n_neighbors).map(|_| Some(f32::from_le_bytes(take(&mut rest)?)));
+        let distances = distances.collect::<Option<Vec<f32>>>()?;
+        let (hits, after) = rest.split_at_checked(n_neighbors)?;
+        rest = after;
+        let neighbors = distances.into_iter().zip(hits.iter().map(|hit| *hit == 1)).collect();
+        out.push(Evidence { parametric_log_probability, tempered, neighbors });
+    }
+    rest.is_empty().then_some(out)
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn evidence() -> impl Strategy<Value = Vec<Evidence>> {
+        let neighbors = prop::collection::vec((0.0f32..50.0, any::<bool>()), 0..8);
+        let tempered = prop::collection::vec(-9.0f64..0.0, 0..3);
+        let one = (-9.0f64..0.0, tempered, neighbors).prop_map(|(parametric_log_probability, tempered, neighbors)| {
+            Evidence { parametric_log_probability, tempered, neighbors }
+        });
+        prop::collection::vec(one, 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_back_and_what_is_damaged_does_not(evidence in evidence(), at in any::<prop::sample::Index>()) {
+            let mut bytes = pack(&evidence);
+            prop_assert_eq!(unpack(&bytes), Some(evidence));
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1;
+            prop_assert_eq!(unpack(&bytes), None);
+        }
+    }
+
+    #[test]
+    fn a_question_is_gathered_for_once_and_again_if_its_file_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = EvidenceCache::new(folder.path(), json!({"root": "a"})).unwrap();
+        let mut n = 0;
+        let mut ask = |cache: &EvidenceCache, question: &str| {
+            let gather = || {
+                n += 1;
+                Ok(vec![Evidence { parametric_log_probability: -1.0, tempered: vec![], neighbors: vec![] }])
+            };
+            assert_eq!(cache.get(&json!(question), gather).unwrap().len(), 1);
+            n
+        };
+        assert_eq!([ask(&cache, "x"), ask(&cache, "x"), ask(&cache, "y")], [1, 1, 2]);
+        let other = EvidenceCache::new(folder.path(), json!({"root": "b"})).unwrap();
+        assert_eq!(ask(&other, "x"), 3);
+        for file in fs::read_dir(folder.path()).unwrap() {
+            fs::write(file.unwrap().path(), b"x").unwrap();
+        }
+        assert_eq!(ask(&cache, "x"), 4);
+    }
+}

@@ -1,0 +1,185 @@
+//! How much neighbours weigh at a token: the same everywhere, by how near the nearest one is, or by how much nearer it is than the farthest.
+
+use serde::Serialize;
+use silo_core::mixture;
+use silo_engine::Evidence;
+
+use crate::{EvalError, Grid};
+
+/// A rule for the neighbours' weight at a token.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "rule", rename_all = "kebab-case")]
+pub enum WeightRule {
+    /// The same at every token.
+    Fixed {
+        /// The weight.
+        weight: f64,
+    },
+    /// By the distance of the nearest neighbour (Drozdov et al. 2022): that of the first bin whose end it is not beyond.
+    Distance {
+        /// Ends of the bins, rising; the last one is endless.
+        ends: Vec<f32>,
+        /// Their weights.
+        weights: Vec<f64>,
+    },
+    /// By relative retrieval confidence (Li et al. 2024, NEST, eq. 4): 1 − sigmoid((nearest / farthest − alpha) / scale), distances squared.
+    Confidence {
+        /// Where the weight is a half.
+        alpha: f64,
+        /// How slowly it falls.
+        scale: f64,
+    },
+}
+
+impl WeightRule {
+    /// The weight at a token with such neighbours among its first `k`.
+    pub fn weight(&self, evidence: &Evidence, k: usize) -> f64 {
+        let neighbors = &evidence.neighbors[..evidence.neighbors.len().min(k)];
+        let (Some((nearest, _)), Some((farthest, _))) = (neighbors.first(), neighbors.last()) else { return 0.0 };
+        match self {
+            Self::Fixed { weight } => *weight,
+            Self::Distance { ends, weights } => {
+                weights[ends.partition_point(|end| end < nearest).min(weights.len() - 1)]
+            }
+            Self::Confidence { alpha, scale } => {
+                let ratio = if *farthest > 0.0 { f64::from(*nearest) / f64::from(*farthest) } else { 1.0 };
+                1.0 / (1.0 + ((ratio - alpha) / scale).exp())
+            }
+        }
+    }
+}
+
+/// A rule with the neighbours' parameters that it was tuned with.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ruled {
+    /// Neighbours per token.
+    pub k: usize,
+    /// What squared distances are divided by.
+    pub knn_temperature: f64,
+    /// The rule.
+    pub rule: WeightRule,
+}
+
+impl Ruled {
+    /// log p of the token.
+    pub fn log_probability(&self, evidence: &Evidence) -> f64 {
+        let weight = self.rule.weight(evidence, self.k);
+        log_p(evidence, evidence.neighbor_probability(self.k, self.knn_temperature), weight)
+    }
+}
+
+fn log_p(evidence: &Evidence, p_knn: Option<f64>, weight: f64) -> f64 {
+    p_knn.map_or(evidence.parametric_log_probability, |p| {
+        mixture::mix_one(evidence.parametric_log_probability, p, weight)
+    })
+}
+
+/// Kinds of rules that are tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleKind {
+    /// [`WeightRule::Fixed`].
+    Fixed,
+    /// [`WeightRule::Distance`] with so many bins of equally many tokens.
+    Distance {
+        /// Bins.
+        bins: usize,
+    },
+    /// [`WeightRule::Confidence`].
+    Confidence,
+}
+
+const ALPHAS: [f64; 12] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0];
+const SCALES: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8];
+
+/// The rule of a kind that is best on some evidence, over all k and temperatures of the grid; and Σ −ln p there.
+pub fn tune_rule(kind: RuleKind, grid: &Grid, evidence: &[&Evidence]) -> Result<(Ruled, f64), EvalError> {
+    grid.check()?;
+    let mut best: Option<(Ruled, f64)> = None;
+    for &k in &grid.k {
+        for &knn_temperature in &grid.knn_temperature {
+            let found: Vec<Option<f64>> = evidence.iter().map(|e| e.neighbor_probability(k, knn_temperature)).collect();
+            let tokens: Vec<(&Evidence, Option<f64>)> = evidence.iter().copied().zip(found).collect();
+            for rule in candidates(kind, grid, &tokens) {
+                let nats = tokens.iter().map(|(e, p)| -log_p(e, *p, rule.weight(e, k))).sum();
+                if best.as_ref().is_none_or(|(_, least)| nats < *least) {
+                    best = Some((Ruled { k, knn_temperature, rule }, nats));
+                }
+            }
+        }
+    }
+    best.ok_or(EvalError::EmptyGrid("point"))
+}
+
+fn candidates(kind: RuleKind, grid: &Grid, tokens: &[(&Evidence, Option<f64>)]) -> Vec<WeightRule> {
+    match kind {
+        RuleKind::Fixed => grid.knn_weight.iter().map(|&weight| WeightRule::Fixed { weight }).collect(),
+        RuleKind::Distance { bins } => vec![by_distance(bins, grid, tokens)],
+        RuleKind::Confidence => ALPHAS
+            .iter()
+            .flat_map(|&alpha| SCALES.iter().map(move |&scale| WeightRule::Confidence { alpha, scale }))
+            .collect(),
+    }
+}
+
+/// Bins of equally many tokens by the nearest distance, each with the weight that is best for its tokens.
+fn by_distance(bins: usize, grid: &Grid, tokens: &[(&Evidence, Option<f64>)]) -> WeightRule {
+    let nearest = |e: &Evidence| e.neighbors.first().map(|(distance, _)| *distance);
+    let mut sorted: Vec<(f32, &Evidence, Option<f64>)> =
+        tokens.iter().filter_map(|(e, p)| Some((nearest(e)?, *e, *p))).collect();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut ends, mut weights) = (Vec::new(), Vec::new());
+    for bin in sorted.chunks(sorted.len().div_ceil(bins.max(1)).max(1)) {
+        let nats = |weight: f64| bin.iter().map(|(_, e, p)| -log_p(e, *p, weight)).sum::<f64>();
+        let best = grid.knn_weight.iter().copied().chain([0.0]).min_by(|a, b| nats(*a).total_cmp(&nats(*b)));
+        ends.push(bin[bin.len() - 1].0);
+        weights.push(best.unwrap_or_default());
+    }
+    if weights.is_empty() {
+        return WeightRule::Fixed { weight: 0.0 };
+    }
+    WeightRule::Distance { ends, weights }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(lm: f64, nearest: f32, hit: bool) -> Evidence {
+        let neighbors = vec![(nearest, hit), (10.0, !hit)];
+        Evidence { parametric_log_probability: lm, tempered: Vec::new(), neighbors }
+    }
+
+    fn grid() -> Grid {
+        let weights = (1..10).map(|w| f64::from(w) / 10.0).collect();
+        Grid { k: vec![1, 2], knn_temperature: vec![0.5, 1.0], knn_weight: weights, model_temperature: vec![1.0] }
+    }
+
+    /// Near neighbours are right and far ones wrong: a rule that sees the distance gives the near ones all weight and the far ones none.
+    #[test]
+    fn near_neighbours_are_trusted_where_they_are_right() {
+        let near: Vec<Evidence> = (0..50).map(|i| token(-3.0, 0.01 * i as f32, true)).collect();
+        let far: Vec<Evidence> = (0..50).map(|i| token(-0.5, 5.0 + 0.01 * i as f32, false)).collect();
+        let all: Vec<&Evidence> = near.iter().chain(&far).collect();
+        let tuned = |kind| tune_rule(kind, &grid(), &all).unwrap();
+        let (fixed, distance, confidence) =
+            (tuned(RuleKind::Fixed), tuned(RuleKind::Distance { bins: 4 }), tuned(RuleKind::Confidence));
+        assert!(distance.1 < fixed.1 - 10.0 && confidence.1 < fixed.1 - 10.0, "{fixed:?} {distance:?} {confidence:?}");
+        let WeightRule::Distance { ends, weights } = &distance.0.rule else { panic!("{distance:?}") };
+        assert_eq!((ends.len(), weights[0], weights[3]), (4, 0.9, 0.0));
+        for (ruled, nats) in [&fixed, &distance, &confidence] {
+            let sum: f64 = all.iter().map(|e| -ruled.log_probability(e)).sum();
+            assert!((sum - nats).abs() < 1e-9, "what was tuned is what is scored");
+        }
+        let nothing = Evidence { neighbors: Vec::new(), ..near[0].clone() };
+        assert_eq!(distance.0.log_probability(&nothing), -3.0);
+    }
+
+    #[test]
+    fn one_bin_is_the_fixed_weight() {
+        let all: Vec<Evidence> = (0..20).map(|i| token(-2.0, i as f32, i % 3 == 0)).collect();
+        let all: Vec<&Evidence> = all.iter().collect();
+        let fixed = tune_rule(RuleKind::Fixed, &grid(), &all).unwrap().1;
+        let one = tune_rule(RuleKind::Distance { bins: 1 }, &grid(), &all).unwrap().1;
+        assert!((fixed - one).abs() < 1e-9);
+    }
+}

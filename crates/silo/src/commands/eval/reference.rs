@@ -1,0 +1,104 @@
+//! Models that have no store, by what they say of the domains' text.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use silo_core::KeySite;
+use silo_engine::{Engine, EngineConfig};
+use silo_eval::{Domain, DomainResult, GapClosed, GapLosses, Loss, Measurement, Scope, Setting, parametric_loss};
+use silo_store::{Recipe, Store, StoreOptions};
+
+use super::Ground;
+use crate::config::{DeviceConfig, ModelConfig, ReferenceModel};
+use crate::wiring;
+
+/// What a model says of each domain's test text.
+#[derive(Debug, Serialize)]
+pub struct Reference {
+    /// What tables call it.
+    pub name: String,
+    /// Whether it has learnt the domains' text.
+    pub knows_domains: bool,
+    /// Its parameters.
+    pub n_parameters: u64,
+    /// Hash of the model.
+    pub hash: String,
+    /// In the order of the domains.
+    pub test: Vec<Loss>,
+}
+
+/// The gap to a reference that a setting closes.
+#[derive(Debug, Serialize)]
+pub struct Closed {
+    /// The reference.
+    pub reference: String,
+    /// The setting, as the tables call it.
+    pub setting: String,
+    /// How much of it.
+    pub gap: GapClosed,
+}
+
+/// Scores the test text of all domains with each of the models to compare with.
+pub fn references(ground: &Ground) -> Result<Vec<Reference>> {
+    ground.config.eval.references.iter().map(|reference| score(ground, reference)).collect()
+}
+
+fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Reference> {
+    eprintln!("{}, alone", reference.name);
+    let config = ModelConfig {
+        path: reference.path.clone(),
+        require_open_training: false,
+        key_site: KeySite::default(),
+        device: DeviceConfig::default(),
+        threads: 0,
+    };
+    let (model, tokenizer) = wiring::load_model(&config)?;
+    let card = model.card().clone();
+    // An engine has a store; this one stays empty.
+    let folder = tempfile::tempdir().context("cannot make a directory for an empty store")?;
+    let recipe = Recipe { ivf: None, ..ground.store.recipe().clone() };
+    let store = Store::open(folder.path(), &card, recipe, tokenizer.clone(), StoreOptions::default())?;
+    let engine = Engine::start(EngineConfig::default(), None, model, tokenizer.clone(), Arc::new(store))
+        .context("cannot start the engine")?;
+    let (sizes, corpus) = (ground.config.eval.sizes, &ground.config.eval.corpus);
+    let mut test = Vec::new();
+    for domain in &ground.domains {
+        // By its own tokenizer: bits per byte are comparable, perplexities and gaps where the tokens are the same.
+        let domain = Domain::read(corpus, domain.source.as_str(), sizes, &*tokenizer)?;
+        test.push(parametric_loss(&engine, &domain)?);
+    }
+    let (name, knows_domains) = (reference.name.clone(), reference.knows_domains);
+    Ok(Reference { name, knows_domains, n_parameters: card.n_parameters, hash: card.hash.to_string(), test })
+}
+
+/// The gaps to all references that know the domains, for settings as columns name them.
+pub fn gaps(
+    results: &[DomainResult],
+    references: &[Reference],
+    columns: &[(&str, Setting, Scope)],
+    min_gap_bits: f64,
+) -> Vec<Closed> {
+    let mut out = Vec::new();
+    for reference in references.iter().filter(|r| r.knows_domains) {
+        for (name, setting, scope) in columns {
+            let losses: Option<Vec<GapLosses>> = results
+                .iter()
+                .zip(&reference.test)
+                .map(|(result, test)| {
+                    let cell = |setting, scope| find(result, setting, scope).map(|m| m.test);
+                    let model = cell(Setting::Parametric, Scope::Mixed)?;
+                    Some(GapLosses { model, with_store: cell(*setting, *scope)?, reference: *test })
+                })
+                .collect();
+            let gap = losses.and_then(|losses| GapClosed::of(&losses, min_gap_bits));
+            out.extend(gap.map(|gap| Closed { reference: reference.name.clone(), setting: (*name).to_owned(), gap }));
+        }
+    }
+    out
+}
+
+/// A cell of a domain.
+pub fn find(result: &DomainResult, setting: Setting, scope: Scope) -> Option<&Measurement> {
+    result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope))
+}

@@ -1,0 +1,88 @@
+//! `silo eval swap`: which part moves, the keys or the model.
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use serde_json::json;
+use silo_engine::{Evidence, Mode};
+use silo_eval::{Gathered, Loss, Scope, tune};
+
+use super::{Ground, Swap, bits, markdown_table, publish};
+use crate::output;
+
+/// A model with the keys of one.
+#[derive(Debug, Serialize)]
+struct Row {
+    model: String,
+    keys: String,
+    /// Of all domains.
+    test: Loss,
+    /// Of each, in their order.
+    domains: Vec<Loss>,
+}
+
+const WHAT: &str = "Bits per byte on test text of kNN over the whole store, where p of the model and the neighbours come from one model or from two: each has encoded \
+    the store and the text for itself. k, weight and temperature were tuned on the validation text of all domains together, for each pair.";
+
+/// Evidence of a model on validation and test text, domain by domain.
+struct Side {
+    name: String,
+    validation: Vec<Gathered>,
+    test: Vec<Gathered>,
+}
+
+pub fn run(command: &Swap, as_json: bool) -> Result<()> {
+    let run = &command.run;
+    let ground = Ground::open(&run.config)?;
+    let other = Ground::open(&command.other)?;
+    let same =
+        ground.domains.len() == other.domains.len() && ground.domains.iter().zip(&other.domains).all(|(a, b)| a == b);
+    ensure!(same, "the two evaluations are not of the same tokens: they need the same domains, sizes, and tokenizer");
+    let sides = [side(&ground)?, side(&other)?];
+    let mut rows = Vec::new();
+    for model in &sides {
+        for keys in &sides {
+            rows.push(row(&ground, model, keys)?);
+        }
+    }
+    let head = ["model", "keys", "all domains"].map(str::to_owned);
+    let head: Vec<String> = head.into_iter().chain(ground.domains.iter().map(|d| d.source.to_string())).collect();
+    let cells = |row: &Row| {
+        let first = [row.model.clone(), row.keys.clone(), bits(&row.test)];
+        first.into_iter().chain(row.domains.iter().map(bits)).collect()
+    };
+    let table = markdown_table(&head, &rows.iter().map(cells).collect::<Vec<_>>());
+    let whole = json!({"made": ground.facts(run), "other": other.facts(run), "pairs": rows});
+    publish(run, "swap", ("Keys and model exchanged", WHAT), &whole, &table)?;
+    if as_json {
+        return output::json(&whole);
+    }
+    print!("{table}");
+    Ok(())
+}
+
+fn side(ground: &Ground) -> Result<Side> {
+    let with = ground.gatherer();
+    let gather = |validation: bool| -> Result<Vec<Gathered>> {
+        let texts = |d| with.gather(d, if validation { &d.validation } else { &d.test }, Scope::Mixed, Mode::Knn);
+        Ok(ground.domains.iter().map(texts).collect::<Result<_, _>>()?)
+    };
+    Ok(Side { name: ground.model.card().name.clone(), validation: gather(true)?, test: gather(false)? })
+}
+
+/// p of one model with the neighbours of another.
+fn exchanged(model: &Gathered, keys: &Gathered) -> Gathered {
+    let pair = |(model, keys): (&Evidence, &Evidence)| Evidence { neighbors: keys.neighbors.clone(), ..model.clone() };
+    Gathered { evidence: model.evidence.iter().zip(&keys.evidence).map(pair).collect(), n_bytes: model.n_bytes }
+}
+
+fn row(ground: &Ground, model: &Side, keys: &Side) -> Result<Row> {
+    let pairs = |models: &[Gathered], keys: &[Gathered]| -> Vec<Gathered> {
+        models.iter().zip(keys).map(|(model, keys)| exchanged(model, keys)).collect()
+    };
+    let validation = pairs(&model.validation, &keys.validation);
+    let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
+    let tuned = tune(&ground.config.eval.grid, &all)?.parameters;
+    let domains: Vec<Loss> = pairs(&model.test, &keys.test).iter().map(|g| g.loss(Some(&tuned))).collect();
+    let test = domains.iter().copied().fold(Loss::default(), Loss::and);
+    Ok(Row { model: model.name.clone(), keys: keys.name.clone(), test, domains })
+}

@@ -1,0 +1,93 @@
+//! `silo eval weights`.
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::json;
+use silo_engine::{Evidence, Mode};
+use silo_eval::{Gathered, Loss, RuleKind, Ruled, Scope, tune_rule, tune_shared};
+
+use super::{Ground, Run, bits, markdown_table, publish};
+use crate::output;
+
+/// What is tried: fixed, by distance in more and fewer bins, by relative confidence.
+const KINDS: [(&str, RuleKind); 5] = [
+    ("fixed", RuleKind::Fixed),
+    ("by distance, 8 bins", RuleKind::Distance { bins: 8 }),
+    ("by distance, 64 bins", RuleKind::Distance { bins: 64 }),
+    ("by distance, 256 bins", RuleKind::Distance { bins: 256 }),
+    ("by relative confidence", RuleKind::Confidence),
+];
+
+/// A rule, tuned on the validation text of all domains together, with the whole store.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: &'static str,
+    tuned: Ruled,
+    validation: Loss,
+    test: Loss,
+    /// Of each domain, in their order.
+    domains: Vec<Loss>,
+    /// Shares of test tokens that are more and less probable than to the model alone.
+    helped: f64,
+    hurt: f64,
+}
+
+pub fn run(run: &Run, as_json: bool) -> Result<()> {
+    let ground = Ground::open(&run.config)?;
+    let with = ground.gatherer();
+    let (validation, _) = tune_shared(&with, &ground.domains)?;
+    let test = |domain| with.gather(domain, &domain.test, Scope::Mixed, Mode::Knn);
+    let test: Vec<Gathered> = ground.domains.iter().map(test).collect::<Result<_, _>>()?;
+    let mut rows = Vec::new();
+    for (name, kind) in KINDS {
+        eprintln!("tuning: {name}");
+        let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
+        let (tuned, _) = tune_rule(kind, with.grid, &all)?;
+        rows.push(row(name, tuned, &validation, &test));
+    }
+    let whole = json!({"made": ground.facts(run), "rules": rows});
+    let names: Vec<&str> = ground.domains.iter().map(|d| d.source.as_str()).collect();
+    let table = markdown(&rows, &names);
+    publish(run, "weights", ("How much neighbours weigh at a token", WHAT), &whole, &table)?;
+    if as_json {
+        return output::json(&whole);
+    }
+    print!("{table}");
+    Ok(())
+}
+
+const WHAT: &str = "Bits per byte of kNN over the whole store. Each rule was tuned, with k and temperature, on the validation text of all domains \
+    together, and scored once on their test text. *Fixed*: one weight everywhere. *By distance*: bins of equally many tokens by the distance of the \
+    nearest neighbour, a weight each (Drozdov et al. 2022). *By relative confidence*: a sigmoid of nearest over farthest distance (NEST, Li et al. \
+    2024). *Helped* and *hurt*: test tokens that are more and less probable than to the model alone.";
+
+fn row(name: &'static str, tuned: Ruled, validation: &[Gathered], test: &[Gathered]) -> Row {
+    let loss = |of: &Gathered| of.loss_by(|e| tuned.log_probability(e));
+    let domains: Vec<Loss> = test.iter().map(loss).collect();
+    let all: Vec<&Evidence> = test.iter().flat_map(|g| &g.evidence).collect();
+    let share = |better: &dyn Fn(f64, f64) -> bool| {
+        let n = all.iter().filter(|e| better(tuned.log_probability(e), e.parametric_log_probability)).count();
+        n as f64 / all.len().max(1) as f64
+    };
+    Row {
+        name,
+        validation: validation.iter().map(loss).fold(Loss::default(), Loss::and),
+        test: domains.iter().copied().fold(Loss::default(), Loss::and),
+        helped: share(&|with, alone| with > alone),
+        hurt: share(&|with, alone| with < alone),
+        domains,
+        tuned,
+    }
+}
+
+fn markdown(rows: &[Row], domains: &[&str]) -> String {
+    let head = ["rule", "k", "temperature", "validation", "test", "helped", "hurt"];
+    let head: Vec<String> = head.iter().chain(domains).map(|name| (*name).to_owned()).collect();
+    let cells = |row: &Row| {
+        let percent = |part: f64| format!("{:.1} %", 100.0 * part);
+        let (k, temperature) = (row.tuned.k.to_string(), row.tuned.knn_temperature.to_string());
+        let first = [row.name.to_owned(), k, temperature, bits(&row.validation), bits(&row.test)];
+        first.into_iter().chain([percent(row.helped), percent(row.hurt)]).chain(row.domains.iter().map(bits)).collect()
+    };
+    markdown_table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
+}
