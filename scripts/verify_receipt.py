@@ -9,6 +9,15 @@ def ensure(holds, reason):
     if not holds:
         raise ValueError(reason)
 
+def refuse(what):
+    raise ValueError(f"{what} is no number")
+
+def load(text):
+    return json.loads(text, parse_constant=refuse)
+
+def number(n, least=-2**63, most=2**63 - 1):  # of 64 bits, and written without a fraction
+    return type(n) is int and least <= n <= most
+
 def sha(*parts):
     return hashlib.sha256(b"".join(parts)).digest()
 
@@ -101,13 +110,14 @@ RECEIPT = "store issued_at_unix_ms removal in_force purged absence backups model
 CHANGES = {"remove": "kind removal selector documents root_before state", "purge": "kind removals",
            "in-force": "kind removal durable_at_unix_ms effective_at_unix_ms",
            "statement": "kind source from_unix_ms to_unix_ms report"}
+SOURCE = "[a-z0-9][a-z0-9._-]{0,62}"
 STATEMENT, REPORT = "store issued_at_unix_ms report logged checkpoint", "source from_unix_ms to_unix_ms hours"
 HOUR = "start_unix_ms n_responses n_tokens share_millionths n_passage_responses n_verbatim_tokens"
 
 def verify(text, keys):
     title, _, body = open_note(text, keys)[0].partition("\n")
     known = {"silo receipt v1": RECEIPT, "silo statement v1": STATEMENT}
-    receipt = json.loads(body) if title in known else {}
+    receipt = load(body) if title in known else {}
     same = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n" == body
     ensure(" ".join(receipt) == known.get(title) and same, "it is not written as receipts and statements are")
     note, signer = open_note(receipt["checkpoint"], keys)
@@ -115,9 +125,12 @@ def verify(text, keys):
     words = re.fullmatch(f"[^\n\r]+\n{number}\n(.+)\nsilo epoch {number} root ([0-9a-f]{{64}}) at {number}\n", note)
     size, tree, epoch, root, at = int(words[1]), decode(words[2]), int(words[3]), unhex(words[4]), int(words[5])
     def entry(logged, kind):
-        found = json.loads(logged["entry"])
+        found = load(logged["entry"])
         known = list(logged) == ["position", "entry", "proof"] and " ".join(found["change"]) == CHANGES[kind]
         ensure(known and found["change"]["kind"] == kind, f"an entry is no '{kind}'")
+        known = list(found) == ["at_unix_ms", "actor", "change"] and type(found["actor"]) is str and number(found["at_unix_ms"])
+        same = json.dumps(found, separators=(",", ":"), ensure_ascii=False) == logged["entry"]
+        ensure(known and same, "an entry is not written as entries are")
         check_included(logged["entry"], logged["position"], size, logged["proof"], tree)
         return logged["position"], found["at_unix_ms"], found["change"]
     if title == "silo statement v1":
@@ -148,14 +161,19 @@ def check_statement(statement, logged, at, signer):
     report, (position, stated, change) = statement["report"], logged
     of, hours = (report["from_unix_ms"], report["to_unix_ms"]), report["hours"]
     known = " ".join(report) == REPORT and type(hours) is list and all(" ".join(hour) == HOUR for hour in hours)
-    ensure(known and all(type(n) is int for hour in hours for n in hour.values()), "a report is none")
+    ensure(known and all(map(number, (*of, statement["issued_at_unix_ms"]))), "a report is none")
+    starts = [hour["start_unix_ms"] for hour in hours]
+    counts = [n for hour in hours for n in list(hour.values())[1:]]
+    ensure(all(map(number, starts)) and all(number(n, 0, 2**64 - 1) for n in counts), "a number is none")
+    name = report["source"]  # as sources are named
+    ensure(type(name) is str and re.fullmatch(SOURCE, name) and type(statement["store"]) is str, "a name is none")
     compact = json.dumps(report, separators=(",", ":"), ensure_ascii=False).encode()
     same = change["report"] == sha(compact).hex() and change["source"] == report["source"]
     ensure(same and of == (change["from_unix_ms"], change["to_unix_ms"]), "the log has another report")
-    starts = [hour["start_unix_ms"] for hour in hours]
-    ensure(starts == sorted(set(starts)) and all(of[0] <= start < of[1] for start in starts), "hours are not in order")
+    whole = of[0] < of[1] and all(at % 3_600_000 == 0 for at in (*of, *starts))
+    in_order = starts == sorted(set(starts)) and all(of[0] <= start < of[1] for start in starts)
+    ensure(whole and in_order, "hours are not whole, or not in order")
     ensure(stated <= at <= statement["issued_at_unix_ms"] and of[1] <= stated, "its moments are not in order")
-    ensure(type(statement["store"]) is str and all(n >= 0 for hour in hours for n in list(hour.values())[1:]), "a number is none")
     total = lambda what: sum(hour[what] for hour in hours)
     what = f"{report['source']} had {total('share_millionths') / 1e6:.3f} tokens of {total('n_responses')} answers"
     return f"holds: {what} from {of[0]} to before {of[1]}, entry {position} of the log ({signer})"

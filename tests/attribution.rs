@@ -232,7 +232,7 @@ async fn a_cap_holds_sources_as_searches_apart_say() {
         let without = found.tokens.iter().map(|t| t.log_probability_without.to_bits());
         assert!(after.tokens.iter().map(|t| t.log_probability.to_bits()).eq(without), "{cap}");
     }
-    for wrong in [0.0, 1.5, f64::NAN] {
+    for wrong in [0.0, 0.001, 1.5, f64::NAN] {
         let mut request = score(text, KNN);
         request.retrieval.as_mut().unwrap().influence_cap = Some(wrong);
         assert_eq!(s.generation.score(request).await.unwrap_err().code(), Code::InvalidArgument);
@@ -246,11 +246,24 @@ async fn a_response_says_how_often_the_cap_held_a_source() {
     request.retrieval.as_mut().unwrap().influence_cap = Some(0.3);
     let whole = s.generation.generate(request).await.unwrap().into_inner();
     let f = whole.finished.unwrap();
-    for source in &f.sources {
+    assert!(!f.capped.is_empty());
+    for source in &f.capped {
         let n = whole.tokens.iter().filter(|t| t.capped_sources.contains(&source.source)).count();
-        assert_eq!(source.n_capped, n as u64);
+        assert_eq!(source.n_tokens, n as u64);
     }
-    assert!(f.sources.iter().any(|source| source.n_capped > 0));
+    // Each that is held is searched for alone, and the rest again in each round.
+    let usage = f.usage.unwrap();
+    let held: u64 = f.capped.iter().map(|source| source.n_tokens).sum();
+    assert!(usage.neighbor_searches > usage.new_tokens + held, "{usage:?}");
+    // It is said without being asked for; and kept with the answer.
+    let ask = v1::AttributeResponseRequest { response_id: f.response_id };
+    let kept = s.attribution.attribute_response(ask).await.unwrap().into_inner();
+    assert!(kept.tokens.iter().map(|t| &t.capped_sources).eq(whole.tokens.iter().map(|t| &t.capped_sources)));
+    let mut plain = generate("the thing", 16, KNN);
+    plain.attribution = v1::AttributionDetail::Unspecified.into();
+    plain.retrieval.as_mut().unwrap().influence_cap = Some(0.3);
+    let f = s.generation.generate(plain).await.unwrap().into_inner().finished.unwrap();
+    assert!(f.sources.is_empty() && !f.capped.is_empty());
 }
 
 /// Without its only passage a text is read as without a store; with one of two left out, as if the other stood there alone.
@@ -298,6 +311,12 @@ async fn a_passage_left_out_is_a_passage_that_was_not_there() {
     }
     let refused = v1::ScoreRequest { leave_one_passage_out: true, ..score(text, KNN) };
     assert_eq!(s.generation.score(refused).await.unwrap_err().code(), Code::InvalidArgument);
+    let mut many = v1::ScoreRequest { leave_one_passage_out: true, ..score(text, v1::RetrievalMode::Context) };
+    let compared = Some(Ask::Score(many.clone()));
+    let refused = v1::CompareWithoutRequest { sources: vec!["one".into()], compared };
+    assert_eq!(s.attribution.compare_without(refused).await.unwrap_err().code(), Code::InvalidArgument);
+    many.retrieval.as_mut().unwrap().context = Some(v1::ContextParameters { passages: Some(5), ..Default::default() });
+    assert_eq!(s.generation.score(many).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
@@ -405,6 +424,31 @@ async fn the_end_of_a_stream_says_nothing_of_what_was_withdrawn_in_its_midst() {
         let kept = s.attribution.attribute_response(ask).await.unwrap().into_inner();
         assert_eq!(kept.text, "", "{on_removal:?}: part of it was made from what was withdrawn");
         assert!(kept.documents.iter().all(|d| d.shard != shard) && kept.tokens.iter().all(|t| t.id.is_none()));
+    }
+}
+
+/// A whole answer is given once: what it was made from is still there then, or it is not given.
+#[tokio::test]
+async fn no_whole_answer_is_given_that_rests_on_what_was_withdrawn() {
+    for on_removal in [v1::OnRemoval::End, v1::OnRemoval::Repin] {
+        let mut s = two_sources().await;
+        let shard = shard_of_one(&mut s).await;
+        let request = credited("the thing", KNN, v1::AttributionDepth::Neighbors);
+        let request = v1::GenerateRequest { on_removal: on_removal.into(), max_new_tokens: Some(50), ..request };
+        let mut caller = s.generation.clone();
+        let answer = tokio::spawn(async move { caller.generate(request).await });
+        // It may have been over before, or not have begun.
+        let epoch = s.remove(shard).await.removal.unwrap().epoch;
+        match answer.await.unwrap() {
+            Err(status) => assert_eq!(status.code(), Code::Aborted),
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                let f = answer.finished.unwrap();
+                let names_it = answer.tokens.iter().flat_map(|t| &t.documents).any(|d| d.shard == shard);
+                assert!(f.provenance.unwrap().epoch < epoch || !names_it, "{on_removal:?}");
+                assert_ne!(f.reason, i32::from(v1::FinishReason::SourceRemoved));
+            }
+        }
     }
 }
 

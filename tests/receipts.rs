@@ -229,6 +229,6 @@ fn so_many_statements_are_signed_in_an_hour() {
     let state = || world.governor.source_statement(&Caller::local(), &"one".parse().unwrap(), 0..hour);
     let most = world.governor.config().attribution.statements_per_hour;
     let made = (0..=2 * most).take_while(|_| state().is_ok()).count() as u32;
-    assert!(made == most || made < 2 * most, "an hour may begin in their midst: {made}");
+    assert!((most..2 * most).contains(&made), "an hour may begin in their midst: {made}");
     assert!(matches!(state(), Err(GovernError::TooManyStatements { .. })));
 }

@@ -65,6 +65,10 @@ impl Engine {
         without: &[SourceId],
         cancel: &AtomicBool,
     ) -> Result<Comparison, EngineError> {
+        if request.leave_one_passage_out {
+            let rule = "sources are compared here, not passages; ask Score for that".into();
+            return Err(EngineError::Invalid { field: "leave_one_passage_out", value: "true".into(), rule });
+        }
         let with = self.pin_for_score(request)?;
         let retrieval = Retrieval { without: without.to_vec(), ..request.retrieval.clone() };
         self.check_retrieval(&retrieval)?;

@@ -25,10 +25,14 @@ pub struct EngineConfig {
     pub max_k: usize,
     /// Greatest number of passages of a request.
     pub max_context_passages: usize,
+    /// And of one that asks for each of them to be left out, for which the model reads the text again.
+    pub max_left_out_passages: usize,
     /// k, weight and temperature of the neighbours, where neither the request nor a calibration says otherwise.
     pub knn: KnnParameters,
     /// Greatest part of the neighbours' weight that one source has at a token, from above 0 to 1. Requests may ask for less.
     pub influence_cap: f64,
+    /// Least cap that a request may ask for: each source above it costs two more searches at a token, and there are at most one in so many.
+    pub min_influence_cap: f64,
     /// Retrieve-in-context, where the request does not say otherwise.
     pub context: ContextParameters,
     /// How much of a source may leave in one piece.
@@ -46,8 +50,10 @@ impl Default for EngineConfig {
             stalled_reader_seconds: 60,
             max_k: 8192,
             max_context_passages: 16,
+            max_left_out_passages: 4,
             knn: KnnParameters { k: 1024, knn_weight: 0.25, knn_temperature: 10.0 },
             influence_cap: 1.0,
+            min_influence_cap: 0.01,
             context: ContextParameters::default(),
             guard: GuardConfig::default(),
         }

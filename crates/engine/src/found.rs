@@ -1,8 +1,8 @@
 //! What is found for a token, with no source above the cap on its influence.
 //!
 //! A source s whose part m_s of the neighbour softmax would be more than the cap c gets exactly c: its neighbours, searched for alone, weigh
-//! c, and the others, searched for without it, 1 − c. Where another source is then above c, the same is done with both, and so on; there
-//! are at most 1/c such sources. If nothing else is left, what they do not have is the model's. So no more than w·c of a distribution is any
+//! c, and the others, searched for without it, 1 − c. All sources above c are held at once; where another is above c then, it is held too, and
+//! so on; there are at most 1/c of them. If nothing else is left, what they do not have is the model's. So no more than w·c of a distribution is any
 //! one source's, and each search is one that a store without the others would answer alike.
 
 use silo_core::mixture::NeighborDistribution;
@@ -19,6 +19,8 @@ pub(crate) struct Found {
     pub(crate) knn: NeighborDistribution,
     /// Sources that are held at the cap, in the order in which they were found above it.
     pub(crate) capped: Vec<SourceId>,
+    /// How many searches it took.
+    pub(crate) searches: u64,
 }
 
 /// A token whose neighbours are asked for.
@@ -35,6 +37,7 @@ struct Answer {
     rest: Vec<Neighbor>,
     /// Sources that are held, and their neighbours.
     held: Vec<(SourceId, Vec<Neighbor>)>,
+    searches: u64,
 }
 
 impl Answer {
@@ -65,12 +68,13 @@ impl Answer {
         let temperature = pinned.knn.knn_temperature;
         if self.held.is_empty() {
             let knn = NeighborDistribution::new(&self.rest, temperature);
-            return Found { neighbors: self.rest, knn, capped: Vec::new() };
+            return Found { neighbors: self.rest, knn, capped: Vec::new(), searches: self.searches };
         }
         let rest = (self.rest_mass(pinned.influence_cap), &self.rest[..]);
         let held = self.held.iter().map(|(_, neighbors)| (pinned.influence_cap, &neighbors[..]));
         let (neighbors, knn) = NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), temperature);
-        Found { neighbors, knn, capped: self.held.into_iter().map(|(source, _)| source).collect() }
+        let capped = self.held.into_iter().map(|(source, _)| source).collect();
+        Found { neighbors, knn, capped, searches: self.searches }
     }
 }
 
@@ -89,7 +93,8 @@ pub(crate) fn find(store: &dyn Datastore, asks: &[Ask<'_>]) -> Result<(Vec<Found
     let first: Vec<NeighborQuery<'_>> = asks.iter().map(|ask| ask.query(&ask.pinned.knn_mask)).collect();
     let (found, epoch) = store.neighbors_as_of(&first)?;
     let mut as_of = Some(epoch);
-    let mut answers: Vec<Answer> = found.into_iter().map(|rest| Answer { rest, held: Vec::new() }).collect();
+    let mut answers: Vec<Answer> =
+        found.into_iter().map(|rest| Answer { rest, held: Vec::new(), searches: 1 }).collect();
     loop {
         let searches: Vec<Search> =
             asks.iter().zip(&answers).enumerate().flat_map(|(i, (ask, answer))| hold(i, ask, answer)).collect();
@@ -101,6 +106,7 @@ pub(crate) fn find(store: &dyn Datastore, asks: &[Ask<'_>]) -> Result<(Vec<Found
         as_of = as_of.filter(|before| *before == epoch);
         for (search, neighbors) in searches.into_iter().zip(found) {
             let answer = &mut answers[search.ask];
+            answer.searches += 1;
             match search.alone {
                 Some(source) => answer.held.push((source, neighbors)),
                 None => answer.rest = neighbors,

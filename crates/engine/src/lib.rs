@@ -8,6 +8,7 @@
 //! What it is not: it knows the model, the tokenizer and the store only as the seams of `silo-core`, and nothing of the wire.
 //! Tokio appears at its rim alone, as the channel in which tokens leave.
 
+mod check;
 mod compare;
 mod config;
 mod context;

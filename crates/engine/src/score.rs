@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use silo_core::{KnnParameters, NeighborSearch, Positions, SequenceStep, Snapshot, StepOutput, TokenId, mixture};
+use silo_core::{
+    KnnParameters, NeighborSearch, Positions, SequenceStep, Snapshot, SourceId, StepOutput, TokenId, mixture,
+};
 
 use crate::context::Layout;
 use crate::found::{Ask, Found, find};
-use crate::scheduler::check_left_out;
 use crate::sequence::Pinned;
 use crate::{Engine, EngineError, InForce, LeftOut, ScoreRequest, TokenCredit, context, credit};
 
@@ -41,6 +42,8 @@ pub struct ScoredToken {
     pub parametric_log_probability: f64,
     /// Shares in p of it, if asked for.
     pub credit: Option<TokenCredit>,
+    /// Sources that the cap held here.
+    pub capped: Vec<SourceId>,
     /// What it would be without each passage, if asked for.
     pub left_out: Vec<LeftOut>,
 }
@@ -121,7 +124,7 @@ impl Engine {
     /// Scores a text on the calling thread. It is given up once `cancel` is true, when the deadline passes, and when something
     /// that the request may see is removed.
     pub fn score(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Score, EngineError> {
-        check_left_out(request.leave_one_passage_out, &request.retrieval)?;
+        self.check_left_out(request.leave_one_passage_out, &request.retrieval)?;
         let pinned = self.pin_for_score(request)?;
         let _place = Place::take(self)?;
         let mut tokens = Vec::with_capacity(request.tokens.len());
@@ -316,6 +319,7 @@ impl Engine {
             log_probability: pinned.log_probability(log_p_lm, found, token),
             parametric_log_probability: log_p_lm,
             credit,
+            capped: found.capped.clone(),
             left_out: Vec::new(),
         }
     }

@@ -170,14 +170,19 @@ impl Sequence {
         std::iter::once(&self.reader).chain(self.left_out.iter().map(|(_, reader)| reader))
     }
 
+    /// Of the tokens of a step, so many for each reader.
+    fn part_of(&self, chunk: usize) -> usize {
+        (chunk / (1 + self.left_out.len())).max(1)
+    }
+
     /// Whether a step over at most `chunk` more tokens ends with the text's last one, so that a token can be drawn.
     pub(crate) fn will_draw(&self, chunk: usize) -> bool {
-        self.readers().all(|reader| reader.unread() <= chunk)
+        self.readers().all(|reader| reader.unread() <= self.part_of(chunk))
     }
 
     /// Its parts of a step, its own reader's first. All come to their last token in the same step.
     pub(crate) fn steps(&mut self, chunk: usize) -> Vec<SequenceStep<'_>> {
-        let draws = self.will_draw(chunk);
+        let (draws, chunk) = (self.will_draw(chunk), self.part_of(chunk));
         let at_end = if draws { Positions::Last } else { Positions::None };
         let keys = if self.request.retrieval.mode.knn() { at_end } else { Positions::None };
         let readers = std::iter::once(&mut self.reader).chain(self.left_out.iter_mut().map(|(_, reader)| reader));
@@ -244,7 +249,7 @@ impl Sequence {
         let left_out = self.left_out(&outputs[1..], &each[1..], token);
         self.credit.add_passages(log_probability, &left_out);
         self.usage.new_tokens += 1;
-        self.usage.neighbor_searches += u64::from(self.request.retrieval.mode.knn());
+        self.usage.neighbor_searches += each.iter().map(|found| found.searches).sum::<u64>();
         self.text.push(token);
         self.reader.push(token);
         self.left_out.iter_mut().for_each(|(_, reader)| reader.push(token));

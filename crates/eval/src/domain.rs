@@ -23,20 +23,30 @@ pub struct Sizes {
     pub window_tokens: usize,
 }
 
-/// A domain's documents for the store, cut where about these shares of their bytes are reached; a part without a document is left out.
-pub fn store_parts<'a>(stored: &'a [Document], shares: &[f64]) -> Vec<&'a [Document]> {
+/// A part of a domain's documents for the store.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StorePart<'a> {
+    /// Which of the shares it belongs to, by its place; the whole store has it last.
+    pub share: usize,
+    /// Its documents.
+    pub documents: &'a [Document],
+}
+
+/// A domain's documents for the store, cut where these shares of their bytes are reached: the first documents that hold a share of it belong
+/// to that share and to all larger ones. A share that adds no document has no part.
+pub fn store_parts<'a>(stored: &'a [Document], shares: &[f64]) -> Vec<StorePart<'a>> {
     let bytes: usize = stored.iter().map(|d| d.text.len()).sum();
     let (mut out, mut from) = (Vec::new(), 0);
-    for share in shares.iter().copied().chain([1.0]) {
+    for (share, part) in shares.iter().copied().chain([1.0]).enumerate() {
         let mut seen = 0;
         let until = stored.iter().take_while(|d| {
-            let wanted = (seen as f64) < share * bytes as f64;
+            let wanted = (seen as f64) < part * bytes as f64;
             seen += d.text.len();
             wanted
         });
         let to = until.count();
         if to > from {
-            out.push(&stored[from..to]);
+            out.push(StorePart { share, documents: &stored[from..to] });
             from = to;
         }
     }
@@ -149,10 +159,15 @@ mod tests {
             text: "x".repeat(10),
         };
         let stored: Vec<Document> = (0..100).map(document).collect();
-        let parts = store_parts(&stored, &[0.01, 0.1, 0.1, 0.5]);
-        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [1, 9, 40, 50]);
-        assert_eq!(parts.concat(), stored);
-        assert_eq!(store_parts(&stored, &[]), [&stored[..]]);
+        let parts = |shares: &[f64]| -> Vec<(usize, usize)> {
+            store_parts(&stored, shares).iter().map(|part| (part.share, part.documents.len())).collect()
+        };
+        assert_eq!(parts(&[0.01, 0.1, 0.5]), [(0, 1), (1, 9), (2, 40), (3, 50)]);
+        // One document is more than one share of the store: it belongs to the first, and the next one adds nothing.
+        assert_eq!(parts(&[0.001, 0.002, 0.5]), [(0, 1), (2, 49), (3, 50)]);
+        assert_eq!(parts(&[]), [(0, 100)]);
+        let all: Vec<&Document> = store_parts(&stored, &[0.3, 0.7]).iter().flat_map(|part| part.documents).collect();
+        assert!(all.into_iter().eq(&stored));
         assert!(store_parts(&[], &[0.5]).is_empty());
     }
 }

@@ -50,6 +50,8 @@ pub struct Measurement {
     pub scope: Scope,
     /// With which parameters, where there are any.
     pub parameters: Option<KnnParameters>,
+    /// At which temperature of the model, where one was chosen.
+    pub model_temperature: Option<f64>,
     /// On validation text.
     pub validation: Loss,
     /// On test text.
@@ -238,7 +240,8 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, shared: &Tuned) 
     result.at_the_edge |= own.at_the_edge;
     for (setting, parameters) in settings {
         let (validation, test) = (pair.validation.loss(parameters.as_ref()), pair.test.loss(parameters.as_ref()));
-        result.measurements.push(Measurement { setting, scope: pair.scope, parameters, validation, test });
+        let scope = pair.scope;
+        result.measurements.push(Measurement { setting, scope, parameters, model_temperature: None, validation, test });
     }
     Ok(())
 }
@@ -250,5 +253,6 @@ fn tempered(pair: &Pair, grid: &Grid) -> Measurement {
     let best = (0..grid.model_temperature.len()).min_by(|a, b| on_validation(a).total_cmp(&on_validation(b)));
     let i = best.unwrap_or_default();
     let (validation, test) = (loss(&pair.validation, i), loss(&pair.test, i));
-    Measurement { setting: Setting::Tempered, scope: pair.scope, parameters: None, validation, test }
+    let model_temperature = grid.model_temperature.get(i).copied();
+    Measurement { setting: Setting::Tempered, scope: pair.scope, parameters: None, model_temperature, validation, test }
 }

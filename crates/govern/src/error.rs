@@ -67,6 +67,8 @@ pub enum GovernError {
     TooManyStatements { limit: u32 },
     #[error("statements are signed of hours that are over, and none of these is")]
     HourNotOver,
+    #[error("answers of these hours are still looked through for runs of words; ask again in a moment")]
+    AnswersWait,
     #[error("there is no receipt of change {removal}: {reason}")]
     NoReceipt { removal: u64, reason: &'static str },
     #[error(

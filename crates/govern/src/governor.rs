@@ -80,7 +80,8 @@ impl Governor {
         // A fault in one look must not end the service.
         let threads = threads.panic_handler(|_| tracing::error!("a look for runs of words failed"));
         let attribution_threads = threads.thread_name(|i| format!("attribution-{i}")).build()?;
-        let (responses, ledger) = (Responses::default(), Ledger::default());
+        let ledger = Ledger::since(store.contents()?.last_change_at_unix_ms);
+        let responses = Responses::default();
         let optout_lock = Mutex::new(());
         let governor =
             Self { config, store, model, tokenizer, notary, optout_lock, responses, ledger, attribution_threads };

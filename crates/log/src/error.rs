@@ -25,8 +25,8 @@ pub enum LogError {
     /// A proof does not prove what it should.
     #[error("the proof does not hold: {0}")]
     Proof(String),
-    /// A receipt is not well formed, or contradicts itself.
-    #[error("the receipt does not hold: {0}")]
+    /// A receipt or a statement is not well formed, or contradicts itself.
+    #[error("it does not hold: {0}")]
     Receipt(String),
 }
 

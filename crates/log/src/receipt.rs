@@ -129,7 +129,7 @@ pub(crate) fn canonical<T: Serialize + DeserializeOwned>(
 ) -> Result<T, LogError> {
     let value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
     let same = write(&value).is_ok_and(|written| written == text);
-    ensure(same, "its JSON is not written as receipts are").map(|()| value)
+    ensure(same, "its JSON is not written as it must be").map(|()| value)
 }
 
 impl Logged {

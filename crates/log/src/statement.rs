@@ -8,6 +8,8 @@ use crate::receipt::{canonical, ensure, wrong};
 use crate::{Checkpoint, LogError, Logged};
 
 const TITLE: &str = "silo statement v1\n";
+/// Milliseconds of an hour.
+const HOUR_MS: i64 = 3_600_000;
 
 /// A signed report. As text: a title, this as JSON, and the signature ([`note`]) over both. The log has the hash of the report: whoever signs
 /// two different ones of the same time has both in it.
@@ -92,7 +94,9 @@ impl LedgerReport {
     fn is_ordered(&self) -> bool {
         let starts = || self.hours.iter().map(|hour| hour.start_unix_ms);
         let inside = starts().all(|start| (self.from_unix_ms..self.to_unix_ms).contains(&start));
-        inside && starts().is_sorted_by(|a, b| a < b)
+        let mut times = starts().chain([self.from_unix_ms, self.to_unix_ms]);
+        let whole = times.all(|at| at % HOUR_MS == 0) && self.from_unix_ms < self.to_unix_ms;
+        whole && inside && starts().is_sorted_by(|a, b| a < b)
     }
 }
 
@@ -103,16 +107,26 @@ impl Statement {
         Ok(note::sign(&format!("{TITLE}{json}\n"), &[key]))
     }
 
+    /// Reads a statement. It is not checked by whom it is, or anything else.
+    pub fn read(text: &str) -> Result<Self, LogError> {
+        let (signed, _) = text.rsplit_once("\n\n").ok_or_else(|| wrong("it is not signed"))?;
+        Self::of_text(&format!("{signed}\n"))
+    }
+
+    fn of_text(signed: &str) -> Result<Self, LogError> {
+        let json = signed.strip_prefix(TITLE).ok_or_else(|| wrong("its title is not 'silo statement v1'"))?;
+        canonical(json.strip_suffix('\n').unwrap_or(json), serde_json::to_string_pretty)
+    }
+
     /// Checks a statement against the keys of the one who issued it, and says what it says.
     pub fn verify(text: &str, keys: &[VerifyingKey]) -> Result<VerifiedStatement, LogError> {
         let (signed, by) = note::open(text, keys)?;
-        let json = signed.strip_prefix(TITLE).ok_or_else(|| wrong("its title is not 'silo statement v1'"))?;
-        let statement: Self = canonical(json.strip_suffix('\n').unwrap_or(json), serde_json::to_string_pretty)?;
+        let statement = Self::of_text(signed)?;
         let checkpoint = Checkpoint::open(&statement.checkpoint, keys)?;
         let entry = statement.logged.open(&checkpoint)?;
         let report = statement.report;
         ensure(entry.change == report.entry(), "the log has another report")?;
-        ensure(report.is_ordered(), "its hours are not in their order, or not in its time")?;
+        ensure(report.is_ordered(), "its hours are not whole, not in their order, or not in its time")?;
         let ordered = entry.at_unix_ms <= checkpoint.at_unix_ms && checkpoint.at_unix_ms <= statement.issued_at_unix_ms;
         ensure(ordered && report.to_unix_ms <= entry.at_unix_ms, "its moments are not in their order")?;
         Ok(VerifiedStatement {

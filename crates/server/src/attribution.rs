@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::access::caller;
 use crate::datastore::blocking;
 use crate::generation::{CancelOnDrop, Generations, deadline};
+use crate::running::Running;
 use crate::status::BadField;
 use crate::{from_proto, status, to_proto};
 
@@ -27,9 +28,11 @@ use crate::{from_proto, status, to_proto};
 const COMPARISONS: usize = 3;
 
 pub(crate) struct Attributions {
-    pub(crate) generations: Generations,
+    generations: Generations,
     /// Places for texts that are asked about.
-    pub(crate) places: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    /// Places for receipts and proofs, which statements are like.
+    receipts: Arc<Semaphore>,
 }
 
 fn bad(field: &'static str, problem: impl Into<String>) -> Status {
@@ -101,6 +104,7 @@ fn answer(answer: Answer) -> v1::AttributeResponseResponse {
             })
             .collect(),
         withdrawn: t.withdrawn,
+        capped_sources: to_proto::names(t.kept.capped),
     };
     let mut documents: Vec<v1::CreditedDocument> = (answer.documents.into_iter())
         .map(|((shard, document), d)| v1::CreditedDocument {
@@ -162,6 +166,12 @@ fn report(report: SourceReport) -> v1::SourceReport {
 }
 
 impl Attributions {
+    /// Statements take places of receipts and proofs.
+    pub(crate) fn new(generations: Generations, receipts: Arc<Semaphore>) -> Self {
+        let places = Arc::new(Semaphore::new(generations.config.max_concurrent_searches));
+        Self { generations, places, receipts }
+    }
+
     fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
         let limit = self.generations.config.max_concurrent_searches;
         self.places.clone().try_acquire_owned().map_err(|_| status::overloaded("searches", limit))
@@ -198,8 +208,12 @@ impl Attributions {
         message.sampling.get_or_insert_default().seed.get_or_insert_with(rand::random);
         for _ in 0..COMPARISONS {
             let one = |without| self.generations.admit(message.clone(), deadline, caller.clone(), Some(without));
-            let with = self.generations.whole(one(Vec::new()).await?).await?;
-            let other = self.generations.whole(one(without.clone()).await?).await?;
+            // What was withdrawn in their midst is a change like another.
+            let (Some(with), Some(other)) =
+                (self.uncut(one(Vec::new()).await?).await?, self.uncut(one(without.clone()).await?).await?)
+            else {
+                continue;
+            };
             let epoch = |of: &v1::GenerateResponse| {
                 of.finished.as_ref().and_then(|f| f.provenance.as_ref()).map(|provenance| provenance.epoch)
             };
@@ -212,6 +226,14 @@ impl Attributions {
             }
         }
         Err(status::govern(&GovernError::Changing { tries: COMPARISONS }))
+    }
+
+    /// The whole answer; `None`, if something that it was made from was withdrawn meanwhile.
+    async fn uncut(&self, running: Running) -> Result<Option<v1::GenerateResponse>, Status> {
+        match self.generations.whole(running).await {
+            Err(status) if status.code() == tonic::Code::Aborted => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// A prompt and what was made of it, to be scored.
@@ -341,7 +363,10 @@ impl AttributionService for Attributions {
     ) -> Result<Response<v1::SourceStatement>, Status> {
         let caller = caller(&request)?;
         let (source, hours) = reported(&request.into_inner())?;
+        let limit = self.generations.config.max_concurrent_receipts;
+        let place = self.receipts.clone().try_acquire_owned().map_err(|_| status::overloaded("receipts", limit))?;
         blocking(self.generations.governor.clone(), move |g| {
+            let _place = place;
             let text = g.source_statement(&caller, &source, hours).map_err(|e| status::govern(&e))?;
             Ok(v1::SourceStatement { source: source.into(), text })
         })

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use silo_core::{SnapshotProvider, SourceId};
-use silo_engine::{Depth, Engine, Event, ScoreRequest};
+use silo_engine::{Depth, Engine, EngineError, Event, ScoreRequest};
 use silo_govern::{Caller, Governor};
 use silo_proto::v1;
 use silo_proto::v1::generation_service_server::GenerationService;
@@ -114,7 +114,7 @@ impl Generations {
         }
     }
 
-    /// The whole answer.
+    /// The whole answer. Nothing is given of one that was made from something that was withdrawn before its end.
     pub(crate) async fn whole(&self, mut running: Running) -> Result<v1::GenerateResponse, Status> {
         let mut response = v1::GenerateResponse::default();
         loop {
@@ -124,6 +124,10 @@ impl Generations {
                     response.tokens.push(token);
                 }
                 v1::generate_chunk::Message::Finished(finished) => {
+                    if running.rests_on_what_went() {
+                        running.is_not_given();
+                        return Err(status::engine(&EngineError::SourceRemoved));
+                    }
                     response.text += &finished.text;
                     response.finished = Some(*finished);
                     return Ok(response);

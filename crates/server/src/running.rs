@@ -23,6 +23,8 @@ pub(crate) struct Running {
     /// Its text, token by token.
     pieces: Vec<String>,
     context_sources: Vec<SourceId>,
+    /// Something that it was made from was withdrawn before its end.
+    cut: bool,
 }
 
 impl Running {
@@ -33,7 +35,18 @@ impl Running {
         filter: Filter,
     ) -> Self {
         let (credit, kept, pieces) = (Credit::default(), Vec::new(), Vec::new());
-        Self { generation, asked, governor, filter, counts, credit, kept, pieces, context_sources: Vec::new() }
+        Self {
+            generation,
+            asked,
+            governor,
+            filter,
+            counts,
+            credit,
+            kept,
+            pieces,
+            context_sources: Vec::new(),
+            cut: false,
+        }
     }
 
     /// What it says next.
@@ -45,6 +58,16 @@ impl Running {
             Some(Event::Failed(_)) | None => {}
         }
         event
+    }
+
+    /// Whether something that it was made from was withdrawn before its end.
+    pub(crate) fn rests_on_what_went(&self) -> bool {
+        self.cut
+    }
+
+    /// It is not handed out, and nobody is credited with it.
+    pub(crate) fn is_not_given(&mut self) {
+        self.counts = false;
     }
 
     fn token(&mut self, token: &TokenEvent) {
@@ -62,6 +85,7 @@ impl Running {
             token: Some(token.token),
             parametric: token.credit.parametric,
             sources: token.credit.sources.clone(),
+            capped: token.credit.capped.clone(),
             documents: documents.into_iter().map(document).collect(),
         });
     }
@@ -69,6 +93,7 @@ impl Running {
     fn finished(&mut self, finished: &mut Finished) {
         let store = self.governor.store();
         let removed = finished.repinned || finished.reason == FinishReason::SourceRemoved;
+        self.cut = removed;
         if finished.reason == FinishReason::SourceRemoved {
             // Tokens that were held back were not given.
             finished.credit = self.credit.clone();

@@ -141,9 +141,9 @@ impl Server {
         let generations =
             Generations { engine, governor: governor.clone(), config: config.clone(), draining: draining.clone() };
         let places = |n: usize| Arc::new(Semaphore::new(n));
-        let attributions =
-            Attributions { generations: generations.clone(), places: places(config.max_concurrent_searches) };
-        let optouts = OptOuts::new(governor.clone(), config.max_concurrent_receipts, registry.clone());
+        let receipts = places(config.max_concurrent_receipts);
+        let attributions = Attributions::new(generations.clone(), receipts.clone());
+        let optouts = OptOuts::new(governor.clone(), (receipts, config.max_concurrent_receipts), registry.clone());
         let datastore = Datastore {
             governor,
             registry: registry.clone(),

@@ -200,9 +200,8 @@ pub(crate) fn govern(error: &GovernError) -> Status {
         E::Changing { .. } => Shape { retry: true, ..Shape::new(Code::Aborted, "STORE_CHANGED") },
         E::NoBackups => Shape::new(Code::FailedPrecondition, "NO_BACKUPS"),
         E::NoKey => Shape::new(Code::FailedPrecondition, "NO_KEY"),
-        E::TooManyStatements { .. } => {
-            Shape { retry: true, ..Shape::new(Code::ResourceExhausted, "TOO_MANY_STATEMENTS") }
-        }
+        E::TooManyStatements { .. } => Shape::new(Code::ResourceExhausted, "TOO_MANY_STATEMENTS"),
+        E::AnswersWait => Shape { retry: true, ..Shape::new(Code::Unavailable, "ANSWERS_WAIT") },
         E::HourNotOver => field("to_unix_ms"),
         E::NoReceipt { removal, .. } => {
             Shape { resource: Some(("change", removal.to_string())), ..Shape::new(Code::NotFound, "NO_RECEIPT") }

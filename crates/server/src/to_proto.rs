@@ -1,6 +1,6 @@
 //! Answers → messages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
 use silo_engine::{
@@ -57,7 +57,11 @@ pub(crate) fn shares(shares: Vec<(SourceId, f64)>) -> Vec<v1::SourceShare> {
     shares.into_iter().map(share).collect()
 }
 
-fn names(sources: Vec<SourceId>) -> Vec<String> {
+fn capped(sources: impl Iterator<Item = (SourceId, u64)>) -> Vec<v1::CappedSource> {
+    sources.map(|(source, n_tokens)| v1::CappedSource { source: source.into(), n_tokens }).collect()
+}
+
+pub(crate) fn names(sources: Vec<SourceId>) -> Vec<String> {
     sources.into_iter().map(Into::into).collect()
 }
 
@@ -144,7 +148,7 @@ pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer, asked: &Asked) -> 
         documents: documents(credit.documents),
         neighbors: neighbors(credit.neighbors, &asked.caller),
         capped_sources: names(credit.capped),
-        left_out: left_out(t.left_out),
+        left_out: if asked.attribution == Attribution::PerToken { left_out(t.left_out) } else { Vec::new() },
     }
 }
 
@@ -152,7 +156,7 @@ pub(crate) fn token(t: TokenEvent, tokenizer: &dyn Tokenizer, asked: &Asked) -> 
 /// more, nothing is said.
 fn notices(sources: &[SourceCredit], context: &[SourceId], now: &Snapshot) -> Vec<v1::Notice> {
     let mut ids: Vec<&SourceId> = Vec::new();
-    for id in sources.iter().filter(|credit| credit.n_tokens > 0).map(|credit| &credit.source).chain(context) {
+    for id in sources.iter().map(|credit| &credit.source).chain(context) {
         if !ids.contains(&id) {
             ids.push(id);
         }
@@ -177,6 +181,8 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked, 
     };
     let mut totals = f.credit.sources;
     totals.sort_by(|a, b| b.total.total_cmp(&a.total).then_with(|| a.source.cmp(&b.source)));
+    let capped = capped(totals.iter().filter(|t| t.n_capped > 0).map(|t| (t.source.clone(), t.n_capped)));
+    totals.retain(|t| t.n_tokens > 0);
     let notices = notices(&totals, &f.context_sources, now);
     let asked_for = asked.attribution != Attribution::None;
     let mut of_documents: Vec<(DocumentId, f64)> = f.credit.documents.into_iter().collect();
@@ -189,7 +195,6 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked, 
             owner: source.map(|s| s.owner.clone()).unwrap_or_default(),
             licence: source.map(|s| s.licence.clone()).unwrap_or_default(),
             tier: source.map_or(v1::Tier::Unspecified, |s| tier(s.tier)).into(),
-            n_capped: credit.n_capped,
         }
     };
     v1::Finished {
@@ -212,6 +217,7 @@ pub(crate) fn finished(f: Finished, card: &silo_core::ModelCard, asked: &Asked, 
         response_id: asked.id.clone(),
         documents: if asked_for && asked.depth >= Depth::Documents { documents(of_documents) } else { Vec::new() },
         passages: passages(f.credit.passages),
+        capped,
     }
 }
 
@@ -223,6 +229,8 @@ pub(crate) fn score(
 ) -> v1::ScoreResponse {
     let log_probability = s.tokens.iter().map(|t| t.log_probability).sum();
     let n_bytes = s.tokens.iter().map(|t| tokenizer.bytes(tokens[t.position]).len() as u64).sum();
+    let mut n_capped: BTreeMap<SourceId, u64> = BTreeMap::new();
+    s.tokens.iter().flat_map(|t| &t.capped).for_each(|source| *n_capped.entry(source.clone()).or_default() += 1);
     let scored = |t: silo_engine::ScoredToken| {
         let credit = t.credit.unwrap_or_default();
         v1::ScoredToken {
@@ -233,13 +241,14 @@ pub(crate) fn score(
             shares: shares(credit.sources),
             documents: documents(credit.documents),
             neighbors: neighbors(credit.neighbors, caller),
-            capped_sources: names(credit.capped),
+            capped_sources: names(t.capped),
             left_out: left_out(t.left_out),
         }
     };
     v1::ScoreResponse {
         provenance: Some(provenance(&s.snapshot, card)),
         in_force: Some(in_force(&s.in_force)),
+        capped: capped(n_capped.into_iter()),
         tokens: s.tokens.into_iter().map(scored).collect(),
         log_probability,
         n_bytes,

@@ -101,8 +101,8 @@ impl ServeConfig {
             "engine.knn.knn_temperature must be above 0",
         );
         fault(
-            !(e.influence_cap > 0.0 && e.influence_cap <= 1.0),
-            "engine.influence_cap must be above 0 and at most 1 (1 for no cap)",
+            !(e.min_influence_cap > 0.0 && e.min_influence_cap <= e.influence_cap && e.influence_cap <= 1.0),
+            "engine.influence_cap must be from engine.min_influence_cap, which is above 0, to 1 (1 for no cap)",
         );
         fault(
             e.context.passages == 0 || e.context.passages > e.max_context_passages,
@@ -257,6 +257,12 @@ pub fn read_eval_config(path: &Path) -> Result<EvalConfig> {
             }
         };
         fault(e.domains.is_empty(), "eval.domains names no source");
+        let rises = e.store_shares.is_sorted_by(|a, b| a < b) && e.store_shares.iter().all(|s| *s > 0.0 && *s < 1.0);
+        fault(!rises, "eval.store_shares must rise, from above 0 to below 1");
+        fault(
+            config.engine.influence_cap != 1.0,
+            "engine.influence_cap must be 1: many settings are scored from one search, and a cap needs more",
+        );
         fault(e.grid.max_k() > config.engine.max_k, "eval.grid.k must be at most engine.max_k");
         let sizes = [s.prompt_tokens, s.new_tokens, s.runs, s.queries, s.k];
         fault(sizes.contains(&0) || s.batches.contains(&0), "eval.speed: all numbers must be 1 or more");

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use silo_core::Tier;
+use silo_core::{SourceId, Tier};
 use silo_corpus::{SourceDeclaration, read_declarations};
 
 use crate::TrainError;
 use crate::config::TrainConfig;
 use crate::log::LogLine;
-use crate::run::RunFacts;
+use crate::run::{RunFacts, Start};
 use crate::text::Text;
 
 /// What training took of a source.
@@ -21,12 +21,18 @@ struct Share {
     licences: BTreeSet<String>,
 }
 
-/// The declarations of all sources that are trained on: without them no credit can be given.
-pub(crate) fn declarations(config: &TrainConfig, text: &Text) -> Result<Vec<SourceDeclaration>, TrainError> {
+/// The declarations of all sources that are trained on, by the model that is begun with too: without them no credit can be given.
+pub(crate) fn declarations(
+    config: &TrainConfig,
+    text: &Text,
+    start: Option<&Start>,
+) -> Result<Vec<SourceDeclaration>, TrainError> {
     let path = &config.paths.declarations;
     let all = read_declarations(path)?;
-    match text.sources.iter().find(|s| !all.iter().any(|d| d.name == s.name)) {
-        Some(s) => Err(TrainError::Undeclared { path: path.clone(), name: s.name.to_string() }),
+    let declared = |name: &SourceId| all.iter().any(|d| d.name == *name);
+    let before = start.iter().flat_map(|start| start.sources());
+    match text.sources.iter().map(|s| &s.name).chain(before).find(|name| !declared(name)) {
+        Some(name) => Err(TrainError::Undeclared { path: path.clone(), name: name.to_string() }),
         None => Ok(all),
     }
 }
@@ -130,6 +136,20 @@ fn notices(facts: &RunFacts<'_>, shares: &BTreeMap<String, Share>, declarations:
                 d.title, d.owner, d.licence_stated_at
             ),
         );
+    }
+    if let Some(start) = facts.start {
+        let name = &start.provenance.name;
+        put(
+            &mut out,
+            format_args!("\nIt began with the weights of {name} (`{}`), which was trained on:\n\n", start.hash),
+        );
+        for d in start.sources().filter_map(|name| declarations.iter().find(|d| d.name == *name)) {
+            let (licence, stated) = (&d.licence, &d.licence_stated_at);
+            put(
+                &mut out,
+                format_args!("* **{}** by {}. Licence: {licence}, as stated at `{stated}`.\n", d.title, d.owner),
+            );
+        }
     }
     out += "\nThe text of each licence stands under its SPDX identifier at https://spdx.org/licenses/.\n";
     out

@@ -224,6 +224,10 @@ impl TrainConfig {
             is_reference && self.tokenizer.path.is_none(),
             "data.reference needs tokenizer.path: a tokenizer is trained on open text, and both models need the same",
         );
+        fault(
+            self.start_from.is_some() && self.data.left_out.is_some(),
+            "data.left_out cannot hold with start_from: nobody knows what the model that is begun with has learnt of it",
+        );
         fault(self.data.validation_bytes == 0, "data.validation_bytes must be 1 or more");
         fault(
             !(257..=1 << 20).contains(&self.tokenizer.vocab_size),

@@ -71,7 +71,7 @@ pub(crate) fn tiers(facts: &RunFacts<'_>) -> Vec<Tier> {
 }
 
 fn sources(facts: &RunFacts<'_>) -> Vec<SourceId> {
-    let before = facts.start.iter().flat_map(|start| start.provenance.training_sources.iter().flatten());
+    let before = facts.start.iter().flat_map(|start| start.sources());
     let now = facts.text.training.iter().map(|d| &d.source);
     before.chain(now).collect::<BTreeSet<_>>().into_iter().cloned().collect()
 }

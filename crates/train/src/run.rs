@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
-use silo_core::{ContentHash, Tier, Tokenizer};
+use silo_core::{ContentHash, SourceId, Tier, Tokenizer};
 use silo_corpus::{CorpusDocument, SourceDeclaration};
 use silo_model::{ByteLevelTokenizer, LoadedModel, Provenance};
 
@@ -134,6 +134,11 @@ pub(crate) struct Start {
 }
 
 impl Start {
+    /// What it was trained on.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &SourceId> {
+        self.provenance.training_sources.iter().flatten()
+    }
+
     fn open(config: &TrainConfig, path: &Path, tokenizer_json: &str) -> Result<Self, TrainError> {
         let refuse = |reason: &str| TrainError::Start { path: path.to_owned(), reason: reason.to_owned() };
         let model = LoadedModel::open(path)?;
@@ -145,7 +150,11 @@ impl Start {
         if std::fs::read_to_string(&tokenizer).map_err(TrainError::io(&tokenizer))? != tokenizer_json {
             return Err(refuse("its tokenizer is another; name it as tokenizer.path"));
         }
-        let provenance = model.provenance.clone().ok_or_else(|| refuse("it does not say what it was trained on"))?;
+        let known =
+            |p: &Provenance| !p.training_tiers.is_empty() && p.training_sources.as_ref().is_some_and(|s| !s.is_empty());
+        let provenance = model.provenance.clone().filter(known);
+        let provenance =
+            provenance.ok_or_else(|| refuse("it does not say what it was trained on: tiers and sources"))?;
         let restricted = provenance.training_tiers.contains(&Tier::Restricted);
         if restricted && config.data.reference.is_none() {
             return Err(refuse("it was trained on restricted text, and this run is no reference"));
@@ -226,8 +235,9 @@ fn with_run(
     if text.n_left_out > 0 {
         progress(&format!("{} documents are left out by opt-outs", text.n_left_out), None);
     }
-    let declarations = card::declarations(config, &text)?;
     let tokenizer_json = tokenizer_of(config, &text, progress)?;
+    let start = config.start_from.as_deref().map(|path| Start::open(config, path, &tokenizer_json)).transpose()?;
+    let declarations = card::declarations(config, &text, start.as_ref())?;
     let tokenizer = ByteLevelTokenizer::from_json(tokenizer_json.as_bytes(), Some(END_OF_TEXT), &[END_OF_TEXT])
         .map_err(TrainError::Tokenizer)?;
     if tokenizer.vocab_size() != config.tokenizer.vocab_size {
@@ -238,7 +248,6 @@ fn with_run(
     progress("tokenizing", None);
     let (documents, data) = tokenize(&text.training, &tokenizer)?;
     let pass = Pass::new(config, device)?;
-    let start = config.start_from.as_deref().map(|path| Start::open(config, path, &tokenizer_json)).transpose()?;
     let begins_with = start.as_ref().map(|start| start.hash.to_string()).unwrap_or_default();
     let identity = RunIdentity {
         configuration: ContentHash::of((config.identity().to_string() + &begins_with).as_bytes()),

@@ -344,6 +344,14 @@ fn a_run_can_begin_with_a_model() {
     assert!(weights, "the weights are those of the other");
     let loaded = LoadedModel::open(&second.paths.output).unwrap();
     assert_eq!(loaded.provenance.unwrap().training_sources.unwrap().len(), 1);
+    let card = std::fs::read_to_string(second.paths.output.join("README.md")).unwrap();
+    assert!(
+        card.contains("It began with the weights of tiny") && card.matches("**Tales of the test**").count() == 2,
+        "{card}"
+    );
+    let left_out =
+        TrainConfig { data: DataConfig { left_out: Some("x".into()), ..second.data.clone() }, ..second.clone() };
+    assert!(run(&left_out, None).unwrap_err().to_string().contains("cannot hold with start_from"));
     std::fs::remove_file(first.paths.output.join("silo.json")).unwrap();
     second.paths = config(root.path(), "third").paths;
     assert!(run(&second, None).unwrap_err().to_string().contains("does not say what it was trained on"));

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use silo_core::{Filter, SourceId};
 use silo_log::{LedgerHour, LedgerReport};
@@ -53,15 +53,24 @@ pub struct SourceReport {
 /// What is not written yet.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    rows: Mutex<BTreeMap<(i64, SourceId), LedgerRow>>,
-    waiting: AtomicUsize,
-    /// Statements of each source in the hour that is.
-    statements: Mutex<BTreeMap<SourceId, (i64, u32)>>,
+    noted: Mutex<Noted>,
+    /// One writes at a time: who has waited for it finds all written.
+    writing: Mutex<()>,
 }
 
-impl Ledger {
-    fn add(&self, hour: i64, source: &SourceId, add: impl FnOnce(&mut LedgerRow)) {
-        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+#[derive(Default)]
+struct Noted {
+    rows: BTreeMap<(i64, SourceId), LedgerRow>,
+    /// Nothing is added to hours before this one: something may have been stated about them.
+    open_from: i64,
+    /// Answers of each hour that wait to be looked through.
+    waiting: BTreeMap<i64, usize>,
+    /// Statements of each source in the hour that is.
+    statements: BTreeMap<SourceId, (i64, u32)>,
+}
+
+impl Noted {
+    fn add(&mut self, hour: i64, source: &SourceId, add: impl FnOnce(&mut LedgerRow)) {
         let nothing = || LedgerRow {
             hour,
             source: source.clone(),
@@ -71,28 +80,10 @@ impl Ledger {
             n_passage_responses: 0,
             n_verbatim_tokens: 0,
         };
-        add(rows.entry((hour, source.clone())).or_insert_with(nothing));
+        add(self.rows.entry((hour, source.clone())).or_insert_with(nothing));
     }
 
-    fn take(&self) -> Vec<LedgerRow> {
-        let rows = std::mem::take(&mut *self.rows.lock().unwrap_or_else(PoisonError::into_inner));
-        rows.into_values().collect()
-    }
-
-    /// Counts a statement about a source.
-    fn state(&self, source: &SourceId, limit: u32) -> Result<(), GovernError> {
-        let hour = now_unix_ms().div_euclid(HOUR_MS);
-        let mut all = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, (of, _)| *of == hour);
-        let (_, n) = all.entry(source.clone()).or_insert((hour, 0));
-        if *n >= limit {
-            return Err(GovernError::TooManyStatements { limit });
-        }
-        *n += 1;
-        Ok(())
-    }
-
-    fn put_back(&self, rows: Vec<LedgerRow>) {
+    fn put_back(&mut self, rows: Vec<LedgerRow>) {
         for row in rows {
             self.add(row.hour, &row.source, |there| {
                 there.n_responses += row.n_responses;
@@ -103,14 +94,41 @@ impl Ledger {
             });
         }
     }
+
+    /// Statements about a source in this hour.
+    fn statements(&mut self, source: &SourceId) -> &mut u32 {
+        let hour = this_hour();
+        self.statements.retain(|_, (of, _)| *of == hour);
+        &mut self.statements.entry(source.clone()).or_insert((hour, 0)).1
+    }
 }
 
-/// An answer that waits to be looked through, until it is dropped.
-struct Waits(Arc<Governor>);
+impl Ledger {
+    /// A ledger of a store that was changed last at this time, in milliseconds since 1970: statements about hours before are among its changes.
+    pub(crate) fn since(last_change_at_unix_ms: i64) -> Self {
+        let open_from = last_change_at_unix_ms.div_euclid(HOUR_MS);
+        Self { noted: Mutex::new(Noted { open_from, ..Noted::default() }), writing: Mutex::default() }
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn this_hour() -> i64 {
+    now_unix_ms().div_euclid(HOUR_MS)
+}
+
+/// An answer of this hour that waits to be looked through, until it is dropped.
+struct Waits(Arc<Governor>, i64);
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.0.ledger.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut noted = self.0.ledger.noted();
+        if let Some(n) = noted.waiting.get_mut(&self.1) {
+            *n -= 1;
+        }
+        noted.waiting.retain(|_, n| *n > 0);
     }
 }
 
@@ -121,28 +139,31 @@ impl Governor {
         if config.ledger_seconds == 0 {
             return;
         }
-        let hour = now_unix_ms().div_euclid(HOUR_MS);
+        let mut noted = self.ledger.noted();
+        // A clock that went back adds nothing to what may have been stated.
+        let hour = this_hour().max(noted.open_from);
         for part in &answer.parts {
-            self.ledger.add(hour, &part.source, |row| {
+            noted.add(hour, &part.source, |row| {
                 row.n_responses += 1;
                 row.n_tokens += part.n_tokens;
                 row.share += part.share;
             });
         }
         for source in answer.context_sources.iter().collect::<BTreeSet<_>>() {
-            self.ledger.add(hour, source, |row| row.n_passage_responses += 1);
+            noted.add(hour, source, |row| row.n_passage_responses += 1);
         }
         if answer.parts.is_empty() && answer.context_sources.is_empty() {
             return;
         }
-        if self.ledger.waiting.fetch_add(1, Ordering::Relaxed) >= config.max_queued_answers {
-            self.ledger.waiting.fetch_sub(1, Ordering::Relaxed);
+        if noted.waiting.values().sum::<usize>() >= config.max_queued_answers {
             tracing::warn!(
                 "too many answers wait to be looked through for runs of words: those of one are not counted"
             );
             return;
         }
-        let waits = Waits(Arc::clone(self));
+        *noted.waiting.entry(hour).or_default() += 1;
+        drop(noted);
+        let waits = Waits(Arc::clone(self), hour);
         self.attribution_threads.spawn(move || waits.0.count_verbatim(hour, &answer));
     }
 
@@ -167,18 +188,19 @@ impl Governor {
                 from < to && spans.iter().any(|span| span.start < to && from < span.end)
             });
             let n = inside.count() as u64;
-            self.ledger.add(hour, source, |row| row.n_verbatim_tokens += n);
+            self.ledger.noted().add(hour, source, |row| row.n_verbatim_tokens += n);
         }
     }
 
     /// Writes what was noted since the last time, all or nothing.
     pub fn write_ledger(&self) -> Result<(), GovernError> {
-        let rows = self.ledger.take();
+        let _one = self.ledger.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows: Vec<LedgerRow> = std::mem::take(&mut self.ledger.noted().rows).into_values().collect();
         if rows.is_empty() {
             return Ok(());
         }
         self.store().add_to_ledger(&rows).map_err(|error| {
-            self.ledger.put_back(rows);
+            self.ledger.noted().put_back(rows);
             error.into()
         })
     }
@@ -198,22 +220,34 @@ impl Governor {
         Ok(SourceReport { source: source.clone(), rows: self.store().ledger(Some(source), hours.clone())?, hours })
     }
 
-    /// The same, signed ([`silo_log::Statement`]), of hours that are over; its hash is entered in the log of changes first.
+    /// The same, signed ([`silo_log::Statement`]), of hours that are over and to which nothing is added any more; its hash is entered in the log
+    /// of changes first.
     pub fn source_statement(
         &self,
         caller: &Caller,
         source: &SourceId,
         hours: Range<i64>,
     ) -> Result<String, GovernError> {
-        let over = now_unix_ms().div_euclid(HOUR_MS);
-        let hours = hours.start..hours.end.min(over);
+        self.check_notary()?;
+        let hours = hours.start..hours.end.min(this_hour());
         if hours.is_empty() {
             return Err(GovernError::HourNotOver);
         }
+        let limit = self.config().attribution.statements_per_hour;
+        {
+            let mut noted = self.ledger.noted();
+            if noted.waiting.range(..hours.end).next().is_some() {
+                return Err(GovernError::AnswersWait);
+            }
+            if *noted.statements(source) >= limit {
+                return Err(GovernError::TooManyStatements { limit });
+            }
+            noted.open_from = noted.open_from.max(hours.end);
+        }
         let report = self.source_report(caller, source, hours)?;
-        self.check_notary()?;
-        self.ledger.state(source, self.config().attribution.statements_per_hour)?;
-        self.state(&caller.name, ledger_report(report))
+        let text = self.state(&caller.name, ledger_report(report))?;
+        *self.ledger.noted().statements(source) += 1;
+        Ok(text)
     }
 }
 

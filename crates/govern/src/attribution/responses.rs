@@ -41,6 +41,8 @@ pub struct KeptToken {
     pub parametric: f64,
     /// Share of each source.
     pub sources: Vec<(SourceId, f64)>,
+    /// Sources that a cap on their influence held.
+    pub capped: Vec<SourceId>,
     /// Source, shard, document and share of the documents with the greatest shares.
     pub documents: Vec<(SourceId, ShardId, ContentHash, f64)>,
 }
@@ -93,12 +95,13 @@ fn drop_old(kept: &mut VecDeque<Arc<KeptAnswer>>, config: &AttributionConfig) {
     kept.retain(|answer| answer.at_unix_ms >= oldest);
     loop {
         let mut of_caller: BTreeMap<&str, usize> = BTreeMap::new();
-        for answer in kept.iter() {
-            *of_caller.entry(&answer.caller.name).or_default() += answer.tokens.len().max(1);
-        }
         let n_tokens: usize = kept.iter().map(|answer| answer.tokens.len()).sum();
-        if kept.len() <= config.kept_answers && n_tokens <= config.kept_tokens {
+        let too_many = kept.len() > config.kept_answers;
+        if !too_many && n_tokens <= config.kept_tokens {
             return;
+        }
+        for answer in kept.iter() {
+            *of_caller.entry(&answer.caller.name).or_default() += if too_many { 1 } else { answer.tokens.len() };
         }
         let most = of_caller.into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name);
         let Some(place) = kept.iter().position(|answer| Some(&answer.caller.name[..]) == most) else { return };
@@ -183,7 +186,8 @@ mod tests {
     use super::*;
 
     fn answer(caller: &str, id: usize, n_tokens: usize) -> Arc<KeptAnswer> {
-        let token = KeptToken { token: None, parametric: 1.0, sources: Vec::new(), documents: Vec::new() };
+        let token =
+            KeptToken { token: None, parametric: 1.0, sources: Vec::new(), capped: Vec::new(), documents: Vec::new() };
         Arc::new(KeptAnswer {
             id: id.to_string(),
             caller: Caller { name: caller.into(), ..Caller::local() },
@@ -207,6 +211,11 @@ mod tests {
             assert_eq!(kept.iter().filter(|a| a.caller.name == "quiet").count(), 2);
             assert_eq!(kept.back().map(|a| a.id.clone()), Some(i.to_string()), "the newest is kept");
         }
+        // One long answer is one answer.
+        let mut kept = VecDeque::from([answer("long", 0, 90)]);
+        kept.extend((1..11).map(|i| answer("many", i, 1)));
+        drop_old(&mut kept, &config);
+        assert!(kept.len() == 10 && kept[0].caller.name == "long" && kept[1].id == "2");
         drop_old(&mut kept, &AttributionConfig { kept_answers: 0, ..config });
         assert!(kept.is_empty());
     }

@@ -47,8 +47,12 @@ fn may_display(governor: &Governor) -> impl Fn(&SourceId) -> bool + use<> {
 }
 
 impl OptOuts {
-    pub(crate) fn new(governor: Arc<Governor>, limit: usize, registry: Arc<Registry>) -> Self {
-        Self { governor, places: Arc::new(Semaphore::new(limit)), limit, registry }
+    pub(crate) fn new(
+        governor: Arc<Governor>,
+        (places, limit): (Arc<Semaphore>, usize),
+        registry: Arc<Registry>,
+    ) -> Self {
+        Self { governor, places, limit, registry }
     }
 
     /// Takes a step, and begins to delete what it withdrew.

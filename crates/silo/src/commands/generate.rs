@@ -190,12 +190,13 @@ fn describe(text: &str, f: &v1::Finished, tokens: &[v1::Token]) -> Value {
     let sources: Vec<Value> = f
         .sources
         .iter()
-        .map(|s| json!({"source": s.source, "total": s.total, "owner": s.owner, "licence": s.licence, "tier": tier_name(s.tier), "n_capped": s.n_capped}))
+        .map(|s| json!({"source": s.source, "total": s.total, "owner": s.owner, "licence": s.licence, "tier": tier_name(s.tier)}))
         .collect();
     let usage = f.usage.unwrap_or_default();
     let provenance = f.provenance.clone().unwrap_or_default();
     let document =
         |d: &v1::DocumentShare| json!({"source": d.source, "shard": d.shard, "document": d.document, "share": d.share});
+    let left_out = |p: &v1::LeftOutPassage| json!({"source": p.source, "shard": p.shard, "document": p.document, "start": p.start, "log_probability": p.log_probability});
     let passage = |p: &v1::PassageTotal| {
         json!({
             "source": p.source, "shard": p.shard, "document": p.document, "start": p.start,
@@ -208,15 +209,21 @@ fn describe(text: &str, f: &v1::Finished, tokens: &[v1::Token]) -> Value {
         "epoch": provenance.epoch, "root": provenance.root, "model_hash": provenance.model_hash,
         "parametric_total": f.parametric_total, "sources": sources, "context_sources": f.context_sources,
         "response_id": f.response_id,
-        "passages": f.passages.iter().map(passage).collect::<Vec<_>>(),
+        "passages": f.passages.iter().map(passage).collect::<Vec<_>>(), "capped": capped(&f.capped),
         "notices": f.notices.iter().map(|n| json!({"source": n.source, "text": n.text})).collect::<Vec<_>>(),
         "documents": f.documents.iter().map(document).collect::<Vec<_>>(),
         "tokens": tokens.iter().map(|t| json!({
             "id": t.id, "text": t.text, "log_probability": t.log_probability,
             "shares": t.shares.iter().map(|s| json!({"source": s.source, "share": s.share})).collect::<Vec<_>>(),
-            "documents": t.documents.iter().map(document).collect::<Vec<_>>(),
+            "documents": t.documents.iter().map(document).collect::<Vec<_>>(), "capped_sources": t.capped_sources,
+            "left_out": t.left_out.iter().map(left_out).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })
+}
+
+/// Sources that a cap held, and for how many tokens.
+pub fn capped(sources: &[v1::CappedSource]) -> Value {
+    sources.iter().map(|c| json!({"source": c.source, "n_tokens": c.n_tokens})).collect()
 }
 
 fn print_end(f: &v1::Finished) {
@@ -236,9 +243,8 @@ fn print_end(f: &v1::Finished) {
             f.context_sources.join(", ")
         );
     }
-    let capped = f.sources.iter().filter(|s| s.n_capped > 0);
-    for source in capped {
-        eprintln!("[{} was held at the cap on its influence for {} tokens]", source.source, source.n_capped);
+    for one in &f.capped {
+        eprintln!("[{} was held at the cap on its influence for {} tokens]", one.source, one.n_tokens);
     }
     if !f.passages.is_empty() {
         eprintln!(

@@ -1,6 +1,7 @@
 //! `silo report`.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use silo_proto::v1;
 use time::format_description::well_known::Rfc3339;
 use time::{Date, OffsetDateTime};
 
-use crate::client::{Target, refused};
+use crate::client::{Connection, Target, refused};
 use crate::output;
 
 /// What a source gave to answers, day by day.
@@ -38,16 +39,16 @@ pub struct Report {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     /// Instead: have it signed, of hours that are over, and write the statement to this file.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["csv", "plot", "verify"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["csv", "plot", "verify", "hours"])]
     statement: Option<PathBuf>,
     /// Instead: verify such a statement, without a server.
-    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["source", "plot"])]
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["source", "plot", "csv", "from", "to"])]
     verify: Option<PathBuf>,
     /// The public keys of the one who issued it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "verify")]
     key: Option<PathBuf>,
     /// Statements about keys that took the place of these.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "verify")]
     rotations: Option<PathBuf>,
 }
 
@@ -77,11 +78,12 @@ impl Row {
     }
 
     fn add(&mut self, hour: &v1::SourceHour) {
-        self.n_responses += hour.n_responses;
-        self.n_tokens += hour.n_tokens;
+        let add = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
+        add(&mut self.n_responses, hour.n_responses);
+        add(&mut self.n_tokens, hour.n_tokens);
         self.share += hour.share;
-        self.n_passage_responses += hour.n_passage_responses;
-        self.n_verbatim_tokens += hour.n_verbatim_tokens;
+        add(&mut self.n_passage_responses, hour.n_passage_responses);
+        add(&mut self.n_verbatim_tokens, hour.n_verbatim_tokens);
     }
 
     fn json(&self) -> Value {
@@ -127,13 +129,39 @@ impl Report {
         let request = v1::GetSourceReportRequest { source: self.source.clone(), from_unix_ms, to_unix_ms };
         let connection = self.target.connect().await?;
         if let Some(path) = &self.statement {
-            let signed = connection.attribution().sign_source_report(request).await.map_err(refused)?.into_inner();
-            std::fs::write(path, signed.text).with_context(|| format!("cannot write {}", path.display()))?;
+            self.sign(&connection, request, path, as_json).await?;
             return connection.close().await;
         }
         let report = connection.attribution().get_source_report(request).await.map_err(refused)?.into_inner();
         self.show(&report, as_json)?;
         connection.close().await
+    }
+
+    /// Has a report signed. A file that cannot be written is found before, for a statement is an entry of the log.
+    async fn sign(
+        &self,
+        connection: &Connection,
+        request: v1::GetSourceReportRequest,
+        path: &Path,
+        as_json: bool,
+    ) -> Result<()> {
+        let failed = || format!("cannot write {}", path.display());
+        let mut file = std::fs::File::create_new(path).with_context(failed)?;
+        let signed = match connection.attribution().sign_source_report(request).await {
+            Ok(signed) => signed.into_inner(),
+            Err(status) => {
+                let _ = std::fs::remove_file(path); // it is empty, and of ours
+                return Err(refused(status));
+            }
+        };
+        file.write_all(signed.text.as_bytes()).with_context(failed)?;
+        let report = Statement::read(&signed.text)?.report;
+        let (from, to) = (output::time(report.from_unix_ms), output::time(report.to_unix_ms));
+        if as_json {
+            return output::json(&json!({"source": signed.source, "from": from, "to": to, "path": path}));
+        }
+        println!("{}: {}, from {from} to before {to}; later hours are not over", path.display(), signed.source);
+        Ok(())
     }
 
     /// Verifies a statement and prints it as the report that it is of.
@@ -148,13 +176,13 @@ impl Report {
         if as_json {
             return output::json(&verified);
         }
-        println!("The statement holds. It is signed by {}.", verified.signed_by);
+        println!("The statement holds. It is signed by {}.", output::plain(&verified.signed_by));
         println!(
             "Entry {} of the log {}, of {}, asked for by {}; from {} to before {}",
             verified.position,
-            verified.origin,
+            output::plain(&verified.origin),
             output::time(verified.logged_at_unix_ms),
-            verified.actor,
+            output::plain(&verified.actor),
             output::time(verified.report.from_unix_ms),
             output::time(verified.report.to_unix_ms)
         );

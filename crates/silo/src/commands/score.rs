@@ -7,6 +7,7 @@ use silo_proto::v1;
 
 use super::{RetrievalArguments, Text};
 use crate::client::{Target, refused};
+use crate::commands::generate::capped;
 use crate::output;
 
 /// Log-probability of a text, and its bits per byte.
@@ -48,7 +49,7 @@ impl Score {
         if as_json {
             output::json(&json!({
                 "log_probability": response.log_probability, "n_tokens": n_tokens, "n_bytes": response.n_bytes,
-                "bits_per_byte": bits_per_byte, "perplexity": perplexity,
+                "bits_per_byte": bits_per_byte, "perplexity": perplexity, "capped": capped(&response.capped),
                 "epoch": provenance.epoch, "root": provenance.root, "model_hash": provenance.model_hash,
             }))?;
         } else {
@@ -56,6 +57,9 @@ impl Score {
                 "{bits_per_byte:.4} bits per byte, perplexity {perplexity:.3} ({n_tokens} tokens, {} bytes)",
                 response.n_bytes
             );
+            for one in &response.capped {
+                println!("{} was held at the cap on its influence for {} tokens", one.source, one.n_tokens);
+            }
         }
         connection.close().await
     }

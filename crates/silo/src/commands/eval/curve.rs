@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 use silo_core::{Filter, KnnParameters, ShardId, SnapshotProvider, SourceId};
 use silo_engine::{Evidence, Mode};
-use silo_eval::{Gathered, Loss, View, tune, tune_shared};
+use silo_eval::{Gathered, Loss, View, store_parts, tune, tune_shared};
 
 use super::plot::{Line, Plot};
 use super::{Ground, Run, bits, markdown_table, publish};
@@ -39,7 +39,7 @@ pub fn store_size(run: &Run, as_json: bool) -> Result<()> {
     }
     let mut points = vec![alone(&ground)?];
     for (i, share) in shares.iter().enumerate() {
-        let view = seen(Filter { allow_shards: first_shards(&ground, i + 1), ..Filter::default() });
+        let view = seen(Filter { allow_shards: shards_of_share(&ground, i), ..Filter::default() });
         eprintln!("{:.1} % of the store", 100.0 * share);
         let validation: Vec<Gathered> = gather(&ground, &view, true)?;
         let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
@@ -64,12 +64,15 @@ pub fn removal(run: &Run, as_json: bool) -> Result<()> {
         let label = if n == 0 { "all sources".to_owned() } else { format!("without {}", sources[n - 1]) };
         eprintln!("{label}");
         let n_entries = entries(&ground, &view.filter);
-        points.push(point(&ground, label, n as f64, (&view, n_entries), Some(shared.parameters))?);
+        // As a server does: what was tuned on a source that is gone does not hold.
+        let parameters = if n == 0 { shared.parameters } else { ground.config.engine.knn };
+        points.push(point(&ground, label, n as f64, (&view, n_entries), Some(parameters))?);
     }
     let last = alone(&ground)?;
     points.push(Point { label: format!("without {}", sources[sources.len() - 1]), x: sources.len() as f64, ..last });
-    let what = "Bits per byte on test text of kNN over the whole store while one source after the other is withdrawn, and stays withdrawn. One choice of k, \
-                weight and temperature, tuned with all sources there. The last row is the model alone.";
+    let what = "Bits per byte on test text of kNN over the whole store while one source after the other is withdrawn, and stays withdrawn. With all there, k, \
+                weight and temperature are those tuned on the validation text of all; after the first withdrawal the neutral ones of the configuration, as \
+                on a server. The last row is the model alone.";
     let plot =
         Plot { title: "Withdrawals", axes: ["sources that were withdrawn", "bits per byte"], logarithmic: false };
     finish(&ground, run, as_json, ("removal-curve", "Withdrawals", what), &plot, &points)
@@ -79,13 +82,16 @@ fn seen(filter: Filter) -> View {
     View { filter, mode: Mode::Knn, context: None }
 }
 
-/// The first shards of each domain, so many of each.
-fn first_shards(ground: &Ground, n: usize) -> Vec<ShardId> {
+/// The shards that belong to a share of the store, of each domain.
+fn shards_of_share(ground: &Ground, share: usize) -> Vec<ShardId> {
     let snapshot = ground.store.snapshot();
-    let of = |source: &SourceId| {
-        snapshot.shards.iter().filter(|s| s.source.id == *source).map(|s| s.id).take(n).collect::<Vec<_>>()
-    };
-    ground.domains.iter().flat_map(|d| of(&d.source)).collect()
+    let mut out = Vec::new();
+    for domain in &ground.domains {
+        let parts = store_parts(&domain.stored, &ground.config.eval.store_shares);
+        let shards = snapshot.shards.iter().filter(|s| s.source.id == domain.source);
+        out.extend(shards.zip(parts).filter(|(_, part)| part.share <= share).map(|(shard, _)| shard.id));
+    }
+    out
 }
 
 fn entries(ground: &Ground, filter: &Filter) -> u64 {

@@ -146,12 +146,19 @@ fn compared(results: &[DomainResult], references: &[Reference], closed: &[Closed
     }
     out += "\n## Gap closed\n\n(LM − x) / (LM − reference): of mean perplexities, as the paper; of each domain's, at most 1, averaged; of mean \
             log-perplexities. Beaten: domains in which x is better than the reference.\n\n\
-            | reference | x | of mean perplexity | per domain, capped | of log-perplexity | beaten |\n| --- | --- | --- | --- | --- | --- |\n";
+            | reference | x | of mean perplexity | per domain, capped | of log-perplexity | domains without a gap | beaten |\n\
+            | --- | --- | --- | --- | --- | --- | --- |\n";
     for Closed { reference, setting, gap } in closed {
-        let share = |part: f64| format!("{:.0} %", 100.0 * part);
+        let share = |part: Option<f64>| part.map_or("no gap".to_owned(), |part| format!("{:.0} %", 100.0 * part));
         let (mean, capped, log) = (share(gap.mean_perplexity), share(gap.capped), share(gap.log_perplexity));
         let beaten = format!("{} of {}", gap.n_beaten, gap.n_domains);
-        put(&mut out, format_args!("| {reference} | {setting} | {mean} | {capped} | {log} | {beaten} |\n"));
+        put(
+            &mut out,
+            format_args!(
+                "| {reference} | {setting} | {mean} | {capped} | {log} | {} | {beaten} |\n",
+                gap.n_without_a_gap
+            ),
+        );
     }
     out
 }

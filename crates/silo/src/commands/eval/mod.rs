@@ -17,7 +17,9 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use silo_core::{Calibration, ContentHash, Document, LanguageModel, LicencePolicy, SnapshotProvider, Tokenizer};
+use silo_core::{
+    Calibration, ContentHash, Document, LanguageModel, LicencePolicy, ShardView, SnapshotProvider, Tokenizer,
+};
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
 use silo_eval::{Domain, EvidenceCache, Gatherer, Loss, store_parts, tune_shared};
@@ -158,8 +160,14 @@ impl Ground {
         }
         let engine = Engine::start(config.engine.clone(), None, model.clone(), tokenizer.clone(), store.clone())
             .context("cannot start the engine")?;
+        let snapshot = store.snapshot();
+        let shard = |view: &ShardView| {
+            json!([view.id, view.source.id, view.n_documents, view.n_entries, view.source.permissions])
+        };
+        let shards: Vec<Value> = snapshot.shards.iter().map(shard).collect();
         let made_from = json!({
-            "model": model.card().hash, "recipe": store.recipe().hash(), "root": store.snapshot().root.to_string(),
+            "silo": env!("CARGO_PKG_VERSION"), "model": model.card().hash, "recipe": store.recipe().hash(), "root": snapshot.root.to_string(),
+            "shards": shards, "store_shares": config.eval.store_shares,
         });
         let cache = config.eval.cache.as_deref().map(|folder| EvidenceCache::new(folder, made_from)).transpose()?;
         Ok(Self { config, model, tokenizer, store, engine, domains, cache, commit })
@@ -204,7 +212,7 @@ fn check_store(config: &EvalConfig, store: &Store, domains: &[Domain]) -> Result
         for (i, view) in shards.enumerate() {
             let mut found: Vec<ContentHash> = store.documents(view.id)?.iter().map(|d| d.hash).collect();
             found.sort_unstable();
-            if parts.get(i).is_none_or(|part| found != hashes(part)) {
+            if parts.get(i).is_none_or(|part| found != hashes(part.documents)) {
                 bail!(
                     "the store at {root} holds other text of '{source}' than the corpus, eval.sizes and eval.store_shares now give; \
                      {advice}"
@@ -233,9 +241,9 @@ fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &D
             .with_context(|| format!("{} has no '{}'", config.eval.declarations.display(), domain.source))?;
         store.by("eval").create_source(&declaration.source(&LicencePolicy::default()))?;
     }
-    for (i, documents) in parts.iter().enumerate().skip(there) {
+    for (i, part) in parts.iter().enumerate().skip(there) {
         eprintln!("adding shard {} of {} of {}", i + 1, parts.len(), domain.source);
-        let new = NewShard { source: &domain.source, documents };
+        let new = NewShard { source: &domain.source, documents: part.documents };
         store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
     }
     Ok(())
