@@ -14,6 +14,8 @@ mod forgery;
 mod governed;
 /// No long run of a source that may not be reproduced leaves the service.
 mod guard;
+/// How much a source may weigh, and what a passage does.
+mod influence;
 /// After an opt-out no call of any service says anything of it.
 mod leaks;
 /// Licences of all dependencies.
