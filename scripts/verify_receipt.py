@@ -15,7 +15,7 @@ def refuse(what):
 def load(text):
     return json.loads(text, parse_constant=refuse)
 
-def number(n, least=-2**63, most=2**63 - 1):  # of 64 bits, and written without a fraction
+def is_number(n, least=-2**63, most=2**63 - 1):  # of 64 bits, and written without a fraction
     return type(n) is int and least <= n <= most
 
 def sha(*parts):
@@ -128,7 +128,7 @@ def verify(text, keys):
         found = load(logged["entry"])
         known = list(logged) == ["position", "entry", "proof"] and " ".join(found["change"]) == CHANGES[kind]
         ensure(known and found["change"]["kind"] == kind, f"an entry is no '{kind}'")
-        known = list(found) == ["at_unix_ms", "actor", "change"] and type(found["actor"]) is str and number(found["at_unix_ms"])
+        known = list(found) == ["at_unix_ms", "actor", "change"] and type(found["actor"]) is str and is_number(found["at_unix_ms"])
         same = json.dumps(found, separators=(",", ":"), ensure_ascii=False) == logged["entry"]
         ensure(known and same, "an entry is not written as entries are")
         check_included(logged["entry"], logged["position"], size, logged["proof"], tree)
@@ -161,10 +161,10 @@ def check_statement(statement, logged, at, signer):
     report, (position, stated, change) = statement["report"], logged
     of, hours = (report["from_unix_ms"], report["to_unix_ms"]), report["hours"]
     known = " ".join(report) == REPORT and type(hours) is list and all(" ".join(hour) == HOUR for hour in hours)
-    ensure(known and all(map(number, (*of, statement["issued_at_unix_ms"]))), "a report is none")
+    ensure(known and all(map(is_number, (*of, statement["issued_at_unix_ms"]))), "a report is none")
     starts = [hour["start_unix_ms"] for hour in hours]
     counts = [n for hour in hours for n in list(hour.values())[1:]]
-    ensure(all(map(number, starts)) and all(number(n, 0, 2**64 - 1) for n in counts), "a number is none")
+    ensure(all(map(is_number, starts)) and all(is_number(n, 0, 2**64 - 1) for n in counts), "a number is none")
     name = report["source"]  # as sources are named
     ensure(type(name) is str and re.fullmatch(SOURCE, name) and type(statement["store"]) is str, "a name is none")
     compact = json.dumps(report, separators=(",", ":"), ensure_ascii=False).encode()
