@@ -3,6 +3,8 @@
 //! `cargo run --release -p silo-tests --example attribution -- shares STORE RESPONSES`, over a copy of a store of the default model and
 //! `indexes/ivf.toml`: its sources are suspended one after the other.
 //!
+//! `… -- cost STORE RESPONSES`: what credit costs.
+//!
 //! `zstdcat work/corpus/*.jsonl.zst | … -- sums STORE TOKENS`: shares in so many tokens of texts, over such a store, half of them with a cap.
 //!
 //! `zstdcat work/corpus/*.jsonl.zst | cargo run --release -p silo-tests --example attribution -- text FOLDER [MAX_MEGABYTES …]`: stores of so much
@@ -52,6 +54,9 @@ fn main() {
         [what, store, responses] if what == "shares" => {
             Shares::new(Path::new(store), responses.parse().expect("a number of responses")).measure()
         }
+        [what, store, responses] if what == "cost" => {
+            Shares::new(Path::new(store), responses.parse().expect("a number of responses")).cost()
+        }
         [what, store, tokens] if what == "sums" => {
             Shares::new(Path::new(store), 1).many_sums(tokens.parse().expect("a number of tokens"))
         }
@@ -59,9 +64,24 @@ fn main() {
             let sizes: Vec<usize> = megabytes.iter().map(|m| m.parse().expect("megabytes")).collect();
             text(Path::new(folder), &sizes)
         }
-        _ => panic!("`shares STORE RESPONSES`, `sums STORE TOKENS` or `text FOLDER MEGABYTES …`"),
+        _ => {
+            panic!("`shares STORE RESPONSES`, `cost STORE RESPONSES`, `sums STORE TOKENS` or `text FOLDER MEGABYTES …`")
+        }
     };
     println!("{figures}");
+}
+
+/// Of this process, on all threads.
+fn micros_per_token(work: impl FnOnce() -> usize) -> f64 {
+    // Clock ticks of a hundredth of a second, in user and kernel mode.
+    let ticks = || -> f64 {
+        let stat = std::fs::read_to_string("/proc/self/stat").expect("the system's account of this process");
+        let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+        fields[11].parse::<f64>().expect("a number") + fields[12].parse::<f64>().expect("a number")
+    };
+    let before = ticks();
+    let n = work();
+    (ticks() - before) * 1e4 / n as f64
 }
 
 fn quantiles(mut of: Vec<f64>) -> Value {
@@ -110,9 +130,8 @@ impl Shares {
         Self { engine, store, prompts }
     }
 
-    /// Tokens per second, and what was made.
-    fn generate(&self, depth: Depth, prompts: &[Vec<TokenId>]) -> (f64, Vec<Made>) {
-        let (start, mut out, mut n) = (Instant::now(), Vec::new(), 0);
+    fn generate(&self, depth: Depth, prompts: &[Vec<TokenId>]) -> Vec<Made> {
+        let mut out = Vec::new();
         for (batch, prompts) in prompts.chunks(AT_ONCE).enumerate() {
             let begin = |(i, prompt): (usize, &Vec<TokenId>)| {
                 let mut request = GenerateRequest::new(prompt.clone(), NEW_TOKENS);
@@ -126,42 +145,18 @@ impl Shares {
                 while let Some(Event::Token(token, _)) = generation.blocking_next() {
                     tokens.push(token.token);
                     credit.push(token.credit);
-                    n += 1;
                 }
                 out.push(Made { tokens, n_prompt: prompt.len(), credit });
             }
         }
-        (f64::from(n) / start.elapsed().as_secs_f64(), out)
+        out
     }
 
     fn measure(&self) -> Value {
-        let (_, made) = self.generate(Depth::Neighbors, &self.prompts);
+        let made = self.generate(Depth::Neighbors, &self.prompts);
         json!({"seed": SEED, "entries": self.store.snapshot().shards.iter().map(|s| s.n_entries).sum::<u64>(),
-            "sums": sums(made.iter().flat_map(|made| &made.credit)), "speed": self.speed(), "scoring_speed": self.scoring_speed(&made),
+            "sums": sums(made.iter().flat_map(|made| &made.credit)),
             "withdrawn": self.withdrawn(&made)})
-    }
-
-    /// Tokens per second of scoring, where a token costs less than in decoding, with no credit at all and with each kind.
-    fn scoring_speed(&self, made: &[Made]) -> Value {
-        let kinds = [
-            ("none", None),
-            ("sources", Some(Depth::Sources)),
-            ("documents", Some(Depth::Documents)),
-            ("neighbours", Some(Depth::Neighbors)),
-        ];
-        let mut speeds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for _ in 0..ROUNDS {
-            for (name, depth) in kinds {
-                let (start, mut n) = (Instant::now(), 0);
-                for made in made.iter().take(3 * AT_ONCE) {
-                    let mut request = ScoreRequest::new(made.tokens.clone(), knn());
-                    request.depth = depth;
-                    n += self.engine.score(&request, &AtomicBool::new(false)).expect("a score").tokens.len();
-                }
-                speeds.entry(name).or_default().push(n as f64 / start.elapsed().as_secs_f64());
-            }
-        }
-        json!(speeds)
     }
 
     /// Sums of shares in the tokens of the store's own texts, and with a cap on sources.
@@ -193,17 +188,34 @@ impl Shares {
         json!({"seed": SEED, "entries": entries, "without_a_cap": parts[0].json(), "cap": CAP, "with_it": parts[1].json()})
     }
 
-    /// Credit to sources is what every answer has. In turns, so that other work on the machine hits all alike.
-    fn speed(&self) -> Value {
-        let kinds = [("sources", Depth::Sources), ("documents", Depth::Documents), ("neighbours", Depth::Neighbors)];
-        let mut speeds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        let prompts = &self.prompts[..self.prompts.len().min(3 * AT_ONCE)];
+    /// What credit costs: processor time per token, which other work on the machine changes less than speed. In scoring, where a token costs less
+    /// than in decoding, beside none at all; in decoding, where every answer is credited to sources, for the notices and the ledger. In turns.
+    fn cost(&self) -> Value {
+        let made = self.generate(Depth::Sources, &self.prompts);
+        let kinds = [
+            ("none", None),
+            ("sources", Some(Depth::Sources)),
+            ("documents", Some(Depth::Documents)),
+            ("neighbours", Some(Depth::Neighbors)),
+        ];
+        let (mut scoring, mut decoding) = (BTreeMap::<&str, Vec<f64>>::new(), BTreeMap::<&str, Vec<f64>>::new());
         for _ in 0..ROUNDS {
             for (name, depth) in kinds {
-                speeds.entry(name).or_default().push(self.generate(depth, prompts).0);
+                let each = |made: &Made| {
+                    let mut request = ScoreRequest::new(made.tokens.clone(), knn());
+                    request.depth = depth;
+                    self.engine.score(&request, &AtomicBool::new(false)).expect("a score").tokens.len()
+                };
+                let micros = micros_per_token(|| made.iter().map(each).sum());
+                scoring.entry(name).or_default().push(micros);
+                let Some(depth) = depth else { continue };
+                let n_new = |made: &Made| made.tokens.len() - made.n_prompt;
+                let micros = micros_per_token(|| self.generate(depth, &self.prompts).iter().map(n_new).sum());
+                decoding.entry(name).or_default().push(micros);
             }
         }
-        json!(speeds)
+        let entries: u64 = self.store.snapshot().shards.iter().map(|s| s.n_entries).sum();
+        json!({"seed": SEED, "entries": entries, "processor_microseconds_per_token": {"scoring": scoring, "decoding": decoding}})
     }
 
     /// Each source in turn is compared away and taken away: the same, to the last bit?
