@@ -93,8 +93,7 @@ def find(part, key):  # its value; None if it is absent; hidden parts refuse
 def check_absence(absence, expected, root):
     documents = [unhex(document) for document in absence["documents"]]
     own = {"source": absence["source"], "n_documents": len(documents), "digest": sha(*documents).hex()}
-    known = " ".join(absence) == "source documents in_store in_source"
-    ensure(known and documents == sorted(set(documents)) and own == expected, "the documents are not those of the log")
+    ensure(documents == sorted(set(documents)) and own == expected, "the documents are not those of the log")
     if root == sha():
         return ensure(not absence["in_store"] and not absence["in_source"], "a proof about an empty store")
     found, store = read_trie(absence["in_store"])
@@ -106,31 +105,63 @@ def check_absence(absence, expected, root):
     ensure(found == source, "a proof is of another source")
     ensure(all(find(trie, document) is None for document in documents), "a document is in the store")
 
-RECEIPT = "store issued_at_unix_ms removal in_force purged absence backups models checkpoint"
-CHANGES = {"remove": "kind removal selector documents root_before state", "purge": "kind removals",
-           "in-force": "kind removal durable_at_unix_ms effective_at_unix_ms",
-           "statement": "kind source from_unix_ms to_unix_ms report"}
-SOURCE = "[a-z0-9][a-z0-9._-]{0,62}"
-STATEMENT, REPORT = "store issued_at_unix_ms report logged checkpoint", "source from_unix_ms to_unix_ms hours"
-HOUR = "start_unix_ms n_responses n_tokens share_millionths n_passage_responses n_verbatim_tokens"
+# Forms: of a leaf what it must be, of a list the form of its parts, of an object the forms of its fields in their order.
+def string(value):
+    return type(value) is str
+
+def u64(value):
+    return is_number(value, 0, 2**64 - 1)
+
+def hashed(value):
+    return string(value) and re.fullmatch("[0-9a-f]{64}", value)
+
+def name(value):  # of a source
+    return string(value) and re.fullmatch("[a-z0-9][a-z0-9._-]{0,62}", value)
+
+def formed(value, form):
+    if callable(form):
+        return form(value)
+    if type(form) is list:
+        return type(value) is list and all(formed(part, form[0]) for part in value)
+    return type(value) is dict and list(value) == list(form) and all(formed(value[key], form[key]) for key in form)
+
+def optional(form):
+    return lambda value: value is None or formed(value, form)
+
+STATE = {"epoch": u64, "root": hashed, "model": hashed, "recipe": hashed}
+CHANGES = {
+    "remove": {"kind": string, "removal": u64, "selector": string,
+               "documents": [{"source": name, "n_documents": u64, "digest": hashed}], "root_before": hashed, "state": STATE},
+    "in-force": {"kind": string, "removal": u64, "durable_at_unix_ms": is_number, "effective_at_unix_ms": is_number},
+    "purge": {"kind": string, "removals": [u64]},
+    "statement": {"kind": string, "source": name, "from_unix_ms": is_number, "to_unix_ms": is_number, "report": hashed}}
+LOGGED = {"position": u64, "entry": string, "proof": [hashed]}
+ABSENCE = {"source": name, "documents": [hashed], "in_store": [string], "in_source": [string]}
+MODEL = {"model": string, "hash": hashed, "sources": optional([name])}
+RECEIPT = {"store": string, "issued_at_unix_ms": is_number, "removal": LOGGED, "in_force": LOGGED, "purged": optional(LOGGED),
+           "absence": [ABSENCE], "backups": [string], "models": [MODEL], "checkpoint": string}
+HOUR = {"start_unix_ms": is_number, "n_responses": u64, "n_tokens": u64, "share_millionths": u64, "n_passage_responses": u64,
+        "n_verbatim_tokens": u64}
+REPORT = {"source": name, "from_unix_ms": is_number, "to_unix_ms": is_number, "hours": [HOUR]}
+STATEMENT = {"store": string, "issued_at_unix_ms": is_number, "report": REPORT, "logged": LOGGED, "checkpoint": string}
 
 def verify(text, keys):
     title, _, body = open_note(text, keys)[0].partition("\n")
     known = {"silo receipt v1": RECEIPT, "silo statement v1": STATEMENT}
     receipt = load(body) if title in known else {}
     same = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n" == body
-    ensure(" ".join(receipt) == known.get(title) and same, "it is not written as receipts and statements are")
+    ensure(title in known and formed(receipt, known[title]) and same, "it is not written as receipts and statements are")
     note, signer = open_note(receipt["checkpoint"], keys)
     number = "(0|[1-9][0-9]*)"
-    words = re.fullmatch(f"[^\n\r]+\n{number}\n(.+)\nsilo epoch {number} root ([0-9a-f]{{64}}) at {number}\n", note)
+    words = re.fullmatch(f"[^\x00-\x1f\x7f-\x9f]+\n{number}\n(.+)\nsilo epoch {number} root ([0-9a-f]{{64}}) at {number}\n", note)
     size, tree, epoch, root, at = int(words[1]), decode(words[2]), int(words[3]), unhex(words[4]), int(words[5])
+    ensure(u64(size) and u64(epoch) and is_number(at) and len(tree) == 32, "a number of the checkpoint is none")
     def entry(logged, kind):
         found = load(logged["entry"])
-        known = list(logged) == ["position", "entry", "proof"] and " ".join(found["change"]) == CHANGES[kind]
-        ensure(known and found["change"]["kind"] == kind, f"an entry is no '{kind}'")
-        known = list(found) == ["at_unix_ms", "actor", "change"] and type(found["actor"]) is str and is_number(found["at_unix_ms"])
+        form = {"at_unix_ms": is_number, "actor": string, "change": CHANGES[kind]}
+        ensure(formed(found, form) and found["change"]["kind"] == kind, f"an entry is no '{kind}'")
         same = json.dumps(found, separators=(",", ":"), ensure_ascii=False) == logged["entry"]
-        ensure(known and same, "an entry is not written as entries are")
+        ensure(same, "an entry is not written as entries are")
         check_included(logged["entry"], logged["position"], size, logged["proof"], tree)
         return logged["position"], found["at_unix_ms"], found["change"]
     if title == "silo statement v1":
@@ -143,16 +174,13 @@ def verify(text, keys):
     ensure(receipt["purged"] is None or of_it, "its third entry is not its purge")
     after, issued = change["state"], receipt["issued_at_unix_ms"]
     ensure((epoch, root) == (after["epoch"], unhex(after["root"])) or epoch > after["epoch"], "the checkpoint is too old")
-    ordered = type(issued) is int and asked <= at <= issued
+    ordered = asked <= at <= issued
     ensure(ordered and moments["durable_at_unix_ms"] <= moments["effective_at_unix_ms"], "its moments are not in order")
     ensure(len(receipt["absence"]) == len(change["documents"]), "its sources are not those of the log")
     for absence, expected in zip(receipt["absence"], change["documents"]):
         check_absence(absence, expected, root)
-    models, backups = receipt["models"], receipt["backups"]
-    said = [receipt["store"], *backups, *(text for m in models for text in (m["model"], *(m["sources"] or [])))]
-    lists = [models, backups, *(model["sources"] or [] for model in models)]  # what the signer says must be well formed
-    known = all(" ".join(model) == "model hash sources" and unhex(model["hash"]) for model in models)
-    ensure(known and {*map(type, said)} == {str} and {*map(type, lists)} == {list}, "a statement is none")
+    named = {part["source"] for part in change["documents"]}
+    ensure(all(named.issuperset(model["sources"] or []) for model in receipt["models"]), "it names a source that it is not about")
     what = ", ".join(f"{part['n_documents']} documents of {part['source']}" for part in change["documents"])
     what += f"; in force since {moments['effective_at_unix_ms']}, in no file since {purged}"
     return f"holds: {what}, absent at epoch {epoch} ({signer})"
@@ -160,13 +188,7 @@ def verify(text, keys):
 def check_statement(statement, logged, at, signer):
     report, (position, stated, change) = statement["report"], logged
     of, hours = (report["from_unix_ms"], report["to_unix_ms"]), report["hours"]
-    known = " ".join(report) == REPORT and type(hours) is list and all(" ".join(hour) == HOUR for hour in hours)
-    ensure(known and all(map(is_number, (*of, statement["issued_at_unix_ms"]))), "a report is none")
     starts = [hour["start_unix_ms"] for hour in hours]
-    counts = [n for hour in hours for n in list(hour.values())[1:]]
-    ensure(all(map(is_number, starts)) and all(is_number(n, 0, 2**64 - 1) for n in counts), "a number is none")
-    name = report["source"]  # as sources are named
-    ensure(type(name) is str and re.fullmatch(SOURCE, name) and type(statement["store"]) is str, "a name is none")
     compact = json.dumps(report, separators=(",", ":"), ensure_ascii=False).encode()
     same = change["report"] == sha(compact).hex() and change["source"] == report["source"]
     ensure(same and of == (change["from_unix_ms"], change["to_unix_ms"]), "the log has another report")

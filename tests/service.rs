@@ -23,9 +23,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Bytes of a stream that the transport takes before they are read: a few messages.
-const STREAM_WINDOW: u32 = 4096;
-
 pub(crate) struct Service {
     pub(crate) generation: GenerationServiceClient<Channel>,
     pub(crate) datastore: DatastoreServiceClient<Channel>,
@@ -111,9 +108,8 @@ async fn serve(root: TempDir, (engine, governor): (Arc<Engine>, Arc<Governor>)) 
     let address = format!("http://{}", server.address().unwrap());
     let (stop, stopped) = oneshot::channel::<()>();
     let served = tokio::spawn(server.serve(async { drop(stopped.await) }));
-    // The transport takes little: what is not read stays with the server.
-    let endpoint = Channel::from_shared(address).unwrap().initial_stream_window_size(STREAM_WINDOW);
-    let channel = endpoint.connect().await.unwrap();
+    // The transport takes a few messages of a stream: what is not read stays with the server.
+    let channel = Channel::from_shared(address).unwrap().initial_stream_window_size(4096).connect().await.unwrap();
     Service {
         generation: GenerationServiceClient::new(channel.clone()),
         datastore: DatastoreServiceClient::new(channel.clone()),

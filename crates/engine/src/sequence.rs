@@ -208,7 +208,9 @@ impl Sequence {
         }
         let pinned = Pinned::new(&*shared.store, &self.request.retrieval, defaults);
         let asks_the_same = pinned.asks_the_same(&self.pinned);
-        (self.pinned, self.repinned) = (pinned, true);
+        // Before its first token it was made from nothing.
+        self.repinned |= self.usage.new_tokens > 0;
+        self.pinned = pinned;
         let renewed = if mode.context() { self.lay_out(shared) } else { Ok(()) };
         match renewed {
             Ok(()) => Liveness::Repinned { asks_the_same },

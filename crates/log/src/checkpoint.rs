@@ -51,6 +51,9 @@ impl Checkpoint {
         let wrong = || LogError::Checkpoint(text.lines().next().unwrap_or_default().to_owned());
         let lines: Vec<&str> = text.lines().collect();
         let [origin, size, tree, own] = *lines else { return Err(wrong()) };
+        if origin.is_empty() || origin.chars().any(char::is_control) {
+            return Err(wrong());
+        }
         let words: Vec<&str> = own.split(' ').collect();
         let ["silo", "epoch", epoch, "root", root, "at", at] = *words else { return Err(wrong()) };
         let tree = STANDARD.decode(tree).ok().and_then(|bytes| bytes.try_into().ok());

@@ -15,12 +15,11 @@ use silo_proto::v1::attribution_service_server::AttributionService;
 use silo_proto::v1::compare_without_request::Compared as Ask;
 use silo_proto::v1::compare_without_response::Compared;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::access::caller;
 use crate::datastore::blocking;
 use crate::generation::{CancelOnDrop, Generations, deadline};
-use crate::running::Running;
 use crate::status::BadField;
 use crate::{from_proto, status, to_proto};
 
@@ -205,20 +204,21 @@ impl Attributions {
         (deadline, caller): (Option<std::time::Instant>, Caller),
         without: Vec<SourceId>,
     ) -> Result<v1::ComparedGeneration, Status> {
+        if message.leave_one_passage_out {
+            return Err(bad("leave_one_passage_out", "sources are compared here, not passages; ask Generate for that"));
+        }
         message.sampling.get_or_insert_default().seed.get_or_insert_with(rand::random);
         for _ in 0..COMPARISONS {
             let one = |without| self.generations.admit(message.clone(), deadline, caller.clone(), Some(without));
             // What was withdrawn in their midst is a change like another.
-            let (Some(with), Some(other)) =
-                (self.uncut(one(Vec::new()).await?).await?, self.uncut(one(without.clone()).await?).await?)
-            else {
-                continue;
-            };
+            let Some(with) = uncut(self.generations.whole(one(Vec::new()).await?).await)? else { continue };
+            let Some(other) = uncut(self.generations.whole(one(without.clone()).await?).await)? else { continue };
             let epoch = |of: &v1::GenerateResponse| {
                 of.finished.as_ref().and_then(|f| f.provenance.as_ref()).map(|provenance| provenance.epoch)
             };
             let score = self.score_of(&message, &with)?;
-            let score = self.compare_score(score, (deadline, caller.clone()), without.clone()).await?;
+            let score = self.compare_score(score, (deadline, caller.clone()), without.clone()).await;
+            let Some(score) = uncut(score)? else { continue };
             let scored = score.provenance.as_ref().map(|provenance| provenance.epoch);
             // Of one state of the store, or what differs may be something else's doing.
             if epoch(&with) == epoch(&other) && epoch(&with) == scored {
@@ -226,14 +226,6 @@ impl Attributions {
             }
         }
         Err(status::govern(&GovernError::Changing { tries: COMPARISONS }))
-    }
-
-    /// The whole answer; `None`, if something that it was made from was withdrawn meanwhile.
-    async fn uncut(&self, running: Running) -> Result<Option<v1::GenerateResponse>, Status> {
-        match self.generations.whole(running).await {
-            Err(status) if status.code() == tonic::Code::Aborted => Ok(None),
-            other => other.map(Some),
-        }
     }
 
     /// A prompt and what was made of it, to be scored.
@@ -248,6 +240,14 @@ impl Attributions {
         ids.extend(made.tokens.iter().map(|token| token.id));
         let input = Some(v1::score_request::Input::Tokens(v1::TokenIds { ids }));
         Ok(v1::ScoreRequest { input, retrieval: message.retrieval.clone(), ..v1::ScoreRequest::default() })
+    }
+}
+
+/// `None`, if something that an answer was made from was withdrawn meanwhile.
+fn uncut<T>(answer: Result<T, Status>) -> Result<Option<T>, Status> {
+    match answer {
+        Err(status) if status.code() == Code::Aborted => Ok(None),
+        other => other.map(Some),
     }
 }
 

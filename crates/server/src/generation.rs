@@ -117,6 +117,8 @@ impl Generations {
     /// The whole answer. Nothing is given of one that was made from something that was withdrawn before its end.
     pub(crate) async fn whole(&self, mut running: Running) -> Result<v1::GenerateResponse, Status> {
         let mut response = v1::GenerateResponse::default();
+        // Nobody has anything of it before its end.
+        let counts = running.counts_not();
         loop {
             match self.next(&mut running).await? {
                 v1::generate_chunk::Message::Token(token) => {
@@ -125,9 +127,9 @@ impl Generations {
                 }
                 v1::generate_chunk::Message::Finished(finished) => {
                     if running.rests_on_what_went() {
-                        running.is_not_given();
                         return Err(status::engine(&EngineError::SourceRemoved));
                     }
+                    running.counts(counts);
                     response.text += &finished.text;
                     response.finished = Some(*finished);
                     return Ok(response);

@@ -65,9 +65,14 @@ impl Running {
         self.cut
     }
 
-    /// It is not handed out, and nobody is credited with it.
-    pub(crate) fn is_not_given(&mut self) {
-        self.counts = false;
+    /// Nobody is credited with it from now on. Gives whether somebody was.
+    pub(crate) fn counts_not(&mut self) -> bool {
+        std::mem::replace(&mut self.counts, false)
+    }
+
+    /// Whether sources are credited with it.
+    pub(crate) fn counts(&mut self, counts: bool) {
+        self.counts = counts;
     }
 
     fn token(&mut self, token: &TokenEvent) {

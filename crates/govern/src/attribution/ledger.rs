@@ -107,6 +107,11 @@ impl Ledger {
     /// A ledger of a store that was changed last at this time, in milliseconds since 1970: statements about hours before are among its changes.
     pub(crate) fn since(last_change_at_unix_ms: i64) -> Self {
         let open_from = last_change_at_unix_ms.div_euclid(HOUR_MS);
+        if open_from > this_hour() {
+            tracing::warn!(
+                "the store was changed last in an hour that is to come: what sources give until then counts for that hour"
+            );
+        }
         Self { noted: Mutex::new(Noted { open_from, ..Noted::default() }), writing: Mutex::default() }
     }
 
@@ -228,6 +233,10 @@ impl Governor {
         source: &SourceId,
         hours: Range<i64>,
     ) -> Result<String, GovernError> {
+        if !caller.sees(source) {
+            return Err(silo_store::StoreError::UnknownSource(source.clone()).into());
+        }
+        self.store().source(source)?;
         self.check_notary()?;
         let hours = hours.start..hours.end.min(this_hour());
         if hours.is_empty() {
@@ -242,12 +251,12 @@ impl Governor {
             if *noted.statements(source) >= limit {
                 return Err(GovernError::TooManyStatements { limit });
             }
+            // It may be entered in the log and fail afterwards: it counts from here on.
+            *noted.statements(source) += 1;
             noted.open_from = noted.open_from.max(hours.end);
         }
         let report = self.source_report(caller, source, hours)?;
-        let text = self.state(&caller.name, ledger_report(report))?;
-        *self.ledger.noted().statements(source) += 1;
-        Ok(text)
+        self.state(&caller.name, ledger_report(report))
     }
 }
 

@@ -45,10 +45,10 @@ pub struct Report {
     #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["source", "plot", "csv", "from", "to"])]
     verify: Option<PathBuf>,
     /// The public keys of the one who issued it.
-    #[arg(long, value_name = "FILE", requires = "verify")]
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
     key: Option<PathBuf>,
     /// Statements about keys that took the place of these.
-    #[arg(long, value_name = "FILE", requires = "verify")]
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
     rotations: Option<PathBuf>,
 }
 
@@ -146,21 +146,21 @@ impl Report {
         as_json: bool,
     ) -> Result<()> {
         let failed = || format!("cannot write {}", path.display());
-        let mut file = std::fs::File::create_new(path).with_context(failed)?;
-        let signed = match connection.attribution().sign_source_report(request).await {
-            Ok(signed) => signed.into_inner(),
-            Err(status) => {
-                let _ = std::fs::remove_file(path); // it is empty, and of ours
-                return Err(refused(status));
-            }
-        };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+        let until = request.to_unix_ms;
+        let signed = connection.attribution().sign_source_report(request).await.map_err(refused)?.into_inner();
         file.write_all(signed.text.as_bytes()).with_context(failed)?;
+        file.persist(path).with_context(failed)?;
         let report = Statement::read(&signed.text)?.report;
         let (from, to) = (output::time(report.from_unix_ms), output::time(report.to_unix_ms));
         if as_json {
+            let path = path.display().to_string();
             return output::json(&json!({"source": signed.source, "from": from, "to": to, "path": path}));
         }
-        println!("{}: {}, from {from} to before {to}; later hours are not over", path.display(), signed.source);
+        let cut = until.is_none_or(|until| until > report.to_unix_ms);
+        let rest = if cut { "; later hours are not over" } else { "" };
+        println!("{}: {}, from {from} to before {to}{rest}", path.display(), signed.source);
         Ok(())
     }
 
