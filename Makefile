@@ -18,6 +18,7 @@ test: setup
 	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
 	$(CARGO) test --release --workspace --quiet
 	./scripts/readme_commands.sh
+	./scripts/eval_tiny.sh
 
 fmt:
 	$(CARGO) fmt --all

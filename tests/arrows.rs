@@ -9,7 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("silo-core", &[]),
     ("silo-corpus", &["silo-core"]),
     ("silo-engine", &["silo-core"]),
-    ("silo-eval", &["silo-engine", "silo-store", "silo-corpus", "silo-core"]),
+    ("silo-eval", &["silo-engine", "silo-store", "silo-spans", "silo-corpus", "silo-core"]),
     ("silo-govern", &["silo-store", "silo-log", "silo-core"]),
     ("silo-lexical", &[]),
     ("silo-log", &["silo-core"]),

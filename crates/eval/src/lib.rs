@@ -2,7 +2,8 @@
 //!
 //! What it is: held-out texts of a corpus's domains ([`Domain`]), evidence gathered once through the engine that serves and scored under
 //! many settings ([`tune`], [`tune_rule`]) and kept on disk ([`EvidenceCache`]), the table of domains and modes ([`evaluate`]), the gap closed to
-//! a model that has learnt all text ([`GapClosed`]); speed of decoding and recall of search.
+//! a model that has learnt all text ([`GapClosed`]); what is generated ([`generate`]), by a judge and against the store; speed of decoding and
+//! recall of search.
 //!
 //! What it is not: it tunes nothing on test text, which is looked at once, with the parameters that validation text chose.
 
@@ -11,6 +12,7 @@ mod domain;
 mod error;
 mod evaluate;
 mod gap;
+mod generation;
 mod loss;
 mod speed;
 mod tune;
@@ -24,6 +26,7 @@ pub use evaluate::{
     tune_shared,
 };
 pub use gap::{GapClosed, GapLosses};
+pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, divergence, generate, judged};
 pub use loss::Loss;
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 pub use tune::{Grid, Tuned, tune};

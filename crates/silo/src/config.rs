@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use serde::Deserialize;
 use silo_core::{Calibration, KeySite};
 use silo_engine::{ContextParameters, EngineConfig};
-use silo_eval::{Grid, Sizes};
+use silo_eval::{GenerationSizes, Grid, Sizes};
 use silo_govern::GovernConfig;
 use silo_server::ServerConfig;
 use silo_train::{TrainConfig, TrainError};
@@ -143,10 +144,58 @@ fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<(T, Vec<String>)>
 }
 
 /// Reads a configuration file and checks it.
+/// A configuration, and what is to be otherwise than it says.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigFile {
+    /// The configuration.
+    #[arg(long = "config", value_name = "PATH")]
+    pub path: PathBuf,
+    /// Set a key of it, in TOML's words: `--set 'data.tiers=["permissive"]'`. Can be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl From<&Path> for ConfigFile {
+    fn from(path: &Path) -> Self {
+        Self { path: path.to_owned(), set: Vec::new() }
+    }
+}
+
 fn read<T: serde::de::DeserializeOwned>(path: &Path, check: impl Fn(&T, &mut Vec<String>)) -> Result<T> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-    checked(&text, check).with_context(|| format!("the configuration {} is refused", path.display()))
+    read_with(&path.into(), check)
+}
+
+fn read_with<T: serde::de::DeserializeOwned>(file: &ConfigFile, check: impl Fn(&T, &mut Vec<String>)) -> Result<T> {
+    let path = file.path.display();
+    let text = std::fs::read_to_string(&file.path).with_context(|| format!("cannot read the configuration {path}"))?;
+    let text = otherwise(text, &file.set).with_context(|| format!("the configuration {path}"))?;
+    checked(&text, check).with_context(|| format!("the configuration {path} is refused"))
+}
+
+/// The text with these keys set.
+fn otherwise(text: String, set: &[String]) -> Result<String> {
+    if set.is_empty() {
+        return Ok(text);
+    }
+    let mut config: toml::Table = toml::from_str(&text)?;
+    for key_and_value in set {
+        let other: toml::Table = toml::from_str(key_and_value)
+            .with_context(|| format!("--set {key_and_value}: it must be KEY=VALUE in TOML, as --set 'name=\"a\"'"))?;
+        put(&mut config, other);
+    }
+    Ok(toml::to_string(&config)?)
+}
+
+/// Puts the keys of a table into another one; what both have as tables is put together.
+fn put(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(there)), toml::Value::Table(more)) => put(there, more),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
 }
 
 fn checked<T: serde::de::DeserializeOwned>(text: &str, check: impl Fn(&T, &mut Vec<String>)) -> Result<T> {
@@ -156,8 +205,8 @@ fn checked<T: serde::de::DeserializeOwned>(text: &str, check: impl Fn(&T, &mut V
 }
 
 /// Reads `configs/train.toml` or one like it.
-pub fn read_train_config(path: &Path) -> Result<TrainConfig> {
-    read(path, |config: &TrainConfig, faults| {
+pub fn read_train_config(file: &ConfigFile) -> Result<TrainConfig> {
+    read_with(file, |config: &TrainConfig, faults| {
         if let Err(TrainError::Config(more)) = config.check() {
             faults.extend(more);
         }
@@ -199,6 +248,12 @@ pub struct EvalSection {
     /// Models to compare with, by what they say of the same text alone: such that have learnt the domains, and others.
     #[serde(default)]
     pub references: Vec<ReferenceModel>,
+    /// Recipes that `silo eval keys` compares.
+    #[serde(default)]
+    pub recipes: Vec<ComparedRecipe>,
+    /// What `silo eval generation` generates.
+    #[serde(default)]
+    pub generation: GenerationSizes,
     /// Evidence is kept here: a run that was stopped goes on, and other settings are scored without another search.
     #[serde(default)]
     pub cache: Option<PathBuf>,
@@ -220,11 +275,35 @@ fn min_gap_bits() -> f64 {
 pub struct ReferenceModel {
     /// What tables call it.
     pub name: String,
-    /// Where it lies.
+    /// Where it lies. `{domain}` stands for the name of a domain: a model for each.
     pub path: PathBuf,
     /// Whether it has learnt the domains' text: then the gap to it is what a store can close.
     #[serde(default)]
     pub knows_domains: bool,
+}
+
+impl ReferenceModel {
+    /// Whether there is a model for each domain.
+    pub fn is_per_domain(&self) -> bool {
+        self.path.to_string_lossy().contains(DOMAIN)
+    }
+
+    /// Where the model for a domain lies.
+    pub fn path_for(&self, domain: &str) -> PathBuf {
+        self.path.to_string_lossy().replace(DOMAIN, domain).into()
+    }
+}
+
+/// Stands for the name of a domain.
+const DOMAIN: &str = "{domain}";
+
+/// A recipe to compare.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ComparedRecipe {
+    /// What tables call it.
+    pub name: String,
+    /// The recipe, as `indexes/ivf.toml`. Its store lies beside the evaluation's own.
+    pub recipe: PathBuf,
 }
 
 /// Runs that are timed.
@@ -248,8 +327,8 @@ pub struct SpeedConfig {
 }
 
 /// Reads `configs/eval.toml` or one like it.
-pub fn read_eval_config(path: &Path) -> Result<EvalConfig> {
-    read(path, |config: &EvalConfig, faults| {
+pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
+    read_with(file, |config: &EvalConfig, faults| {
         let (e, s) = (&config.eval, &config.eval.speed);
         let mut fault = |wrong: bool, text: &str| {
             if wrong {
@@ -305,6 +384,19 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_set_and_others_stay() {
+        let set = |set: &[&str]| {
+            let text = otherwise(GOOD.to_owned(), &set.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())?;
+            parse_serve(&text)
+        };
+        let config = set(&["store.root=\"other\"", "engine.knn.k=7"]).unwrap();
+        assert_eq!((config.store.root.to_str(), config.store.recipe.to_str()), (Some("other"), Some("i")));
+        assert_eq!((config.engine.knn.k, config.model.path.to_str()), (7, Some("m")));
+        assert!(format!("{:#}", set(&["store.root=other"]).unwrap_err()).contains("KEY=VALUE in TOML"));
+        assert!(format!("{:#}", set(&["store.rot=\"x\""]).unwrap_err()).contains("'store.rot'"));
+    }
+
+    #[test]
     fn wrong_types_and_syntax_say_where() {
         let wrong_type = parse_serve(&format!("{GOOD}threads = \"two\"\n")).unwrap_err();
         assert!(format!("{wrong_type:#}").contains("threads"));
@@ -318,9 +410,11 @@ mod tests {
         for name in ["serve.toml", "demo.toml", "test.toml"] {
             ServeConfig::read(&configs.join(name)).unwrap();
         }
-        read_train_config(&configs.join("train.toml")).unwrap();
-        for name in ["eval.toml", "eval_smollm2.toml"] {
-            read_eval_config(&configs.join(name)).unwrap();
+        for name in ["train.toml", "reference.toml"] {
+            read_train_config(&configs.join(name).as_path().into()).unwrap();
+        }
+        for name in ["eval.toml", "eval_small.toml", "eval_smollm2.toml", "eval_test.toml"] {
+            read_eval_config(&configs.join(name).as_path().into()).unwrap();
         }
         let indexes = configs.join("../indexes");
         let files = std::fs::read_dir(indexes).unwrap().map(|e| e.unwrap().path());

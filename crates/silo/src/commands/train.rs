@@ -8,15 +8,15 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use silo_train::{LogLine, Outcome, TrainDevice};
 
-use crate::config::read_train_config;
+use crate::config::{ConfigFile, read_train_config};
 use crate::output;
 
 /// Trains a tokenizer and a model on openly licensed text, or goes on with a run that was stopped.
 #[derive(Debug, Args)]
 pub struct Train {
     /// The run, as `configs/train.toml`.
-    #[arg(long, value_name = "PATH")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Where it computes.
     #[arg(long, value_enum, default_value = "cpu")]
     device: Device,

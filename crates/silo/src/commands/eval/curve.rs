@@ -7,9 +7,9 @@ use silo_core::{Filter, KnnParameters, ShardId, SnapshotProvider, SourceId};
 use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, View, store_parts, tune, tune_shared};
 
-use super::plot::{Line, Plot};
-use super::{Ground, Run, bits, markdown_table, publish};
-use crate::output;
+use super::page::{Measured, Table, bits, sum};
+use super::plot::{Axis, Line, Plot};
+use super::{Ground, Run};
 
 /// The losses with a part of the store.
 #[derive(Debug, Serialize)]
@@ -29,7 +29,7 @@ struct Point {
 }
 
 /// Bits per byte with more and more of each domain's text in the store; k, weight and temperature tuned anew for each size.
-pub fn store_size(run: &Run, as_json: bool) -> Result<()> {
+pub fn store_size(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let shares: Vec<f64> = ground.config.eval.store_shares.iter().copied().chain([1.0]).collect();
     if shares.len() < 2 {
@@ -47,14 +47,26 @@ pub fn store_size(run: &Run, as_json: bool) -> Result<()> {
         let n_entries = entries(&ground, &view.filter);
         points.push(point(&ground, format!("{:.1} %", 100.0 * share), *share, (&view, n_entries), Some(tuned))?);
     }
-    let what = "Bits per byte on test text of kNN over the whole store, of which more and more is seen: of each domain the first documents, by their \
-                hashes. k, weight and temperature were tuned on the validation text of all domains together, for each size.";
-    let plot = Plot { title: "Size of the store", axes: ["share of the store", "bits per byte"], logarithmic: true };
-    finish(&ground, run, as_json, ("store-size", "Size of the store", what), &plot, &points)
+    let plot =
+        Plot { title: "Size of the store", labels: ["share of the store", "bits per byte"], axis: Axis::Logarithmic };
+    let finding = size_finding(&points);
+    Ok(measured(&ground, run, ("store-size", STORE_SIZE, finding), plot, &points))
+}
+
+fn size_finding(points: &[Point]) -> String {
+    let [alone, .., last_but_one, all] = points else { return String::new() };
+    let gain = |point: &Point| alone.test.bits_per_byte() - point.test.bits_per_byte();
+    format!(
+        "{} entries gain {:.4} bits per byte over the model alone, {} gain {:.4}.",
+        last_but_one.n_entries,
+        gain(last_but_one),
+        all.n_entries,
+        gain(all)
+    )
 }
 
 /// Bits per byte while the sources are withdrawn one after the other, in the order of their names.
-pub fn removal(run: &Run, as_json: bool) -> Result<()> {
+pub fn removal(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let (_, shared) = tune_shared(&ground.gatherer(), &ground.domains)?;
     let sources: Vec<SourceId> = ground.domains.iter().map(|d| d.source.clone()).collect();
@@ -70,13 +82,30 @@ pub fn removal(run: &Run, as_json: bool) -> Result<()> {
     }
     let last = alone(&ground)?;
     points.push(Point { label: format!("without {}", sources[sources.len() - 1]), x: sources.len() as f64, ..last });
-    let what = "Bits per byte on test text of kNN over the whole store while one source after the other is withdrawn, and stays withdrawn. With all there, k, \
-                weight and temperature are those tuned on the validation text of all; after the first withdrawal the neutral ones of the configuration, as \
-                on a server. The last row is the model alone.";
     let plot =
-        Plot { title: "Withdrawals", axes: ["sources that were withdrawn", "bits per byte"], logarithmic: false };
-    finish(&ground, run, as_json, ("removal-curve", "Withdrawals", what), &plot, &points)
+        Plot { title: "Withdrawals", labels: ["sources that were withdrawn", "bits per byte"], axis: Axis::Linear };
+    let finding = removal_finding(&points);
+    Ok(measured(&ground, run, ("removal-curve", REMOVAL, finding), plot, &points))
 }
+
+fn removal_finding(points: &[Point]) -> String {
+    let [all, between @ .., none] = points else { return String::new() };
+    let test = |point: &Point| point.test.bits_per_byte();
+    let worse = between.iter().filter(|p| test(p) > test(none)).count();
+    format!(
+        "From {:.4} bits per byte with all sources to {:.4} with none; at {worse} of the {} points between, the store is worse than none.",
+        test(all),
+        test(none),
+        between.len()
+    )
+}
+
+const STORE_SIZE: &str = "Bits per byte on test text of kNN over the whole store, of which more and more is seen: of each domain the first documents, by \
+    their hashes. k, weight and temperature were tuned on the validation text of all domains together, for each size.";
+
+const REMOVAL: &str = "Bits per byte on test text of kNN over the whole store while one source after the other is withdrawn, and stays withdrawn. With all \
+    there, k, weight and temperature are those tuned on the validation text of all; after the first withdrawal the neutral ones of the configuration, as \
+    on a server. The last row is the model alone.";
 
 fn seen(filter: Filter) -> View {
     View { filter, mode: Mode::Knn, context: None }
@@ -123,21 +152,19 @@ fn point(
     parameters: Option<KnnParameters>,
 ) -> Result<Point> {
     let domains: Vec<Loss> = gather(ground, view, false)?.iter().map(|g| g.loss(parameters.as_ref())).collect();
-    let test = domains.iter().copied().fold(Loss::default(), Loss::and);
+    let test = sum(&domains);
     Ok(Point { label, x, n_entries, parameters, test, domains })
 }
 
-fn finish(
+fn measured<'a>(
     ground: &Ground,
     run: &Run,
-    as_json: bool,
-    (name, title, what): (&str, &str, &str),
-    plot: &Plot<'_>,
+    (name, what, finding): (&'a str, &'a str, String),
+    plot: Plot<'a>,
     points: &[Point],
-) -> Result<()> {
+) -> Measured<'a> {
     let names: Vec<String> = ground.domains.iter().map(|d| d.source.to_string()).collect();
     let head = ["seen", "entries", "k", "weight", "temperature", "all domains"].map(str::to_owned);
-    let head: Vec<String> = head.into_iter().chain(names.iter().cloned()).collect();
     let cells = |p: &Point| {
         let of = |show: &dyn Fn(&KnnParameters) -> String| p.parameters.as_ref().map(show).unwrap_or_default();
         let tuned =
@@ -145,9 +172,7 @@ fn finish(
         let first = [p.label.clone(), p.n_entries.to_string()];
         first.into_iter().chain(tuned).chain([bits(&p.test)]).chain(p.domains.iter().map(bits)).collect()
     };
-    let table = markdown_table(&head, &points.iter().map(cells).collect::<Vec<_>>());
-    let whole = json!({"made": ground.facts(run), "points": points});
-    publish(run, name, (title, what), &whole, &format!("![{title}]({name}.svg)\n\n{table}"))?;
+    let raw = Table::new(head.into_iter().chain(names.iter().cloned()), points.iter().map(cells).collect());
     let drawn = || points.iter().filter(|p| p.x.is_finite());
     let line = |name: &str, of: &dyn Fn(&Point) -> &Loss| Line {
         name: name.to_owned(),
@@ -155,10 +180,8 @@ fn finish(
     };
     let all = line("all domains", &|p| &p.test);
     let each = names.iter().enumerate().map(|(i, name)| line(name, &|p| &p.domains[i]));
-    plot.draw(&[all].into_iter().chain(each).collect::<Vec<_>>(), &run.output.join(format!("{name}.svg")))?;
-    if as_json {
-        return output::json(&whole);
-    }
-    print!("{table}");
-    Ok(())
+    let lines = [all].into_iter().chain(each).collect();
+    let whole = json!({"made": ground.facts(run), "points": points});
+    let tables = raw.markdown();
+    Measured { name, title: plot.title, what, finding, whole, raw, tables, picture: Some((plot, lines)) }
 }

@@ -1,77 +1,20 @@
 //! `silo eval ppl`.
 
-use std::fmt::Write;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
-use silo_eval::{DomainResult, Measurement, Scope, Setting, Tuned, evaluate};
+use silo_eval::{DomainResult, Loss, Measurement, Scope, Setting, Tuned, evaluate};
 
+use super::page::{Measured, Table, bits};
+use super::plot::{Axis, Line, Plot};
 use super::reference::{Closed, Reference, find, gaps, references};
-use super::{Ground, Run, write};
-use crate::output;
+use super::{Ground, Run};
 
-pub fn run(run: &Run, as_json: bool) -> Result<()> {
-    let ground = Ground::open(&run.config)?;
-    let (results, shared) = evaluate(&ground.gatherer(), &ground.domains)?;
-    let references = references(&ground)?;
-    let closed = gaps(&results, &references, &COLUMNS[2..], ground.config.eval.min_gap_bits);
-    std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
-    let facts = ground.facts(run);
-    let whole = json!({
-        "made": facts, "shared": shared, "domains": results, "references": references, "gap_closed": closed,
-    });
-    write(&run.output.join("domains.json"), &format!("{whole:#}\n"))?;
-    write(&run.output.join("domains.csv"), &csv(&results))?;
-    let table = markdown(&results, &shared) + &compared(&results, &references, &closed);
-    write(&run.output.join("domains.md"), &page(&facts, &table))?;
-    if as_json {
-        return output::json(&whole);
-    }
-    print!("{table}");
-    Ok(())
-}
+const WHAT: &str = "Held-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the model's \
+    context (or `eval.sizes.window_tokens`) that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
+    far, and are retrieved again every stride. Weight, temperature and k were chosen on validation text, per domain and mode (\"shared\": one choice for \
+    all); test text was scored once with them. The draws are those of hashes: nothing is random.";
 
-fn csv(results: &[DomainResult]) -> String {
-    let mut out = "domain,setting,scope,k,knn_weight,knn_temperature,validation_nats,validation_tokens,validation_bytes,test_nats,\
-                   test_tokens,test_bytes,test_bits_per_byte,test_perplexity\n"
-        .to_owned();
-    for result in results {
-        for m in &result.measurements {
-            let parameters =
-                m.parameters.map_or(",,".to_owned(), |p| format!("{},{},{}", p.k, p.knn_weight, p.knn_temperature));
-            let (v, t) = (&m.validation, &m.test);
-            put(
-                &mut out,
-                format_args!(
-                    "{},{},{},{parameters},{},{},{},{},{},{},{:.6},{:.4}\n",
-                    result.domain,
-                    name(m),
-                    json!(m.scope).as_str().unwrap_or_default(),
-                    v.nats,
-                    v.n_tokens,
-                    v.n_bytes,
-                    t.nats,
-                    t.n_tokens,
-                    t.n_bytes,
-                    t.bits_per_byte(),
-                    t.perplexity()
-                ),
-            );
-        }
-    }
-    out
-}
-
-fn name(m: &Measurement) -> String {
-    json!(m.setting).as_str().unwrap_or_default().to_owned()
-}
-
-/// Writing to a string does not fail.
-fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("a string takes all text");
-}
-
-/// Columns of the table, in the order of a reader's interest.
+/// Columns of the tables, in the order of a reader's interest.
 const COLUMNS: [(&str, Setting, Scope); 9] = [
     ("parametric", Setting::Parametric, Scope::Mixed),
     ("its temperature tuned", Setting::Tempered, Scope::Mixed),
@@ -84,105 +27,180 @@ const COLUMNS: [(&str, Setting, Scope); 9] = [
     ("both, whole store", Setting::KnnAndContext, Scope::Mixed),
 ];
 
-fn markdown(results: &[DomainResult], shared: &Tuned) -> String {
+/// Columns of the picture.
+const DRAWN: [usize; 4] = [0, 2, 3, 6];
+
+pub fn run(run: &Run) -> Result<Measured<'static>> {
+    let ground = Ground::open(&run.config)?;
+    let (results, shared) = evaluate(&ground.gatherer(), &ground.domains)?;
+    let references = references(&ground)?;
+    let closed = gaps(&results, &references, &COLUMNS[1..], ground.config.eval.min_gap_bits);
+    let (facts, tables) = (ground.facts(run), markdown(&results, &shared, &references, &closed));
+    let whole = json!({
+        "made": facts, "shared": shared, "domains": results, "references": references, "gap_closed": closed,
+    });
+    let axis = Axis::Names(results.iter().map(|r| r.domain.clone()).collect());
+    let plot = Plot { title: "Domains", labels: ["domain", "bits per byte on test text"], axis };
+    Ok(Measured {
+        name: "domains",
+        title: "Domains",
+        what: WHAT,
+        finding: finding(&results, &closed),
+        whole,
+        raw: raw(&results, &references),
+        tables,
+        picture: Some((plot, lines(&results, &references))),
+    })
+}
+
+fn finding(results: &[DomainResult], closed: &[Closed]) -> String {
+    let test = |r: &DomainResult, setting, scope| find(r, setting, scope).map_or(f64::NAN, |m| m.test.bits_per_byte());
+    let n = results.len();
+    let better = |setting: Setting, scope: Scope| {
+        let is_better = |r: &&DomainResult| test(r, setting, scope) < test(r, Setting::Parametric, Scope::Mixed);
+        results.iter().filter(is_better).count()
+    };
+    let mut out = format!(
+        "Neighbours from one store of all sources make the model better on {} of {n} domains, from the domain's own shard on {}; passages from the \
+         whole store on {}.",
+        better(Setting::Knn, Scope::Mixed),
+        better(Setting::Knn, Scope::Matched),
+        better(Setting::Context, Scope::Mixed)
+    );
+    for Closed { reference, gap, .. } in closed.iter().filter(|c| c.setting == COLUMNS[3].0) {
+        out += &format!(
+            " Gap to '{reference}' closed by the whole store: {} in mean perplexity, {} per domain and capped, {} in log-perplexity; it is beaten on {} \
+             of {}.",
+            share(gap.mean_perplexity),
+            share(gap.capped),
+            share(gap.log_perplexity),
+            gap.n_beaten,
+            gap.n_domains
+        );
+    }
+    out
+}
+
+fn share(part: Option<f64>) -> String {
+    part.map_or("no gap".to_owned(), |part| format!("{:.0} %", 100.0 * part))
+}
+
+fn lines(results: &[DomainResult], references: &[Reference]) -> Vec<Line> {
+    let line = |name: &str, of: &dyn Fn(usize) -> Option<f64>| Line {
+        name: name.to_owned(),
+        points: (0..results.len()).filter_map(|i| Some((i as f64, of(i)?))).collect(),
+    };
+    let columns = DRAWN.map(|column| {
+        let (name, setting, scope) = COLUMNS[column];
+        line(name, &|i| find(&results[i], setting, scope).map(|m| m.test.bits_per_byte()))
+    });
+    let others = references.iter().map(|r| line(&r.name, &|i| r.test.get(i).map(Loss::bits_per_byte)));
+    columns.into_iter().chain(others).collect()
+}
+
+/// A row for each cell and each model to compare with: all that was measured.
+fn raw(results: &[DomainResult], references: &[Reference]) -> Table {
+    let head = [
+        "domain",
+        "setting",
+        "scope",
+        "k",
+        "knn_weight",
+        "knn_temperature",
+        "model_temperature",
+        "validation_nats",
+        "validation_tokens",
+        "validation_bytes",
+        "test_nats",
+        "test_tokens",
+        "test_bytes",
+        "test_bits_per_byte",
+        "test_perplexity",
+    ];
+    let loss = |l: &Loss| [l.nats.to_string(), l.n_tokens.to_string(), l.n_bytes.to_string()];
+    let figures = |l: &Loss| [format!("{:.6}", l.bits_per_byte()), format!("{:.4}", l.perplexity())];
+    let text = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let mut rows = Vec::new();
+    for (i, result) in results.iter().enumerate() {
+        for m in &result.measurements {
+            let p = m.parameters;
+            let knn =
+                [p.map(|p| p.k as f64), p.map(|p| p.knn_weight), p.map(|p| p.knn_temperature), m.model_temperature];
+            let knn = knn.map(|x| x.map(|x| x.to_string()).unwrap_or_default());
+            let first = [result.domain.clone(), text(json!(m.setting)), text(json!(m.scope))];
+            let losses = [loss(&m.validation), loss(&m.test)].concat();
+            rows.push(first.into_iter().chain(knn).chain(losses).chain(figures(&m.test)).collect());
+        }
+        for reference in references {
+            let first = [result.domain.clone(), format!("reference: {}", reference.name), "none".into()];
+            let nothing = vec![String::new(); 7];
+            let test = &reference.test[i];
+            rows.push(first.into_iter().chain(nothing).chain(loss(test)).chain(figures(test)).collect());
+        }
+    }
+    Table::new(head, rows)
+}
+
+fn markdown(results: &[DomainResult], shared: &Tuned, references: &[Reference], closed: &[Closed]) -> String {
     let mut out = String::new();
     for (title, show) in [
-        ("Bits per byte on test text", (|m| format!("{:.4}", m.test.bits_per_byte())) as fn(&Measurement) -> String),
+        ("Bits per byte on test text", (|m| bits(&m.test)) as fn(&Measurement) -> String),
         ("Perplexity per token on test text", |m| format!("{:.2}", m.test.perplexity())),
     ] {
-        put(&mut out, format_args!("## {title}\n\n| domain |"));
-        COLUMNS.iter().for_each(|(name, ..)| put(&mut out, format_args!(" {name} |")));
-        put(&mut out, format_args!("\n| --- |{}\n", " --- |".repeat(COLUMNS.len())));
-        for result in results {
-            put(&mut out, format_args!("| {} |", result.domain));
-            for (_, setting, scope) in COLUMNS {
-                let cell = find(result, setting, scope);
-                put(&mut out, format_args!(" {} |", cell.map(show).unwrap_or_default()));
-            }
-            out.push('\n');
-        }
-        out.push('\n');
+        let row = |result: &DomainResult| {
+            let cell = |(_, setting, scope)| find(result, setting, scope).map(show).unwrap_or_default();
+            std::iter::once(result.domain.clone()).chain(COLUMNS.map(cell)).collect()
+        };
+        let head = ["domain"].into_iter().chain(COLUMNS.map(|(name, ..)| name));
+        let table = Table::new(head, results.iter().map(row).collect());
+        out += &format!("## {title}\n\n{}\n", table.markdown());
     }
     let p = shared.parameters;
-    put(
-        &mut out,
-        format_args!(
-            "Shared parameters, tuned on the validation text of all domains together: k {}, weight {}, temperature {}.\n",
-            p.k, p.knn_weight, p.knn_temperature
-        ),
+    out += &format!(
+        "Shared parameters, tuned on the validation text of all domains together: k {}, weight {}, temperature {}.\n",
+        p.k, p.knn_weight, p.knn_temperature
     );
-    let edge: Vec<&str> = results.iter().filter(|r| r.at_the_edge).map(|r| r.domain.as_str()).collect();
-    if shared.at_the_edge || !edge.is_empty() {
-        put(
-            &mut out,
-            format_args!(
-                "The best temperature lies at an end of the grid for: {} {}.\n",
-                edge.join(", "),
-                if shared.at_the_edge { "(and all together)" } else { "" }
-            ),
-        );
+    let all = shared.at_the_edge.then_some("all together");
+    let edge: Vec<&str> = results.iter().filter(|r| r.at_the_edge).map(|r| r.domain.as_str()).chain(all).collect();
+    if !edge.is_empty() {
+        out += &format!("The best temperature lies at an end of the grid for: {}.\n", edge.join(", "));
     }
-    out
+    if references.is_empty() { out } else { out + &compared(results, references) + &gap_table(closed) }
 }
 
-/// What other models say of the same text alone, and how much of the gap to those that have learnt it is closed.
-fn compared(results: &[DomainResult], references: &[Reference], closed: &[Closed]) -> String {
-    if references.is_empty() {
-        return String::new();
-    }
-    let mut out =
-        "\n## Models without a store, bits per byte on test text\n\n| domain | parametric | kNN, whole store |"
-            .to_owned();
-    references.iter().for_each(|r| put(&mut out, format_args!(" {} |", r.name)));
-    put(&mut out, format_args!("\n| --- |{}\n", " --- |".repeat(2 + references.len())));
-    for (i, result) in results.iter().enumerate() {
-        put(&mut out, format_args!("| {} |", result.domain));
-        for setting in [Setting::Parametric, Setting::Knn] {
-            let cell = find(result, setting, Scope::Mixed);
-            put(&mut out, format_args!(" {:.4} |", cell.map_or(f64::NAN, |m| m.test.bits_per_byte())));
-        }
-        references.iter().for_each(|r| put(&mut out, format_args!(" {:.4} |", r.test[i].bits_per_byte())));
-        out.push('\n');
-    }
-    out += "\n## Gap closed\n\n(LM − x) / (LM − reference): of mean perplexities, as the paper; of each domain's, at most 1, averaged; of mean \
-            log-perplexities. Beaten: domains in which x is better than the reference.\n\n\
-            | reference | x | of mean perplexity | per domain, capped | of log-perplexity | domains without a gap | beaten |\n\
-            | --- | --- | --- | --- | --- | --- | --- |\n";
-    for Closed { reference, setting, gap } in closed {
-        let share = |part: Option<f64>| part.map_or("no gap".to_owned(), |part| format!("{:.0} %", 100.0 * part));
-        let (mean, capped, log) = (share(gap.mean_perplexity), share(gap.capped), share(gap.log_perplexity));
-        let beaten = format!("{} of {}", gap.n_beaten, gap.n_domains);
-        put(
-            &mut out,
-            format_args!(
-                "| {reference} | {setting} | {mean} | {capped} | {log} | {} | {beaten} |\n",
-                gap.n_without_a_gap
-            ),
-        );
-    }
-    out
-}
-
-fn page(facts: &serde_json::Value, table: &str) -> String {
-    let text = |name: &str| facts[name].as_str().unwrap_or_default().to_owned();
-    let window = match facts["sizes"]["window_tokens"].as_u64() {
-        None | Some(0) => "the model's context".to_owned(),
-        Some(n) => format!("{n} tokens"),
+/// What other models say of the same text alone.
+fn compared(results: &[DomainResult], references: &[Reference]) -> String {
+    let head =
+        ["domain", "parametric", "kNN, whole store"].into_iter().chain(references.iter().map(|r| r.name.as_str()));
+    let row = |(i, result): (usize, &DomainResult)| {
+        let cell = |setting| find(result, setting, Scope::Mixed).map(|m| bits(&m.test)).unwrap_or_default();
+        let own = [result.domain.clone(), cell(Setting::Parametric), cell(Setting::Knn)];
+        own.into_iter().chain(references.iter().map(|r| bits(&r.test[i]))).collect()
     };
+    let table = Table::new(head, results.iter().enumerate().map(row).collect());
+    format!("\n## Models without a store, bits per byte on test text\n\n{}", table.markdown())
+}
+
+/// How much of the gap to those that have learnt the domains is closed.
+fn gap_table(closed: &[Closed]) -> String {
+    let head = [
+        "reference",
+        "x",
+        "of mean perplexity",
+        "per domain, capped",
+        "of log-perplexity",
+        "domains without a gap",
+        "beaten",
+    ];
+    let row = |Closed { reference, setting, gap }: &Closed| {
+        let shares = [gap.mean_perplexity, gap.capped, gap.log_perplexity].map(share);
+        let counts = [gap.n_without_a_gap.to_string(), format!("{} of {}", gap.n_beaten, gap.n_domains)];
+        [reference.clone(), setting.clone()].into_iter().chain(shares).chain(counts).collect()
+    };
+    let table = Table::new(head, closed.iter().map(row).collect());
     format!(
-        "# Domains\n\nHeld-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of {} \
-         that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
-         far, and are retrieved again every stride. Weight, temperature and k were chosen on validation text, \
-         per domain and mode (\"shared\": one choice for all); test text was scored once with them.\n\n\
-         * Command: `{}`\n* Commit: {}\n* Machine: {}\n* Model: {}, {} parameters\n* Store: {} entries, recipe {}\n* Raw data: `domains.csv`, \
-         `domains.json`\n\nThe draws are those of hashes: nothing is random.\n\n{table}",
-        window,
-        text("command"),
-        text("commit"),
-        text("machine"),
-        facts["model"]["name"].as_str().unwrap_or_default(),
-        facts["model"]["n_parameters"],
-        facts["n_entries"],
-        facts["recipe"]["name"].as_str().unwrap_or_default()
+        "\n## Gap closed\n\n(LM − x) / (LM − reference): of mean perplexities, as the paper; of each domain's, at most 1, averaged; of mean \
+         log-perplexities. Beaten: domains in which x is better than the reference.\n\n{}",
+        table.markdown()
     )
 }

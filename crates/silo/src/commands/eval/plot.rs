@@ -1,11 +1,10 @@
-//! Lines over a number, as a picture.
+//! Figures over a number or over names, as a picture.
 
-use std::path::Path;
-
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
+use resvg::{tiny_skia, usvg};
 
-/// A line.
+/// A line, or the points of one over names.
 pub struct Line {
     /// What the legend calls it.
     pub name: String,
@@ -13,17 +12,30 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
+/// What the lower axis is of.
+pub enum Axis {
+    /// Numbers.
+    Linear,
+    /// Numbers, by their logarithms.
+    Logarithmic,
+    /// Names: a point's x is the place of its name.
+    Names(Vec<String>),
+}
+
 /// A picture.
 pub struct Plot<'a> {
     /// Above it.
     pub title: &'a str,
     /// Below and beside it.
-    pub axes: [&'a str; 2],
-    /// Whether the lower axis is of logarithms.
-    pub logarithmic: bool,
+    pub labels: [&'a str; 2],
+    /// Its lower axis.
+    pub axis: Axis,
 }
 
-const SIZE: (u32, u32) = (900, 520);
+const SIZE: (u32, u32) = (1200, 560);
+/// Of the names, beside the picture.
+const LEGEND_WIDTH: u32 = 280;
+const LEGEND_LINE: i32 = 22;
 const COLOURS: [RGBColor; 11] = [
     RGBColor(0, 0, 0),
     RGBColor(0, 114, 178),
@@ -39,39 +51,76 @@ const COLOURS: [RGBColor; 11] = [
 ];
 
 impl Plot<'_> {
-    /// Draws it into an SVG file.
-    pub fn draw(&self, lines: &[Line], path: &Path) -> Result<()> {
-        self.try_draw(lines, path).map_err(|e| anyhow!("{} cannot be drawn: {e}", path.display()))
+    /// The picture as SVG.
+    pub fn svg(&self, lines: &[Line]) -> Result<String> {
+        let mut svg = String::new();
+        self.draw(lines, &mut svg).map_err(|e| anyhow!("'{}' cannot be drawn: {e}", self.title))?;
+        Ok(svg)
     }
 
-    fn try_draw(&self, lines: &[Line], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-        let at = |x: f64| if self.logarithmic { x.max(f64::MIN_POSITIVE).log10() } else { x };
+    /// The same picture as PNG, in the letters of DejaVu Sans.
+    pub fn png(&self, svg: &str) -> Result<Vec<u8>> {
+        let mut options = usvg::Options::default();
+        let fonts = options.fontdb_mut();
+        fonts.load_font_data(dejavu::sans::regular().to_vec());
+        fonts.set_sans_serif_family("DejaVu Sans");
+        let tree = usvg::Tree::from_str(svg, &options).context("an SVG picture")?;
+        let mut pixels = tiny_skia::Pixmap::new(SIZE.0, SIZE.1).context("a picture has pixels")?;
+        resvg::render(&tree, tiny_skia::Transform::default(), &mut pixels.as_mut());
+        pixels.encode_png().context("a PNG picture")
+    }
+
+    fn draw(&self, lines: &[Line], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+        let logarithmic = matches!(self.axis, Axis::Logarithmic);
+        let at = |x: f64| if logarithmic { x.max(f64::MIN_POSITIVE).log10() } else { x };
         let all = || lines.iter().flat_map(|line| &line.points);
         let range = |of: &dyn Fn(&(f64, f64)) -> f64| {
             let (low, high) = all().map(of).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
             let margin = ((high - low) * 0.05).max(1e-9);
             low - margin..high + margin
         };
-        let root = SVGBackend::new(path, SIZE).into_drawing_area();
+        let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&root)
+        let (picture, legend) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+        let mut chart = ChartBuilder::on(&picture)
             .caption(self.title, ("sans-serif", 20))
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(60)
             .build_cartesian_2d(range(&|p| at(p.0)), range(&|p| p.1))?;
-        let label = |x: &f64| if self.logarithmic { format!("{:.3}", 10f64.powf(*x)) } else { format!("{x:.0}") };
+        let label = |x: &f64| self.label(*x);
         let mesh = &mut chart.configure_mesh();
-        mesh.x_desc(self.axes[0]).y_desc(self.axes[1]).x_label_formatter(&label).draw()?;
+        mesh.max_light_lines(0);
+        if let Axis::Names(names) = &self.axis {
+            // Twice as many marks as names, so that one of two falls on each.
+            mesh.x_labels(2 * names.len()).disable_x_mesh();
+        }
+        mesh.x_desc(self.labels[0]).y_desc(self.labels[1]).x_label_formatter(&label).draw()?;
         for (i, line) in lines.iter().enumerate() {
             let colour = COLOURS[i % COLOURS.len()].stroke_width(if i == 0 { 4 } else { 2 });
             let points = line.points.iter().map(|(x, y)| (at(*x), *y));
-            let drawn = chart.draw_series(LineSeries::new(points, colour))?.label(&line.name);
-            drawn.legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour));
+            match &self.axis {
+                Axis::Names(_) => chart.draw_series(points.map(|p| Circle::new(p, 5, colour.filled())))?,
+                _ => chart.draw_series(LineSeries::new(points, colour))?,
+            };
+            let y = 60 + LEGEND_LINE * i as i32;
+            legend.draw(&PathElement::new([(0, y), (20, y)], colour))?;
+            legend.draw(&Text::new(line.name.clone(), (28, y - 6), ("sans-serif", 13)))?;
         }
-        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
         root.present()?;
         Ok(())
+    }
+
+    fn label(&self, x: f64) -> String {
+        match &self.axis {
+            Axis::Linear => format!("{x:.0}"),
+            Axis::Logarithmic => format!("{:.3}", 10f64.powf(x)),
+            Axis::Names(names) => {
+                let place = x.round();
+                let name = (place >= 0.0 && (x - place).abs() < 1e-6).then(|| names.get(place as usize));
+                name.flatten().cloned().unwrap_or_default()
+            }
+        }
     }
 }
 
@@ -79,17 +128,43 @@ impl Plot<'_> {
 mod tests {
     use super::*;
 
+    fn lines() -> [Line; 2] {
+        let line = |name: &str, y: f64| Line { name: name.into(), points: vec![(1.0, y), (2.0, y + 1.0), (3.0, y)] };
+        [line("all", 1.0), line("one", 2.0)]
+    }
+
     #[test]
     fn lines_are_drawn_with_their_names() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("plot.svg");
-        let line = |name: &str, y: f64| Line { name: name.into(), points: vec![(0.01, y), (0.1, y + 1.0), (1.0, y)] };
-        let plot = Plot { title: "A plot", axes: ["share of the store", "bits per byte"], logarithmic: true };
-        plot.draw(&[line("all", 1.0), line("one", 2.0)], &path).unwrap();
-        let svg = std::fs::read_to_string(path).unwrap();
+        let plot = Plot { title: "A plot", labels: ["share of the store", "bits per byte"], axis: Axis::Logarithmic };
+        let svg = plot.svg(&lines()).unwrap();
         for text in ["A plot", "share of the store", "bits per byte", "all", "one"] {
             assert!(svg.contains(text), "{text}");
         }
         assert!(svg.matches("<polyline").count() >= 2);
+    }
+
+    #[test]
+    fn names_stand_below_their_points() {
+        let names = ["zero", "first", "second", "third"].map(str::to_owned).to_vec();
+        let plot = Plot { title: "Names", labels: ["domain", "bits per byte"], axis: Axis::Names(names) };
+        let svg = plot.svg(&lines()).unwrap();
+        for text in ["first", "second", "third"] {
+            assert_eq!(svg.matches(text).count(), 1, "{text}: {svg}");
+        }
+        assert_eq!(svg.matches("<circle").count(), 6);
+    }
+
+    /// Letters too: a picture without a font has fewer dark pixels.
+    #[test]
+    fn the_png_has_letters() {
+        let plot = |title| Plot { title, labels: ["x", "y"], axis: Axis::Linear };
+        let dark = |title: &str| {
+            let plot = plot(title);
+            let png = plot.png(&plot.svg(&lines()).unwrap()).unwrap();
+            let pixels = tiny_skia::Pixmap::decode_png(&png).unwrap();
+            assert_eq!((pixels.width(), pixels.height()), SIZE);
+            pixels.pixels().iter().filter(|p| p.red() < 100 && p.green() < 100 && p.blue() < 100).count()
+        };
+        assert!(dark("WWWWWWWWWW") > dark("") + 200);
     }
 }

@@ -1,13 +1,15 @@
 //! Models that have no store, by what they say of the domains' text.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use silo_core::KeySite;
+use silo_core::{KeySite, ModelCard, Tokenizer};
 use silo_engine::{Engine, EngineConfig};
 use silo_eval::{Domain, DomainResult, GapClosed, GapLosses, Loss, Measurement, Scope, Setting, parametric_loss};
 use silo_store::{Recipe, Store, StoreOptions};
+use tempfile::TempDir;
 
 use super::Ground;
 use crate::config::{DeviceConfig, ModelConfig, ReferenceModel};
@@ -22,8 +24,8 @@ pub struct Reference {
     pub knows_domains: bool,
     /// Its parameters.
     pub n_parameters: u64,
-    /// Hash of the model.
-    pub hash: String,
+    /// Hash of the model, or of each domain's.
+    pub hashes: Vec<String>,
     /// In the order of the domains.
     pub test: Vec<Loss>,
 }
@@ -44,32 +46,58 @@ pub fn references(ground: &Ground) -> Result<Vec<Reference>> {
     ground.config.eval.references.iter().map(|reference| score(ground, reference)).collect()
 }
 
+/// A model without a store: an engine has one, and this one's stays empty.
+pub struct Alone {
+    /// Scores text.
+    pub engine: Engine,
+    /// Of the model.
+    pub tokenizer: Arc<dyn Tokenizer>,
+    card: ModelCard,
+    _folder: TempDir,
+}
+
+impl Alone {
+    /// Loads it.
+    pub fn open(ground: &Ground, path: &Path) -> Result<Self> {
+        let config = ModelConfig {
+            path: path.to_owned(),
+            require_open_training: false,
+            key_site: KeySite::default(),
+            device: DeviceConfig::default(),
+            threads: 0,
+        };
+        let (model, tokenizer) = wiring::load_model(&config)?;
+        let card = model.card().clone();
+        let folder = tempfile::tempdir().context("cannot make a directory for an empty store")?;
+        let recipe = Recipe { ivf: None, key_site: KeySite::default(), ..ground.store.recipe().clone() };
+        let store = Store::open(folder.path(), &card, recipe, tokenizer.clone(), StoreOptions::default())?;
+        let engine = Engine::start(EngineConfig::default(), None, model, tokenizer.clone(), Arc::new(store))
+            .context("cannot start the engine")?;
+        Ok(Self { engine, tokenizer, card, _folder: folder })
+    }
+}
+
 fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Reference> {
     eprintln!("{}, alone", reference.name);
-    let config = ModelConfig {
-        path: reference.path.clone(),
-        require_open_training: false,
-        key_site: KeySite::default(),
-        device: DeviceConfig::default(),
-        threads: 0,
-    };
-    let (model, tokenizer) = wiring::load_model(&config)?;
-    let card = model.card().clone();
-    // An engine has a store; this one stays empty.
-    let folder = tempfile::tempdir().context("cannot make a directory for an empty store")?;
-    let recipe = Recipe { ivf: None, ..ground.store.recipe().clone() };
-    let store = Store::open(folder.path(), &card, recipe, tokenizer.clone(), StoreOptions::default())?;
-    let engine = Engine::start(EngineConfig::default(), None, model, tokenizer.clone(), Arc::new(store))
-        .context("cannot start the engine")?;
     let (sizes, corpus) = (ground.config.eval.sizes, &ground.config.eval.corpus);
-    let mut test = Vec::new();
+    let (mut test, mut hashes, mut n_parameters) = (Vec::new(), Vec::new(), 0);
+    let mut loaded: Option<(PathBuf, Alone)> = None;
     for domain in &ground.domains {
+        let path = reference.path_for(domain.source.as_str());
+        let alone = match loaded.take() {
+            Some((of, alone)) if of == path => alone,
+            _ => Alone::open(ground, &path)?,
+        };
         // By its own tokenizer: bits per byte are comparable, perplexities and gaps where the tokens are the same.
-        let domain = Domain::read(corpus, domain.source.as_str(), sizes, &*tokenizer)?;
-        test.push(parametric_loss(&engine, &domain)?);
+        let domain = Domain::read(corpus, domain.source.as_str(), sizes, &*alone.tokenizer)?;
+        test.push(parametric_loss(&alone.engine, &domain)?);
+        hashes.push(alone.card.hash.to_string());
+        n_parameters = alone.card.n_parameters;
+        loaded = Some((path, alone));
     }
+    hashes.dedup();
     let (name, knows_domains) = (reference.name.clone(), reference.knows_domains);
-    Ok(Reference { name, knows_domains, n_parameters: card.n_parameters, hash: card.hash.to_string(), test })
+    Ok(Reference { name, knows_domains, n_parameters, hashes, test })
 }
 
 /// The gaps to all references that know the domains, for settings as columns name them.

@@ -11,15 +11,16 @@ use silo_engine::Mode;
 use silo_eval::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 use silo_store::{NewShard, Store, encode};
 
-use super::{Bench, Ground, write};
+use super::page::write;
+use super::{Bench, Ground};
 use crate::{output, wiring};
 
 pub fn run(command: &Bench, as_json: bool) -> Result<()> {
     let run = &command.run;
     let ground = Ground::open(&run.config)?;
     let speed = ground.config.eval.speed.clone();
-    let texts: Vec<&[TokenId]> = ground.domains.iter().flat_map(|d| &d.test).map(|t| t.tokens.as_slice()).collect();
-    let long_enough = texts.iter().filter(|t| t.len() >= speed.prompt_tokens);
+    let texts = ground.domains.iter().flat_map(|d| &d.test).map(|t| t.tokens.as_slice());
+    let long_enough = texts.filter(|t| t.len() >= speed.prompt_tokens);
     let prompts: Vec<Vec<TokenId>> = long_enough.map(|t| t[..speed.prompt_tokens].to_vec()).collect();
     anyhow::ensure!(!prompts.is_empty(), "no test text has {} tokens", speed.prompt_tokens);
     let mut decoding = Vec::new();
@@ -29,19 +30,8 @@ pub fn run(command: &Bench, as_json: bool) -> Result<()> {
             decoding.push(decode_speed(&ground.engine, &prompts, mode, batch, speed.new_tokens, speed.runs)?);
         }
     }
-    let mut keys = Vec::new();
-    for encoded in encode(
-        &*ground.model,
-        ground.tokenizer.beginning_of_text(),
-        &texts,
-        ground.store.recipe(),
-        &AtomicBool::new(false),
-    )? {
-        keys.extend(encoded.keys.data);
-    }
-    let keys: Vec<&[f32]> = keys.chunks_exact(ground.model.card().key_dim).collect();
-    let every = (keys.len() / speed.queries).max(1);
-    let sample: Vec<&[f32]> = keys.into_iter().step_by(every).take(speed.queries).collect();
+    let keys = sample_keys(&ground, speed.queries)?;
+    let sample: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
     eprintln!("searching {} keys", sample.len());
     if let Some(path) = &command.queries_output {
         let bytes: Vec<u8> = sample.iter().flat_map(|k| k.iter().flat_map(|x| x.to_le_bytes())).collect();
@@ -59,7 +49,7 @@ pub fn run(command: &Bench, as_json: bool) -> Result<()> {
         "resident_bytes": memory, "start_to_ready_seconds": ready,
     });
     std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
-    write(&run.output.join("speed.json"), &format!("{whole:#}\n"))?;
+    write(&run.output.join("speed.json"), format!("{whole:#}\n"))?;
     let table = markdown(&whole, &decoding, &quality);
     write(&run.output.join("speed.md"), &table)?;
     if as_json {
@@ -68,6 +58,17 @@ pub fn run(command: &Bench, as_json: bool) -> Result<()> {
         print!("{table}");
         Ok(())
     }
+}
+
+/// Keys of test text, at even distances.
+pub fn sample_keys(ground: &Ground, n: usize) -> Result<Vec<Vec<f32>>> {
+    let texts: Vec<&[TokenId]> = ground.domains.iter().flat_map(|d| &d.test).map(|t| t.tokens.as_slice()).collect();
+    let (begin, recipe, never) = (ground.tokenizer.beginning_of_text(), ground.store.recipe(), AtomicBool::new(false));
+    let encoded = encode(&*ground.model, begin, &texts, recipe, &never)?;
+    let dim = ground.model.card().key_dim;
+    let keys: Vec<&[f32]> = encoded.iter().flat_map(|e| e.keys.data.chunks_exact(dim)).collect();
+    let every = (keys.len() / n.max(1)).max(1);
+    Ok(keys.into_iter().step_by(every).take(n).map(<[f32]>::to_vec).collect())
 }
 
 /// How fast a shard is built, beside the model's part of the work alone.
@@ -102,7 +103,7 @@ fn build_speed(ground: &Ground) -> Result<BuildSpeed> {
 }
 
 /// Bytes of all live shards' files.
-fn shard_bytes(ground: &Ground) -> u64 {
+pub fn shard_bytes(ground: &Ground) -> u64 {
     use silo_core::SnapshotProvider;
     let snapshot = ground.store.snapshot();
     let manifests = snapshot.shards.iter().filter_map(|s| ground.store.manifest(s.id));

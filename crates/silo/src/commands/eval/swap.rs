@@ -6,8 +6,8 @@ use serde_json::json;
 use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, Scope, tune};
 
-use super::{Ground, Swap, bits, markdown_table, publish};
-use crate::output;
+use super::page::{Measured, Table, bits, sum};
+use super::{Ground, Swap};
 
 /// A model with the keys of one.
 #[derive(Debug, Serialize)]
@@ -30,10 +30,10 @@ struct Side {
     test: Vec<Gathered>,
 }
 
-pub fn run(command: &Swap, as_json: bool) -> Result<()> {
+pub fn run(command: &Swap) -> Result<Measured<'static>> {
     let run = &command.run;
     let ground = Ground::open(&run.config)?;
-    let other = Ground::open(&command.other)?;
+    let other = Ground::open(&command.other.as_path().into())?;
     let same =
         ground.domains.len() == other.domains.len() && ground.domains.iter().zip(&other.domains).all(|(a, b)| a == b);
     ensure!(same, "the two evaluations are not of the same tokens: they need the same domains, sizes, and tokenizer");
@@ -45,19 +45,35 @@ pub fn run(command: &Swap, as_json: bool) -> Result<()> {
         }
     }
     let head = ["model", "keys", "all domains"].map(str::to_owned);
-    let head: Vec<String> = head.into_iter().chain(ground.domains.iter().map(|d| d.source.to_string())).collect();
+    let head = head.into_iter().chain(ground.domains.iter().map(|d| d.source.to_string()));
     let cells = |row: &Row| {
         let first = [row.model.clone(), row.keys.clone(), bits(&row.test)];
         first.into_iter().chain(row.domains.iter().map(bits)).collect()
     };
-    let table = markdown_table(&head, &rows.iter().map(cells).collect::<Vec<_>>());
-    let whole = json!({"made": ground.facts(run), "other": other.facts(run), "pairs": rows});
-    publish(run, "swap", ("Keys and model exchanged", WHAT), &whole, &table)?;
-    if as_json {
-        return output::json(&whole);
-    }
-    print!("{table}");
-    Ok(())
+    let raw = Table::new(head, rows.iter().map(cells).collect());
+    Ok(Measured {
+        name: "swap",
+        title: "Keys and model exchanged",
+        what: WHAT,
+        finding: finding(&rows),
+        whole: json!({"made": ground.facts(run), "other": other.facts(run), "pairs": rows}),
+        tables: raw.markdown(),
+        raw,
+        picture: None,
+    })
+}
+
+/// From the four pairs in their order: both of the first, its model with the other's keys, and so on.
+fn finding(rows: &[Row]) -> String {
+    let [own, other_keys, other_model, _] = rows else { return String::new() };
+    let from_own = |row: &Row| own.test.bits_per_byte() - row.test.bits_per_byte();
+    format!(
+        "From {0} with its own keys, the keys of {1} gain {2:.4} bits per byte, the model {1} gains {3:.4}.",
+        own.model,
+        other_keys.keys,
+        from_own(other_keys),
+        from_own(other_model)
+    )
 }
 
 fn side(ground: &Ground) -> Result<Side> {
@@ -83,6 +99,6 @@ fn row(ground: &Ground, model: &Side, keys: &Side) -> Result<Row> {
     let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
     let tuned = tune(&ground.config.eval.grid, &all)?.parameters;
     let domains: Vec<Loss> = pairs(&model.test, &keys.test).iter().map(|g| g.loss(Some(&tuned))).collect();
-    let test = domains.iter().copied().fold(Loss::default(), Loss::and);
+    let test = sum(&domains);
     Ok(Row { model: model.name.clone(), keys: keys.name.clone(), test, domains })
 }

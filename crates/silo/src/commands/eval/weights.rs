@@ -6,8 +6,8 @@ use serde_json::json;
 use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, RuleKind, Ruled, Scope, tune_rule, tune_shared};
 
-use super::{Ground, Run, bits, markdown_table, publish};
-use crate::output;
+use super::page::{Measured, Table, bits, sum};
+use super::{Ground, Run};
 
 /// What is tried: fixed, by distance in more and fewer bins, by relative confidence.
 const KINDS: [(&str, RuleKind); 5] = [
@@ -32,7 +32,7 @@ struct Row {
     hurt: f64,
 }
 
-pub fn run(run: &Run, as_json: bool) -> Result<()> {
+pub fn run(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let with = ground.gatherer();
     let (validation, _) = tune_shared(&with, &ground.domains)?;
@@ -45,15 +45,29 @@ pub fn run(run: &Run, as_json: bool) -> Result<()> {
         let (tuned, _) = tune_rule(kind, with.grid, &all)?;
         rows.push(row(name, tuned, &validation, &test));
     }
-    let whole = json!({"made": ground.facts(run), "rules": rows});
     let names: Vec<&str> = ground.domains.iter().map(|d| d.source.as_str()).collect();
-    let table = markdown(&rows, &names);
-    publish(run, "weights", ("How much neighbours weigh at a token", WHAT), &whole, &table)?;
-    if as_json {
-        return output::json(&whole);
-    }
-    print!("{table}");
-    Ok(())
+    let raw = table(&rows, &names);
+    Ok(Measured {
+        name: "weights",
+        title: "How much neighbours weigh at a token",
+        what: WHAT,
+        finding: finding(&rows),
+        whole: json!({"made": ground.facts(run), "rules": rows}),
+        tables: raw.markdown(),
+        raw,
+        picture: None,
+    })
+}
+
+fn finding(rows: &[Row]) -> String {
+    let on_validation = |row: &&Row| row.validation.bits_per_byte();
+    let best = rows.iter().min_by(|a, b| on_validation(a).total_cmp(&on_validation(b)));
+    let (Some(fixed), Some(best)) = (rows.first(), best) else { return String::new() };
+    let gain = fixed.test.bits_per_byte() - best.test.bits_per_byte();
+    format!(
+        "The rule that is best on validation text is '{}': {gain:.4} bits per byte better on test text than a fixed weight.",
+        best.name
+    )
 }
 
 const WHAT: &str = "Bits per byte of kNN over the whole store. Each rule was tuned, with k and temperature, on the validation text of all domains \
@@ -71,8 +85,8 @@ fn row(name: &'static str, tuned: Ruled, validation: &[Gathered], test: &[Gather
     };
     Row {
         name,
-        validation: validation.iter().map(loss).fold(Loss::default(), Loss::and),
-        test: domains.iter().copied().fold(Loss::default(), Loss::and),
+        validation: sum(&validation.iter().map(loss).collect::<Vec<_>>()),
+        test: sum(&domains),
         helped: share(&|with, alone| with > alone),
         hurt: share(&|with, alone| with < alone),
         domains,
@@ -80,14 +94,13 @@ fn row(name: &'static str, tuned: Ruled, validation: &[Gathered], test: &[Gather
     }
 }
 
-fn markdown(rows: &[Row], domains: &[&str]) -> String {
+fn table(rows: &[Row], domains: &[&str]) -> Table {
     let head = ["rule", "k", "temperature", "validation", "test", "helped", "hurt"];
-    let head: Vec<String> = head.iter().chain(domains).map(|name| (*name).to_owned()).collect();
     let cells = |row: &Row| {
         let percent = |part: f64| format!("{:.1} %", 100.0 * part);
         let (k, temperature) = (row.tuned.k.to_string(), row.tuned.knn_temperature.to_string());
         let first = [row.name.to_owned(), k, temperature, bits(&row.validation), bits(&row.test)];
         first.into_iter().chain([percent(row.helped), percent(row.hurt)]).chain(row.domains.iter().map(bits)).collect()
     };
-    markdown_table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
+    Table::new(head.iter().chain(domains).copied(), rows.iter().map(cells).collect())
 }

@@ -1,0 +1,43 @@
+//! `silo eval all`.
+
+use anyhow::Result;
+
+use super::page::{Measured, write};
+use super::{Ground, Run, context, curve, domains, generation, keys, weights};
+
+type Measurement = fn(&Run) -> Result<Measured<'static>>;
+
+/// All that stand on one configuration, and whether it asks for them.
+const MEASUREMENTS: [(Measurement, fn(&Ground) -> bool); 7] = [
+    (domains::run, |_| true),
+    (weights::run, |_| true),
+    (curve::store_size, |g| !g.config.eval.store_shares.is_empty()),
+    (curve::removal, |_| true),
+    (context::run, |g| !g.config.eval.contexts.is_empty()),
+    (keys::run, |g| !g.config.eval.recipes.is_empty()),
+    (generation::run, |g| g.config.eval.references.iter().any(|r| r.knows_domains && !r.is_per_domain())),
+];
+
+/// Measures one after the other, and writes a page that says what came out of each.
+pub fn run(run: &Run, as_json: bool) -> Result<()> {
+    let asked: Vec<Measurement> = {
+        let ground = Ground::open(&run.config)?;
+        MEASUREMENTS.iter().filter(|(_, asked)| asked(&ground)).map(|(measure, _)| *measure).collect()
+    };
+    let mut page = "# What came out\n".to_owned();
+    for (i, measure) in asked.iter().enumerate() {
+        let measured = measure(run)?;
+        eprintln!("{} of {}: {}", i + 1, asked.len(), measured.title);
+        measured.publish(run, as_json)?;
+        if i == 0 {
+            page += &measured.made_with();
+        }
+        page += &format!("\n## [{}]({}.md)\n\n{}\n", measured.title, measured.name, measured.finding);
+        if measured.picture.is_some() {
+            page += &format!("\n![{}]({}.svg)\n", measured.title, measured.name);
+        }
+        // After each: what is done stands there if the next one fails.
+        write(&run.output.join("summary.md"), &page)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What every measurement stands on: model, store with the domains in it, engine, held-out text.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use silo_core::{ContentHash, Document, LanguageModel, LicencePolicy, ShardView, SnapshotProvider, Tokenizer};
+use silo_corpus::read_declarations;
+use silo_engine::Engine;
+use silo_eval::{Domain, EvidenceCache, Gatherer, store_parts};
+use silo_store::{NewShard, Store};
+
+use super::Run;
+use crate::config::{ConfigFile, EvalConfig, read_eval_config};
+use crate::wiring;
+
+/// Everything that a measurement works with.
+pub struct Ground {
+    pub config: EvalConfig,
+    pub model: Arc<dyn LanguageModel>,
+    pub tokenizer: Arc<dyn Tokenizer>,
+    pub store: Arc<Store>,
+    pub engine: Engine,
+    pub domains: Vec<Domain>,
+    pub cache: Option<EvidenceCache>,
+    /// The commit at the start.
+    pub commit: String,
+}
+
+impl Ground {
+    pub fn open(file: &ConfigFile) -> Result<Self> {
+        Self::of(read_eval_config(file)?)
+    }
+
+    /// The same of a configuration that was read.
+    pub fn of(config: EvalConfig) -> Result<Self> {
+        let commit = commit();
+        let (model, tokenizer) = wiring::load_model(&config.model)?;
+        let store = wiring::open_store(&config.store, &*model, tokenizer.clone())?;
+        let mut domains = Vec::new();
+        for name in &config.eval.domains {
+            domains.push(Domain::read(&config.eval.corpus, name, config.eval.sizes, &*tokenizer)?);
+        }
+        check_store(&config, &store, &domains)?;
+        for domain in &domains {
+            add(&config, &store, &*model, domain)?;
+        }
+        let engine = Engine::start(config.engine.clone(), None, model.clone(), tokenizer.clone(), store.clone())
+            .context("cannot start the engine")?;
+        let snapshot = store.snapshot();
+        let shard = |view: &ShardView| {
+            json!([view.id, view.source.id, view.n_documents, view.n_entries, view.source.permissions])
+        };
+        let shards: Vec<Value> = snapshot.shards.iter().map(shard).collect();
+        let made_from = json!({
+            "silo": env!("CARGO_PKG_VERSION"), "model": model.card().hash, "recipe": store.recipe().hash(), "root": snapshot.root.to_string(),
+            "shards": shards, "store_shares": config.eval.store_shares,
+        });
+        let cache = config.eval.cache.as_deref().map(|folder| EvidenceCache::new(folder, made_from)).transpose()?;
+        Ok(Self { config, model, tokenizer, store, engine, domains, cache, commit })
+    }
+
+    pub fn gatherer(&self) -> Gatherer<'_> {
+        let (grid, cache) = (&self.config.eval.grid, self.cache.as_ref());
+        Gatherer { engine: &self.engine, grid, cache, progress: &|what| eprintln!("{what}") }
+    }
+
+    /// Entries of the whole store.
+    pub fn n_entries(&self) -> u64 {
+        self.store.snapshot().shards.iter().map(|s| s.n_entries).sum()
+    }
+
+    /// What a result is made with: enough to make it again.
+    pub fn facts(&self, run: &Run) -> Value {
+        let snapshot = self.store.snapshot();
+        json!({
+            "command": std::iter::once("silo".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
+            "commit": self.commit,
+            "machine": machine(),
+            "config": run.config.path,
+            "set": run.config.set,
+            "model": {"name": self.model.card().name, "hash": self.model.card().hash, "n_parameters": self.model.card().n_parameters},
+            "recipe": {"name": self.store.recipe().name, "hash": self.store.recipe().hash()},
+            "sizes": self.config.eval.sizes,
+            "n_entries": self.n_entries(),
+            "root": snapshot.root.to_string(),
+        })
+    }
+}
+
+/// Refuses a store that holds something else than the domains as configured: its figures would be those of other text.
+fn check_store(config: &EvalConfig, store: &Store, domains: &[Domain]) -> Result<()> {
+    let root = config.store.root.display();
+    let advice = "delete the directory, and it is built again";
+    if let Some((id, reason)) = store.unavailable().iter().next() {
+        bail!("shard {id} of the store at {root} is not retrieved from ({reason}); {advice}");
+    }
+    let snapshot = store.snapshot();
+    for source in snapshot.shards.iter().map(|view| &view.source.id).collect::<BTreeSet<_>>() {
+        let Some(domain) = domains.iter().find(|d| d.source == *source) else {
+            bail!("the store at {root} holds '{source}', which is no domain of this evaluation; {advice}");
+        };
+        let parts = store_parts(&domain.stored, &config.eval.store_shares);
+        let shards = snapshot.shards.iter().filter(|view| view.source.id == *source);
+        for (i, view) in shards.enumerate() {
+            let mut found: Vec<ContentHash> = store.documents(view.id)?.iter().map(|d| d.hash).collect();
+            found.sort_unstable();
+            if parts.get(i).is_none_or(|part| found != hashes(part.documents)) {
+                bail!(
+                    "the store at {root} holds other text of '{source}' than the corpus, eval.sizes and eval.store_shares now give; \
+                     {advice}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hashes(documents: &[Document]) -> Vec<ContentHash> {
+    documents.iter().map(Document::hash).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Adds the shards of a domain that the store has not.
+fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &Domain) -> Result<()> {
+    let parts = store_parts(&domain.stored, &config.eval.store_shares);
+    let there = store.snapshot().shards.iter().filter(|s| s.source.id == domain.source).count();
+    if there == parts.len() {
+        return Ok(());
+    }
+    if store.source(&domain.source).is_err() {
+        let declarations = read_declarations(&config.eval.declarations)?;
+        let declaration = declarations.iter().find(|d| d.name == domain.source);
+        let declaration = declaration
+            .with_context(|| format!("{} has no '{}'", config.eval.declarations.display(), domain.source))?;
+        store.by("eval").create_source(&declaration.source(&LicencePolicy::default()))?;
+    }
+    for (i, part) in parts.iter().enumerate().skip(there) {
+        eprintln!("adding shard {} of {} of {}", i + 1, parts.len(), domain.source);
+        let new = NewShard { source: &domain.source, documents: part.documents };
+        store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
+    }
+    Ok(())
+}
+
+/// The commit of the working directory, and whether it differs from it.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".into() };
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());
+    if changed { format!("{commit}, with changes") } else { commit }
+}
+
+/// What the machine is, without its name.
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map_or("", |(_, m)| m.trim());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{cores} cores, {model}")
+}

@@ -1,0 +1,144 @@
+//! `silo eval keys`.
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde_json::json;
+use silo_engine::{Evidence, Mode};
+use silo_eval::{Gathered, Loss, Scope, SearchQuality, Tuned, search_quality, tune};
+use silo_store::Recipe;
+
+use super::page::{Measured, Table, bits, sum};
+use super::speed::{sample_keys, shard_bytes};
+use super::{Ground, Run};
+use crate::config::{ComparedRecipe, EvalConfig, read_eval_config};
+
+const WHAT: &str = "The same domains in stores of several recipes, each with everything in one mixed store: bits per byte on test text of kNN with k, weight \
+    and temperature tuned on the validation text of all domains together; the share of the exact neighbours that a search finds, its time for one query \
+    alone, and bytes of an entry, text and indexes included.";
+
+/// What came of a recipe.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    recipe: Recipe,
+    tuned: Tuned,
+    validation: Loss,
+    /// Of the model alone.
+    alone: Loss,
+    test: Loss,
+    /// Of each domain, in their order.
+    domains: Vec<Loss>,
+    search: SearchQuality,
+    n_entries: u64,
+    n_bytes: u64,
+}
+
+pub fn run(run: &Run) -> Result<Measured<'static>> {
+    let config = read_eval_config(&run.config)?;
+    if config.eval.recipes.is_empty() {
+        bail!("eval.recipes names no recipe to compare: add [[eval.recipes]] tables with name and recipe");
+    }
+    let rows: Vec<Row> = config.eval.recipes.iter().map(|compared| row(&config, compared)).collect::<Result<_>>()?;
+    let raw = table(&config, &rows);
+    let facts = Ground::open(&run.config)?.facts(run);
+    Ok(Measured {
+        name: "keys",
+        title: "Keys and their index",
+        what: WHAT,
+        finding: finding(&rows),
+        whole: json!({"made": facts, "recipes": rows}),
+        tables: raw.markdown(),
+        raw,
+        picture: None,
+    })
+}
+
+/// The evaluation over a store of another recipe, beside the configured one's.
+fn with_recipe(config: &EvalConfig, compared: &ComparedRecipe) -> Result<EvalConfig> {
+    let recipe = Recipe::read(&compared.recipe).with_context(|| format!("recipe '{}'", compared.name))?;
+    let mut out = config.clone();
+    out.model.key_site = recipe.key_site;
+    out.store.recipe = compared.recipe.clone();
+    let mut root = config.store.root.clone().into_os_string();
+    root.push(format!("-{}", recipe.hash()));
+    out.store.root = root.into();
+    // Sizes of the store are another comparison.
+    out.eval.store_shares.clear();
+    Ok(out)
+}
+
+fn row(config: &EvalConfig, compared: &ComparedRecipe) -> Result<Row> {
+    eprintln!("recipe {}", compared.name);
+    let ground = Ground::of(with_recipe(config, compared)?)?;
+    let with = ground.gatherer();
+    let gather = |validation: bool| -> Result<Vec<Gathered>> {
+        let texts = |d| with.gather(d, if validation { &d.validation } else { &d.test }, Scope::Mixed, Mode::Knn);
+        Ok(ground.domains.iter().map(texts).collect::<Result<_, _>>()?)
+    };
+    let (validation, test) = (gather(true)?, gather(false)?);
+    let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
+    let tuned = tune(with.grid, &all)?;
+    let loss = |of: &[Gathered]| of.iter().map(|g| g.loss(Some(&tuned.parameters))).collect::<Vec<_>>();
+    let domains = loss(&test);
+    let keys = sample_keys(&ground, config.eval.speed.queries)?;
+    let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
+    Ok(Row {
+        name: compared.name.clone(),
+        recipe: ground.store.recipe().clone(),
+        tuned,
+        validation: sum(&loss(&validation)),
+        alone: sum(&test.iter().map(|g| g.loss(None)).collect::<Vec<_>>()),
+        test: sum(&domains),
+        domains,
+        search: search_quality(&ground.store, &keys, config.eval.speed.k, &[])?,
+        n_entries: ground.n_entries(),
+        n_bytes: shard_bytes(&ground),
+    })
+}
+
+fn table(config: &EvalConfig, rows: &[Row]) -> Table {
+    let head = [
+        "recipe",
+        "key site",
+        "k",
+        "weight",
+        "temperature",
+        "validation",
+        "test",
+        "recall",
+        "codes compared",
+        "ms a query",
+        "bytes an entry",
+    ];
+    let cells = |row: &Row| {
+        let p = row.tuned.parameters;
+        let tuned = [p.k.to_string(), p.knn_weight.to_string(), p.knn_temperature.to_string()];
+        let search = &row.search;
+        let cost = [
+            format!("{:.4}", search.recall),
+            format!("{:.0}", search.compared),
+            format!("{:.2}", search.milliseconds),
+            format!("{:.0}", row.n_bytes as f64 / row.n_entries.max(1) as f64),
+        ];
+        let first = [row.name.clone(), row.recipe.key_site.name().to_owned()];
+        let losses = [bits(&row.validation), bits(&row.test)];
+        first.into_iter().chain(tuned).chain(losses).chain(cost).chain(row.domains.iter().map(bits)).collect()
+    };
+    let head = head.into_iter().chain(config.eval.domains.iter().map(String::as_str));
+    Table::new(head, rows.iter().map(cells).collect())
+}
+
+fn finding(rows: &[Row]) -> String {
+    let on_validation = |row: &&Row| row.validation.bits_per_byte();
+    let Some(best) = rows.iter().min_by(|a, b| on_validation(a).total_cmp(&on_validation(b))) else {
+        return String::new();
+    };
+    let gain = |row: &Row| row.alone.bits_per_byte() - row.test.bits_per_byte();
+    format!(
+        "Best on validation text: '{}', which gains {:.4} bits per byte over the model alone on test text; '{}', the first, gains {:.4}.",
+        best.name,
+        gain(best),
+        rows[0].name,
+        gain(&rows[0])
+    )
+}

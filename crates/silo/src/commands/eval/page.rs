@@ -1,0 +1,136 @@
+//! A result as files: JSON, CSV, a page, pictures.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use silo_eval::Loss;
+
+use super::Run;
+use super::plot::{Line, Plot};
+use crate::output;
+
+/// Rows under a head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    head: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table of which each row has as many cells as the head.
+    pub fn new<S: Into<String>>(head: impl IntoIterator<Item = S>, rows: Vec<Vec<String>>) -> Self {
+        Self { head: head.into_iter().map(Into::into).collect(), rows }
+    }
+
+    /// As Markdown.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let ruler = vec!["---".to_owned(); self.head.len()];
+        [line(&self.head), line(&ruler)].into_iter().chain(self.rows.iter().map(|row| line(row))).collect()
+    }
+
+    /// As CSV (RFC 4180).
+    pub fn csv(&self) -> Result<String> {
+        let mut out = csv::Writer::from_writer(Vec::new());
+        for row in std::iter::once(&self.head).chain(&self.rows) {
+            out.write_record(row).context("a row of a table")?;
+        }
+        Ok(String::from_utf8(out.into_inner().context("a table")?)?)
+    }
+}
+
+/// A measurement that is done.
+pub struct Measured<'a> {
+    /// What its files are called.
+    pub name: &'a str,
+    /// Above its page.
+    pub title: &'a str,
+    /// What was measured, and how.
+    pub what: &'a str,
+    /// What came out, in a sentence or two.
+    pub finding: String,
+    /// All of it; under `made` what it was made with.
+    pub whole: Value,
+    /// Raw figures.
+    pub raw: Table,
+    /// What a reader sees: Markdown.
+    pub tables: String,
+    /// And a picture, with its lines.
+    pub picture: Option<(Plot<'a>, Vec<Line>)>,
+}
+
+impl Measured<'_> {
+    /// Writes the files, and prints the tables, or all as JSON.
+    pub fn publish(&self, run: &Run, as_json: bool) -> Result<()> {
+        std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
+        let path = |ending: &str| run.output.join(format!("{}.{ending}", self.name));
+        write(&path("json"), &format!("{:#}\n", self.whole))?;
+        write(&path("csv"), &self.raw.csv()?)?;
+        if let Some((plot, lines)) = &self.picture {
+            let svg = plot.svg(lines)?;
+            write(&path("png"), plot.png(&svg)?)?;
+            write(&path("svg"), svg)?;
+        }
+        write(&path("md"), &self.page())?;
+        if as_json {
+            return output::json(&self.whole);
+        }
+        print!("{}", self.tables);
+        Ok(())
+    }
+
+    fn page(&self) -> String {
+        let Self { name, title, what, finding, tables, .. } = self;
+        let picture = if self.picture.is_some() { format!("![{title}]({name}.svg)\n\n") } else { String::new() };
+        let made_with = self.made_with();
+        format!(
+            "# {title}\n\n{what}\n{made_with}* Raw data: `{name}.csv`, `{name}.json`\n\n{finding}\n\n{picture}{tables}"
+        )
+    }
+
+    /// Command, commit, machine, model and store, as a list.
+    pub fn made_with(&self) -> String {
+        let facts = &self.whole["made"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        format!(
+            "\n* Command: `{}`\n* Commit: {}\n* Machine: {}\n* Model: {}, {} parameters\n* Store: {} entries, recipe {}\n",
+            text(&facts["command"]),
+            text(&facts["commit"]),
+            text(&facts["machine"]),
+            text(&facts["model"]["name"]),
+            facts["model"]["n_parameters"],
+            facts["n_entries"],
+            text(&facts["recipe"]["name"]),
+        )
+    }
+}
+
+/// Writes a result whole or not at all.
+pub fn write(path: &Path, what: impl AsRef<[u8]>) -> Result<()> {
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, what).with_context(|| format!("cannot write {}", partial.display()))?;
+    std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Bits per byte, as tables show them.
+pub fn bits(loss: &Loss) -> String {
+    format!("{:.4}", loss.bits_per_byte())
+}
+
+/// All text of some losses.
+pub fn sum<'a>(losses: impl IntoIterator<Item = &'a Loss>) -> Loss {
+    losses.into_iter().copied().fold(Loss::default(), Loss::and)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_markdown_and_csv() {
+        let table = Table::new(["rule", "bits"], vec![vec!["kNN, own \"shard\"".into(), "1.5".into()]]);
+        assert_eq!(table.markdown(), "| rule | bits |\n| --- | --- |\n| kNN, own \"shard\" | 1.5 |\n");
+        assert_eq!(table.csv().unwrap(), "rule,bits\n\"kNN, own \"\"shard\"\"\",1.5\n");
+    }
+}

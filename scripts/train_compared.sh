@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Trains the models that docs/results/ compares with, each of the default model's size; none of them is served, and none is kept in the repository.
+#
+#   scripts/train_compared.sh tiers     public-domain text alone; with permissive; with attribution: from nothing, 8.2 million tokens each
+#   scripts/train_compared.sh domains   for each domain of configs/eval.toml, the default model gone on with on its text in the store, twice
+#
+#   scripts/train_compared.sh measure   silo eval ppl with both, as far as they are there: docs/results/compared/
+#
+# A run that was stopped goes on at the next call.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+silo=${SILO:-target/release/silo}
+
+train_tiers() {
+  local name=$1 tiers=$2
+  [ -e "work/models/$name/config.json" ] && return
+  "$silo" train --config configs/train.toml --set "name='$name'" --set "data.tiers=$tiers" --set optimizer.steps=500 \
+    --set "tokenizer.path='models/silo-open-6m/tokenizer.json'" --set "paths.work='work/train/$name'" --set "paths.output='work/models/$name'"
+}
+
+train_domain() {
+  local name=reference-$1
+  [ -e "work/models/$name/config.json" ] && return
+  "$silo" train --config configs/reference.toml --set "name='$name'" --set "data.reference.sources=['$1']" --set data.open_bytes=200000 \
+    --set optimizer.steps=50 --set optimizer.warmup_steps=5 --set log.checkpoint_every=50 --set "paths.work='work/train/$name'" \
+    --set "paths.output='work/models/$name'"
+}
+
+case ${1:-} in
+  tiers)
+    train_tiers silo-pd-6m "['public-domain']"
+    train_tiers silo-pd-sw-6m "['public-domain', 'permissive']"
+    train_tiers silo-pd-sw-by-6m "['public-domain', 'permissive', 'attribution']"
+    ;;
+  domains)
+    for domain in $(sed -n '/^domains = \[/,/\]/p' configs/eval.toml | grep -o '"[^"]*"' | tr -d '"'); do
+      train_domain "$domain"
+    done
+    ;;
+  measure)
+    references="{name = 'all text', path = 'models/reference-all-6m', knows_domains = true}"
+    for name in silo-pd-6m silo-pd-sw-6m silo-pd-sw-by-6m; do
+      [ ! -e "work/models/$name/config.json" ] || references+=", {name = '$name', path = 'work/models/$name'}"
+    done
+    [ ! -e work/models/reference-vim-doc/config.json ] ||
+      references+=", {name = 'gone on with on the domain', path = 'work/models/reference-{domain}', knows_domains = true}"
+    "$silo" eval ppl --config configs/eval.toml --set "eval.references=[$references]" --output docs/results/compared
+    ;;
+  *)
+    echo "scripts/train_compared.sh: say tiers, domains or measure" >&2
+    exit 2
+    ;;
+esac
