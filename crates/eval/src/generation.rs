@@ -81,7 +81,7 @@ pub fn generate(
             while let Some(event) = generation.blocking_next() {
                 match event {
                     Event::Token(token, _) => tokens.push(token.token),
-                    Event::Finished(finished) => out.refused += finished.usage.refused_tokens as u64,
+                    Event::Finished(finished) => out.refused += finished.usage.refused_tokens,
                     Event::Failed(error) => return Err(error.into()),
                 }
             }

@@ -6,9 +6,10 @@ use super::page::{Measured, write};
 use super::{Ground, Run, context, curve, domains, generation, keys, weights};
 
 type Measurement = fn(&Run) -> Result<Measured<'static>>;
+type Asked = fn(&Ground) -> bool;
 
 /// All that stand on one configuration, and whether it asks for them.
-const MEASUREMENTS: [(Measurement, fn(&Ground) -> bool); 7] = [
+const MEASUREMENTS: [(Measurement, Asked); 7] = [
     (domains::run, |_| true),
     (weights::run, |_| true),
     (curve::store_size, |g| !g.config.eval.store_shares.is_empty()),

@@ -65,14 +65,14 @@ impl Measured<'_> {
     pub fn publish(&self, run: &Run, as_json: bool) -> Result<()> {
         std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
         let path = |ending: &str| run.output.join(format!("{}.{ending}", self.name));
-        write(&path("json"), &format!("{:#}\n", self.whole))?;
+        write(&path("json"), format!("{:#}\n", self.whole))?;
         write(&path("csv"), &self.raw.csv()?)?;
         if let Some((plot, lines)) = &self.picture {
             let svg = plot.svg(lines)?;
             write(&path("png"), plot.png(&svg)?)?;
             write(&path("svg"), svg)?;
         }
-        write(&path("md"), &self.page())?;
+        write(&path("md"), self.page())?;
         if as_json {
             return output::json(&self.whole);
         }

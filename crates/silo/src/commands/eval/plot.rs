@@ -157,9 +157,8 @@ mod tests {
     /// Letters too: a picture without a font has fewer dark pixels.
     #[test]
     fn the_png_has_letters() {
-        let plot = |title| Plot { title, labels: ["x", "y"], axis: Axis::Linear };
         let dark = |title: &str| {
-            let plot = plot(title);
+            let plot = Plot { title, labels: ["x", "y"], axis: Axis::Linear };
             let png = plot.png(&plot.svg(&lines()).unwrap()).unwrap();
             let pixels = tiny_skia::Pixmap::decode_png(&png).unwrap();
             assert_eq!((pixels.width(), pixels.height()), SIZE);
