@@ -36,7 +36,7 @@ mod snapshot;
 mod source;
 pub mod units;
 
-pub use calibration::{Calibration, KnnParameters};
+pub use calibration::{Calibration, KnnParameters, TrustByDistance};
 pub use change::{Change, ChangeEntry, DocumentSet, StoreState};
 pub use detokenize::Detokenizer;
 pub use document::Document;

@@ -23,7 +23,7 @@ pub struct NeighborDistribution {
     weights: Vec<f64>,
     /// (token, p_knn(token)), sorted by token.
     tokens: Vec<(TokenId, f64)>,
-    /// Part of the neighbours' weight that they have: 1, unless a cap on sources leaves the rest to the model.
+    /// Part of the neighbours' weight that they have: 1, unless a cap on sources or their distance leaves the rest to the model.
     mass: f64,
 }
 
@@ -72,7 +72,12 @@ impl NeighborDistribution {
         &self.weights
     }
 
-    /// Part of the neighbours' weight that they have: 1, unless a cap on sources leaves the rest to the model.
+    /// The same with a part of its mass, from 0 to 1; the rest is the model's.
+    pub fn trusted(self, part: f64) -> Self {
+        Self { mass: self.mass * part, ..self }
+    }
+
+    /// Part of the neighbours' weight that they have: 1, unless a cap on sources or their distance leaves the rest to the model.
     pub fn mass(&self) -> f64 {
         self.mass
     }
@@ -102,7 +107,7 @@ fn softmax(neighbors: &[Neighbor], temperature: f64) -> Vec<f64> {
     weights
 }
 
-/// The weight that is in force: no neighbour means that the parametric model stands alone, and what a cap on sources leaves is its.
+/// The weight that is in force: no neighbour means that the parametric model stands alone, and what a cap on sources or distance leaves is its.
 pub fn effective_weight(knn: &NeighborDistribution, knn_weight: f64) -> f64 {
     if knn.is_empty() { 0.0 } else { knn_weight * knn.mass }
 }

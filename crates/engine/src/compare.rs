@@ -34,9 +34,9 @@ pub struct ComparedToken {
     pub without: f64,
     /// Total variation of the two distributions of the token, over the whole vocabulary.
     pub total_variation: f64,
-    /// Part of the neighbour softmax that is theirs.
+    /// Part of the neighbours' weight that is theirs.
     pub mass: f64,
-    /// No more than this can the total variation be: weight times mass. Only where all neighbours were compared by their distances, weight,
+    /// No more than this can the total variation be: weight times mass, and the change of the weight where it goes by distance. Only where all neighbours were compared by their distances, weight,
     /// temperature and k are the same with and without, no passages are read, and a cap holds the same other sources with and without.
     pub bound: Option<f64>,
 }
@@ -45,6 +45,8 @@ pub struct ComparedToken {
 struct Said {
     log_p: Vec<f64>,
     mass: f64,
+    /// How far neighbours are trusted; `None` without neighbours.
+    trust: Option<f64>,
     /// Sources that the cap holds.
     capped: Vec<SourceId>,
 }
@@ -54,6 +56,11 @@ impl Said {
     fn holds_the_rest_of(&self, with: &Self, gone: &[SourceId]) -> bool {
         let mut rest = with.capped.iter().filter(|source| !gone.contains(source));
         rest.clone().count() == self.capped.len() && rest.all(|source| self.capped.contains(source))
+    }
+
+    /// How much more or less neighbours are trusted than in `with`.
+    fn other_trust(&self, with: &Self) -> f64 {
+        self.trust.zip(with.trust).map_or(0.0, |(without, with)| (with - without).abs())
     }
 }
 
@@ -86,7 +93,8 @@ impl Engine {
                     without: b.log_p[token],
                     total_variation: mixture::total_variation(&a.log_p, &b.log_p),
                     mass: a.mass,
-                    bound: (bounded && b.holds_the_rest_of(&a, without)).then_some(with.knn.knn_weight * a.mass),
+                    bound: (bounded && b.holds_the_rest_of(&a, without))
+                        .then(|| with.knn.knn_weight * (a.mass + b.other_trust(&a))),
                 });
             })?;
         }
@@ -96,7 +104,10 @@ impl Engine {
     }
 
     fn is_bounded(&self, request: &ScoreRequest, with: &Pinned, without: &Pinned) -> bool {
-        !request.retrieval.mode.context() && with.knn == without.knn && self.shared.store.compares_all()
+        !request.retrieval.mode.context()
+            && with.knn == without.knn
+            && with.trust == without.trust
+            && self.shared.store.compares_all()
     }
 
     fn compare_span(
@@ -132,7 +143,7 @@ fn said(logits: &[f32], found: &Found, pinned: &Pinned, gone: impl Fn(&Neighbor)
     let weight = pinned.knn.knn_weight;
     let log_p = mixture::interpolate(&mixture::log_softmax(logits), &found.knn, weight);
     let theirs = found.neighbors.iter().zip(found.knn.weights()).filter(|(n, _)| gone(n));
-    // Of the whole weight, of which a cap may leave a part to the model.
+    // Of the whole weight, of which a cap or distance may leave a part to the model.
     let mass = theirs.map(|(_, a)| a).sum::<f64>() * found.knn.mass();
-    Said { log_p, mass, capped: found.capped.clone() }
+    Said { log_p, mass, trust: found.trust, capped: found.capped.clone() }
 }

@@ -94,6 +94,8 @@ pub struct InForce {
     pub mode: Mode,
     /// Those of the neighbours.
     pub knn: KnnParameters,
+    /// Steps by which neighbours were trusted according to their distance; 0 where their weight was the same at every token.
+    pub trust_steps: usize,
     /// Those of the passages.
     pub context: ContextParameters,
     /// Greatest part of the neighbours' weight that one source had at a token.

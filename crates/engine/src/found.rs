@@ -17,6 +17,8 @@ pub(crate) struct Found {
     pub(crate) neighbors: Vec<Neighbor>,
     /// Their weights.
     pub(crate) knn: NeighborDistribution,
+    /// How far they are trusted, by the nearest one; `None` without neighbours.
+    pub(crate) trust: Option<f64>,
     /// Sources that are held at the cap, in the order in which they were found above it.
     pub(crate) capped: Vec<SourceId>,
     /// How many searches it took.
@@ -66,15 +68,18 @@ impl Answer {
 
     fn finish(self, pinned: &Pinned) -> Found {
         let temperature = pinned.knn.knn_temperature;
-        if self.held.is_empty() {
+        let (neighbors, knn) = if self.held.is_empty() {
             let knn = NeighborDistribution::new(&self.rest, temperature);
-            return Found { neighbors: self.rest, knn, capped: Vec::new(), searches: self.searches };
-        }
-        let rest = (self.rest_mass(pinned.influence_cap), &self.rest[..]);
-        let held = self.held.iter().map(|(_, neighbors)| (pinned.influence_cap, &neighbors[..]));
-        let (neighbors, knn) = NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), temperature);
+            (self.rest, knn)
+        } else {
+            let rest = (self.rest_mass(pinned.influence_cap), &self.rest[..]);
+            let held = self.held.iter().map(|(_, neighbors)| (pinned.influence_cap, &neighbors[..]));
+            NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), temperature)
+        };
+        let by_distance = |nearest: &Neighbor| pinned.trust.as_ref().map_or(1.0, |trust| trust.at(nearest.distance));
+        let trust = neighbors.first().map(by_distance);
         let capped = self.held.into_iter().map(|(source, _)| source).collect();
-        Found { neighbors, knn, capped, searches: self.searches }
+        Found { neighbors, knn: knn.trusted(trust.unwrap_or(1.0)), trust, capped, searches: self.searches }
     }
 }
 

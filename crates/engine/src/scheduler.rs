@@ -218,8 +218,8 @@ impl Drop for Engine {
 }
 
 fn defaults(calibration: Option<&Calibration>, config: &EngineConfig, snapshot: &Snapshot) -> Defaults {
-    let knn = calibration.map_or(config.knn, |c| c.parameters(snapshot));
-    Defaults { knn, influence_cap: config.influence_cap }
+    let (knn, trust) = calibration.map_or((config.knn, None), |c| c.in_force(snapshot));
+    Defaults { knn, trust: trust.cloned().map(Arc::new), influence_cap: config.influence_cap }
 }
 
 /// How often neighbours are searched for in one step, if removals come between.

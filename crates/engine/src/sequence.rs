@@ -10,7 +10,7 @@ use silo_core::mixture;
 use silo_core::sampling::sample;
 use silo_core::{
     Datastore, Detokenizer, KnnParameters, LanguageModel, NeighborSearch, Passage, Positions, Purpose, SearchError,
-    SequenceStep, ShardMask, Snapshot, SourceId, StepOutput, TokenId, Tokenizer,
+    SequenceStep, ShardMask, Snapshot, SourceId, StepOutput, TokenId, Tokenizer, TrustByDistance,
 };
 use tokio::sync::mpsc;
 
@@ -38,12 +38,15 @@ pub(crate) struct Pinned {
     pub(crate) knn_mask: ShardMask,
     pub(crate) context_mask: ShardMask,
     pub(crate) knn: KnnParameters,
+    /// How far neighbours are trusted, by their distance.
+    pub(crate) trust: Option<Arc<TrustByDistance>>,
     pub(crate) influence_cap: f64,
 }
 
 /// What holds where a request does not say otherwise.
 pub(crate) struct Defaults {
     pub(crate) knn: KnnParameters,
+    pub(crate) trust: Option<Arc<TrustByDistance>>,
     pub(crate) influence_cap: f64,
 }
 
@@ -439,7 +442,7 @@ impl Pinned {
         let knn_mask = mask(retrieval.mode.knn(), Purpose::Knn);
         let context_mask = mask(retrieval.mode.context(), Purpose::Context);
         let view = Arc::new(View { snapshot: snapshot.clone(), mask: knn_mask.or(&context_mask) });
-        let Defaults { knn: calibrated, influence_cap } = match &retrieval.without[..] {
+        let Defaults { knn: calibrated, trust, influence_cap } = match &retrieval.without[..] {
             [] => defaults(&snapshot),
             without => defaults(&snapshot.without(without)),
         };
@@ -448,8 +451,10 @@ impl Pinned {
             knn_weight: retrieval.knn.knn_weight.unwrap_or(calibrated.knn_weight),
             knn_temperature: retrieval.knn.knn_temperature.unwrap_or(calibrated.knn_temperature),
         };
+        // Who asks for a weight gets it at every token.
+        let trust = trust.filter(|_| retrieval.knn.knn_weight.is_none());
         let influence_cap = retrieval.influence_cap.unwrap_or(influence_cap);
-        Self { snapshot, view, knn_mask, context_mask, knn, influence_cap }
+        Self { snapshot, view, knn_mask, context_mask, knn, trust, influence_cap }
     }
 
     /// log p of a token in the mixture, from what the model alone says of it.
@@ -460,7 +465,8 @@ impl Pinned {
 
     /// The parameters in force.
     pub(crate) fn in_force(&self, retrieval: &crate::Retrieval, context: ContextParameters) -> InForce {
-        InForce { mode: retrieval.mode, knn: self.knn, context, influence_cap: self.influence_cap }
+        let trust_steps = self.trust.as_ref().map_or(0, |trust| trust.parts.len());
+        InForce { mode: retrieval.mode, knn: self.knn, trust_steps, context, influence_cap: self.influence_cap }
     }
 
     fn asks_the_same(&self, before: &Self) -> bool {

@@ -1,7 +1,7 @@
 //! How much neighbours weigh at a token: the same everywhere, by how near the nearest one is, or by how much nearer it is than the farthest.
 
 use serde::Serialize;
-use silo_core::mixture;
+use silo_core::{KnnParameters, TrustByDistance, mixture};
 use silo_engine::Evidence;
 
 use crate::{EvalError, Grid};
@@ -66,6 +66,27 @@ impl Ruled {
         let weight = self.rule.weight(evidence, self.k);
         log_p(evidence, evidence.neighbor_probability(self.k, self.knn_temperature), weight)
     }
+
+    /// What a server is calibrated with, so that it weighs neighbours like that; `None` for a rule that servers do not have.
+    pub fn calibrated(&self) -> Option<(KnnParameters, Option<TrustByDistance>)> {
+        let with = |knn_weight| KnnParameters { k: self.k, knn_weight, knn_temperature: self.knn_temperature };
+        match &self.rule {
+            WeightRule::Fixed { weight } => Some((with(*weight), None)),
+            WeightRule::Confidence { .. } => None,
+            WeightRule::Distance { ends, weights } => {
+                let greatest = weights.iter().copied().fold(0.0, f64::max);
+                if greatest == 0.0 {
+                    return Some((with(0.0), None));
+                }
+                // No token falls into a bin that ends where the one before it does.
+                let rises = |i: &usize| *i == 0 || ends[*i] > ends[*i - 1];
+                let kept: Vec<usize> = (0..ends.len()).filter(rises).collect();
+                let parts = kept.iter().map(|i| weights[*i] / greatest).collect();
+                let ends = kept[..kept.len() - 1].iter().map(|i| ends[*i]).collect();
+                Some((with(greatest), Some(TrustByDistance { ends, parts })))
+            }
+        }
+    }
 }
 
 fn log_p(evidence: &Evidence, p_knn: Option<f64>, weight: f64) -> f64 {
@@ -108,6 +129,27 @@ pub fn tune_rule(kind: RuleKind, grid: &Grid, evidence: &[&Evidence]) -> Result<
         }
     }
     best.ok_or(EvalError::EmptyGrid("point"))
+}
+
+/// The kind of which rules tuned on one part of the evidence are best on the other, both ways; and Σ −ln p there, of each kind. Many bins fit
+/// whatever they are tuned on, so they are not judged by that.
+pub fn choose_kind(
+    kinds: &[RuleKind],
+    grid: &Grid,
+    parts: [&[&Evidence]; 2],
+) -> Result<(RuleKind, Vec<f64>), EvalError> {
+    let mut losses = Vec::new();
+    for &kind in kinds {
+        let mut nats = 0.0;
+        for (tuned_on, scored) in [(parts[0], parts[1]), (parts[1], parts[0])] {
+            let (ruled, _) = tune_rule(kind, grid, tuned_on)?;
+            nats -= scored.iter().map(|e| ruled.log_probability(e)).sum::<f64>();
+        }
+        losses.push(nats);
+    }
+    let best = kinds.iter().zip(&losses).min_by(|a, b| a.1.total_cmp(b.1));
+    let (kind, _) = best.ok_or(EvalError::EmptyGrid("kind of rule"))?;
+    Ok((*kind, losses))
 }
 
 fn candidates(kind: RuleKind, grid: &Grid, tokens: &[(&Evidence, Option<f64>)]) -> Vec<WeightRule> {
@@ -172,6 +214,36 @@ mod tests {
         }
         let nothing = Evidence { neighbors: Vec::new(), ..near[0].clone() };
         assert_eq!(distance.0.log_probability(&nothing), -3.0);
+    }
+
+    /// Few tokens in many bins: what fits the one half best is not what holds for the other.
+    #[test]
+    fn many_bins_are_not_chosen_for_what_they_fit() {
+        let noise = |i: usize| token(-1.0, (i * 37 % 101) as f32, (i * 7919).is_multiple_of(3));
+        let all: Vec<Evidence> = (0..80).map(noise).collect();
+        let all: Vec<&Evidence> = all.iter().collect();
+        let kinds = [RuleKind::Fixed, RuleKind::Distance { bins: 64 }];
+        let fitted = |kind| tune_rule(kind, &grid(), &all).unwrap().1;
+        assert!(fitted(kinds[1]) < fitted(kinds[0]), "64 bins fit better what they were tuned on");
+        let (chosen, losses) = choose_kind(&kinds, &grid(), [&all[..40], &all[40..]]).unwrap();
+        assert_eq!(chosen, RuleKind::Fixed, "{losses:?}");
+    }
+
+    #[test]
+    fn a_server_weighs_as_the_rule_does() {
+        let all: Vec<Evidence> = (0..60).map(|i| token(-2.0, (i / 3 % 13) as f32 * 0.5, i % 3 == 0)).collect();
+        let all: Vec<&Evidence> = all.iter().collect();
+        for kind in [RuleKind::Fixed, RuleKind::Distance { bins: 1 }, RuleKind::Distance { bins: 20 }] {
+            let ruled = tune_rule(kind, &grid(), &all).unwrap().0;
+            let (knn, trust) = ruled.calibrated().unwrap();
+            assert_eq!(trust.as_ref().and_then(TrustByDistance::fault), None);
+            for e in &all {
+                let nearest = e.neighbors[0].0;
+                let part = trust.as_ref().map_or(1.0, |trust| trust.at(nearest));
+                assert!((part * knn.knn_weight - ruled.rule.weight(e, ruled.k)).abs() < 1e-12, "{nearest}");
+            }
+        }
+        assert_eq!(tune_rule(RuleKind::Confidence, &grid(), &all).unwrap().0.calibrated(), None);
     }
 
     #[test]

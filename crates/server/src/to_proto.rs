@@ -49,6 +49,7 @@ pub(crate) fn in_force(p: &InForce) -> v1::InForce {
         context_query_tokens: p.context.query_tokens as u32,
         context_max_passage_tokens: p.context.max_passage_tokens as u32,
         influence_cap: p.influence_cap,
+        trust_steps: p.trust_steps as u32,
     }
 }
 

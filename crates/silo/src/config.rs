@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
-use silo_core::{Calibration, KeySite};
+use silo_core::{Calibration, KeySite, TrustByDistance};
 use silo_engine::{ContextParameters, EngineConfig};
 use silo_eval::{GenerationSizes, Grid, Sizes};
 use silo_govern::GovernConfig;
@@ -357,7 +357,12 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
 pub fn read_calibration(path: &Path) -> Result<Calibration> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read the calibration {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no calibration", path.display()))
+    let calibration: Calibration =
+        serde_json::from_str(&text).with_context(|| format!("{} is no calibration", path.display()))?;
+    if let Some(fault) = calibration.trust_by_distance.as_ref().and_then(TrustByDistance::fault) {
+        bail!("{} is no calibration: trust_by_distance: {fault}", path.display());
+    }
+    Ok(calibration)
 }
 
 #[cfg(test)]

@@ -16,11 +16,10 @@ mod weights;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde_json::json;
-use silo_core::Calibration;
-use silo_eval::tune_shared;
+use silo_core::{Calibration, KnnParameters};
 
 use crate::config::ConfigFile;
 use crate::output;
@@ -48,7 +47,7 @@ pub enum Eval {
     All(Run),
     /// Which part moves: keys and model exchanged between two evaluations of the same tokens.
     Swap(Swap),
-    /// Tune weight, temperature and k on the validation text of all domains; writes what `store.calibration` names.
+    /// Tune weight, temperature and k on the validation text of all domains, and whether the weight goes by distance; writes what `store.calibration` names.
     Calibrate(Calibrate),
 }
 
@@ -121,20 +120,24 @@ impl Bench {
 
 fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
     let ground = Ground::open(&command.config)?;
-    let (_, tuned) = tune_shared(&ground.gatherer(), &ground.domains)?;
+    let (chosen, ruled) = weights::chosen(&ground)?;
+    let (tuned, trust_by_distance) = ruled.calibrated().context("servers do not have the rule that was chosen")?;
     let calibration = Calibration {
         model: ground.model.card().hash,
         tuned_on: ground.domains.iter().map(|d| d.source.clone()).collect(),
-        tuned: tuned.parameters,
+        tuned,
+        trust_by_distance,
         neutral: ground.config.engine.knn,
     };
     write(&command.output, format!("{:#}\n", json!(calibration)))?;
     if as_json {
         return output::json(&calibration);
     }
-    let p = tuned.parameters;
-    println!("k {}, weight {}, temperature {}: {}", p.k, p.knn_weight, p.knn_temperature, command.output.display());
-    if tuned.at_the_edge {
+    let KnnParameters { k, knn_weight, knn_temperature } = calibration.tuned;
+    println!("{chosen}: k {k}, weight {knn_weight}, temperature {knn_temperature}: {}", command.output.display());
+    let temperatures = &ground.config.eval.grid.knn_temperature;
+    let ends = [temperatures.first(), temperatures.last()];
+    if temperatures.len() > 1 && ends.contains(&Some(&knn_temperature)) {
         eprintln!("the best temperature lies at an end of the grid: widen eval.grid.knn_temperature");
     }
     Ok(())

@@ -1,0 +1,176 @@
+//! A calibration whose weight goes by distance: against the rule worked out by hand, and after its sources are gone.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use silo_core::{
+    Calibration, Document, Filter, KnnParameters, LanguageModel, Permissions, Selection, Source, Tier, TokenId,
+    Tokenizer, TrustByDistance, mixture,
+};
+use silo_engine::{Depth, Engine, EngineConfig, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest};
+use silo_model::{CpuLlama, LoadedModel};
+use silo_store::{NewShard, Recipe, Store, StoreOptions};
+use tempfile::TempDir;
+
+use super::service::project;
+
+const TEXT: &str = "the thing is nothing without the other thing and the other room is the thing about the room";
+const TUNED: KnnParameters = KnnParameters { k: 12, knn_weight: 0.8, knn_temperature: 3.0 };
+const NEUTRAL: KnnParameters = KnnParameters { k: 7, knn_weight: 0.3, knn_temperature: 5.0 };
+
+struct World {
+    model: Arc<dyn LanguageModel>,
+    tokenizer: Arc<dyn Tokenizer>,
+    store: Arc<Store>,
+    _root: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
+        let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
+        let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 1).unwrap());
+        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
+        let options = StoreOptions { n_threads: 1, ..StoreOptions::default() };
+        let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
+        let world = Self { model, tokenizer, store, _root: root };
+        world.add("one", "the other thing is the room without the traveller and nothing about it");
+        world.add("two", "nothing is about the room; the thing and the other traveller are the thing");
+        world
+    }
+
+    fn add(&self, name: &str, text: &str) {
+        let source = Source {
+            id: name.parse().unwrap(),
+            owner: "somebody".into(),
+            licence: "LicenseRef-test".into(),
+            licence_stated_at: String::new(),
+            notice: String::new(),
+            tier: Tier::Restricted,
+            permissions: Permissions::of_tier(Tier::Restricted),
+        };
+        let document = Document {
+            source: source.id.clone(),
+            uri: "test:1".into(),
+            title: String::new(),
+            licence: source.licence.clone(),
+            tier: source.tier,
+            text: text.into(),
+        };
+        self.store.by("test").create_source(&source).unwrap();
+        let new = NewShard { source: &source.id, documents: &[document] };
+        self.store.by("test").add_shard(&new, &*self.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
+    }
+
+    fn engine(&self, calibration: Option<Calibration>) -> Engine {
+        let config = EngineConfig { knn: NEUTRAL, ..EngineConfig::default() };
+        Engine::start(config, calibration, self.model.clone(), self.tokenizer.clone(), self.store.clone()).unwrap()
+    }
+
+    fn tokens(&self) -> Vec<TokenId> {
+        self.tokenizer.encode(TEXT).unwrap()
+    }
+
+    fn request(&self, knn: KnnOverrides, filter: Filter) -> ScoreRequest {
+        let retrieval = Retrieval { mode: Mode::Knn, knn, filter, ..Retrieval::default() };
+        ScoreRequest { depth: Some(Depth::Sources), ..ScoreRequest::new(self.tokens(), retrieval) }
+    }
+
+    fn evidence(&self) -> Vec<Evidence> {
+        let knn = KnnOverrides { k: Some(TUNED.k), ..KnnOverrides::default() };
+        let request = self.request(knn, Filter::default());
+        self.engine(None).evidence(&request, &[], &AtomicBool::new(false)).unwrap()
+    }
+
+    /// Three steps with about equally many tokens of the text in each.
+    fn trust(&self) -> TrustByDistance {
+        let mut nearest: Vec<f32> = self.evidence().iter().map(|e| e.neighbors[0].0).collect();
+        nearest.sort_by(f32::total_cmp);
+        let n = nearest.len();
+        TrustByDistance { ends: vec![nearest[n / 3], nearest[2 * n / 3]], parts: vec![1.0, 0.4, 0.0] }
+    }
+
+    fn calibrated(&self, tuned_on: &[&str]) -> Engine {
+        let trust = self.trust();
+        assert_eq!(trust.fault(), None);
+        self.engine(Some(Calibration {
+            model: self.model.card().hash,
+            tuned_on: tuned_on.iter().map(|name| name.parse().unwrap()).collect(),
+            tuned: TUNED,
+            trust_by_distance: Some(trust),
+            neutral: NEUTRAL,
+        }))
+    }
+}
+
+fn never() -> AtomicBool {
+    AtomicBool::new(false)
+}
+
+#[test]
+fn the_weight_at_a_token_is_what_its_nearest_neighbour_is_trusted_with() {
+    let world = World::new();
+    let (trust, evidence, engine) = (world.trust(), world.evidence(), world.calibrated(&["one", "two"]));
+    let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
+    assert_eq!((scored.in_force.knn, scored.in_force.trust_steps), (TUNED, 3));
+    let mut seen = [0; 3];
+    for (token, e) in scored.tokens.iter().zip(&evidence) {
+        let part = trust.at(e.neighbors[0].0);
+        let p_knn = e.neighbor_probability(TUNED.k, TUNED.knn_temperature).unwrap();
+        let expected = mixture::mix_one(e.parametric_log_probability, p_knn, part * TUNED.knn_weight);
+        assert!((token.log_probability - expected).abs() < 1e-12, "{token:?}, {expected}");
+        if part == 0.0 {
+            assert_eq!(token.log_probability.to_bits(), e.parametric_log_probability.to_bits(), "the model's own");
+        }
+        let credit = token.credit.as_ref().unwrap();
+        let shares = credit.parametric + credit.sources.iter().map(|(_, share)| share).sum::<f64>();
+        assert!((shares - 1.0).abs() < 1e-12, "{credit:?}");
+        seen[trust.parts.iter().position(|p| *p == part).unwrap()] += 1;
+    }
+    assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+}
+
+#[test]
+fn who_sets_the_weight_gets_it_at_every_token() {
+    let world = World::new();
+    let knn = KnnOverrides { knn_weight: Some(0.6), ..KnnOverrides::default() };
+    let request = world.request(knn, Filter::default());
+    let scored = world.calibrated(&["one", "two"]).score(&request, &never()).unwrap();
+    assert_eq!(scored.in_force.trust_steps, 0);
+    let parameters = KnnParameters { knn_weight: 0.6, ..TUNED };
+    for (token, e) in scored.tokens.iter().zip(world.evidence()) {
+        assert!((token.log_probability - e.log_probability(&parameters)).abs() < 1e-12);
+    }
+}
+
+/// Without a source the nearest neighbour is another one, and so is the weight: the bound says by how much.
+#[test]
+fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
+    let world = World::new();
+    let engine = world.calibrated(&["one"]);
+    let two = "two".parse().unwrap();
+    let request = world.request(KnnOverrides::default(), Filter::default());
+    let compared = engine.compare_without(&request, &[two], &never()).unwrap();
+    let filter = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
+    let without = engine.score(&world.request(KnnOverrides::default(), filter), &never()).unwrap();
+    assert_eq!((compared.with.trust_steps, compared.without.trust_steps), (3, 3));
+    let mut n_beyond = 0;
+    for (token, other) in compared.tokens.iter().zip(&without.tokens) {
+        assert_eq!(token.without.to_bits(), other.log_probability.to_bits());
+        let bound = token.bound.expect("the same rule holds with and without");
+        assert!(token.total_variation <= bound + 1e-12, "{token:?}");
+        n_beyond += usize::from(token.total_variation > TUNED.knn_weight * token.mass + 1e-12);
+    }
+    assert!(n_beyond > 0, "at some token the change of the weight counts");
+}
+
+#[test]
+fn what_was_tuned_on_a_source_goes_with_it() {
+    let world = World::new();
+    let engine = world.calibrated(&["one", "two"]);
+    let one = Selection::Source("one".parse().unwrap());
+    world.store.by("test").withdraw(&one).unwrap();
+    let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
+    assert_eq!((scored.in_force.knn, scored.in_force.trust_steps), (NEUTRAL, 0));
+}
