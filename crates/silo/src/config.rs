@@ -394,9 +394,9 @@ mod tests {
             let text = otherwise(GOOD.to_owned(), &set.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())?;
             parse_serve(&text)
         };
-        let config = set(&["store.root=\"other\"", "engine.knn.k=7"]).unwrap();
+        let config = set(&["store.root=\"other\"", "engine.max_active=7"]).unwrap();
         assert_eq!((config.store.root.to_str(), config.store.recipe.to_str()), (Some("other"), Some("i")));
-        assert_eq!((config.engine.knn.k, config.model.path.to_str()), (7, Some("m")));
+        assert_eq!((config.engine.max_active, config.model.path.to_str()), (7, Some("m")));
         assert!(format!("{:#}", set(&["store.root=other"]).unwrap_err()).contains("KEY=VALUE in TOML"));
         assert!(format!("{:#}", set(&["store.rot=\"x\""]).unwrap_err()).contains("'store.rot'"));
     }
