@@ -7,7 +7,7 @@ use serde_json::json;
 use silo_core::{Filter, KnnParameters};
 use silo_engine::{ContextParameters, Engine, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest};
 
-use crate::{Domain, EvalError, EvidenceCache, Grid, Loss, Text, Tuned, tune};
+use crate::{Chosen, Domain, EvalError, EvidenceCache, Grid, Loss, Ruled, Text, Tuned, choose_rule, tune};
 
 /// What of the store is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -33,8 +33,10 @@ pub enum Setting {
     Tempered,
     /// Neighbours, with parameters tuned on the domain's validation text.
     Knn,
-    /// Neighbours, with one set of parameters for all domains: what a server uses.
+    /// Neighbours, with one set of parameters for all domains.
     KnnShared,
+    /// Neighbours as a server has them that was calibrated on all domains together: parameters and rule of the weight.
+    KnnCalibrated,
     /// Passages in front.
     Context,
     /// Both, tuned on the domain's validation text.
@@ -108,9 +110,19 @@ pub fn tune_shared(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<Gathe
     Ok((mixed, shared))
 }
 
-/// Measures all domains; also gives the parameters that suit all of them together, with the whole store.
-pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Tuned), EvalError> {
+/// What suits all domains together, with the whole store.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Together {
+    /// The best fixed parameters.
+    pub shared: Tuned,
+    /// What a server is calibrated with.
+    pub calibrated: Chosen,
+}
+
+/// Measures all domains; also gives what suits all of them together.
+pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Together), EvalError> {
     let (mixed, shared) = tune_shared(with, domains)?;
+    let together = Together { shared, calibrated: choose_rule(with.grid, &mixed)? };
     let mut out = Vec::new();
     for (domain, mixed) in domains.iter().zip(mixed) {
         let mut result =
@@ -122,12 +134,12 @@ pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainRe
                 let gather = |texts| with.gather(domain, texts, scope, mode);
                 let validation = known.map_or_else(|| gather(&domain.validation), Ok)?;
                 let test = gather(&domain.test)?;
-                measure(&mut result, &Pair { scope, mode, validation, test }, with.grid, &shared)?;
+                measure(&mut result, &Pair { scope, mode, validation, test }, with.grid, &together)?;
             }
         }
         out.push(result);
     }
-    Ok((out, shared))
+    Ok((out, together))
 }
 
 /// Loss of the model alone on a domain's test text.
@@ -223,7 +235,7 @@ impl Gathered {
 }
 
 /// Adds the cells of one scope and mode: the model alone (which has read the passages in the context mode), and with neighbours.
-fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, shared: &Tuned) -> Result<(), EvalError> {
+fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Together) -> Result<(), EvalError> {
     let own = tune(grid, &pair.validation.evidence.iter().collect::<Vec<_>>())?;
     let mut settings = match pair.mode {
         Mode::KnnAndContext | Mode::Context => {
@@ -235,7 +247,8 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, shared: &Tuned) 
     if (pair.mode, pair.scope) == (Mode::Knn, Scope::Mixed) {
         result.measurements.push(tempered(pair, grid));
         settings.insert(0, (Setting::Parametric, None));
-        settings.push((Setting::KnnShared, Some(shared.parameters)));
+        settings.push((Setting::KnnShared, Some(together.shared.parameters)));
+        result.measurements.push(calibrated(pair, &together.calibrated.ruled));
     }
     result.at_the_edge |= own.at_the_edge;
     for (setting, parameters) in settings {
@@ -244,6 +257,13 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, shared: &Tuned) 
         result.measurements.push(Measurement { setting, scope, parameters, model_temperature: None, validation, test });
     }
     Ok(())
+}
+
+/// Neighbours as a calibrated server weighs them.
+fn calibrated(pair: &Pair, ruled: &Ruled) -> Measurement {
+    let [validation, test] = [&pair.validation, &pair.test].map(|of| of.loss_by(|e| ruled.log_probability(e)));
+    let (setting, parameters) = (Setting::KnnCalibrated, ruled.calibrated().map(|(parameters, _)| parameters));
+    Measurement { setting, scope: pair.scope, parameters, model_temperature: None, validation, test }
 }
 
 /// The model alone at the temperature that is best on validation text.

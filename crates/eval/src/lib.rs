@@ -22,7 +22,7 @@ pub use cache::EvidenceCache;
 pub use domain::{Domain, Sizes, StorePart, Text, store_parts};
 pub use error::EvalError;
 pub use evaluate::{
-    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, View, evaluate, parametric_loss,
+    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, View, evaluate, parametric_loss,
     tune_shared,
 };
 pub use gap::{GapClosed, GapLosses};
@@ -30,4 +30,4 @@ pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, 
 pub use loss::Loss;
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 pub use tune::{Grid, Tuned, tune};
-pub use weight::{RuleKind, Ruled, WeightRule, choose_kind, tune_rule};
+pub use weight::{Chosen, RuleKind, Ruled, WeightRule, choose_rule, tune_rule};

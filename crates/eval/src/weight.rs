@@ -4,7 +4,7 @@ use serde::Serialize;
 use silo_core::{KnnParameters, TrustByDistance, mixture};
 use silo_engine::Evidence;
 
-use crate::{EvalError, Grid};
+use crate::{EvalError, Gathered, Grid};
 
 /// A rule for the neighbours' weight at a token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,6 +61,12 @@ pub struct Ruled {
 }
 
 impl Ruled {
+    /// The same weight at every token.
+    pub fn fixed(parameters: KnnParameters) -> Self {
+        let KnnParameters { k, knn_weight: weight, knn_temperature } = parameters;
+        Self { k, knn_temperature, rule: WeightRule::Fixed { weight } }
+    }
+
     /// log p of the token.
     pub fn log_probability(&self, evidence: &Evidence) -> f64 {
         let weight = self.rule.weight(evidence, self.k);
@@ -96,7 +102,8 @@ fn log_p(evidence: &Evidence, p_knn: Option<f64>, weight: f64) -> f64 {
 }
 
 /// Kinds of rules that are tuned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum RuleKind {
     /// [`WeightRule::Fixed`].
     Fixed,
@@ -107,6 +114,21 @@ pub enum RuleKind {
     },
     /// [`WeightRule::Confidence`].
     Confidence,
+}
+
+impl RuleKind {
+    /// Those that servers have, among which a calibration chooses.
+    pub const SERVED: [Self; 4] =
+        [Self::Fixed, Self::Distance { bins: 8 }, Self::Distance { bins: 64 }, Self::Distance { bins: 256 }];
+
+    /// What tables call it.
+    pub fn name(self) -> String {
+        match self {
+            Self::Fixed => "fixed".into(),
+            Self::Distance { bins } => format!("by distance, {bins} bins"),
+            Self::Confidence => "by relative confidence".into(),
+        }
+    }
 }
 
 const ALPHAS: [f64; 12] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0];
@@ -131,13 +153,30 @@ pub fn tune_rule(kind: RuleKind, grid: &Grid, evidence: &[&Evidence]) -> Result<
     best.ok_or(EvalError::EmptyGrid("point"))
 }
 
+/// A rule that was chosen.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Chosen {
+    /// Of which kind it is.
+    pub kind: RuleKind,
+    /// The rule, tuned on all text.
+    pub ruled: Ruled,
+    /// Σ −ln p of each kind that servers have, on each half of the text with what was tuned on the other.
+    pub between_halves: Vec<f64>,
+}
+
+/// Of the rules that servers have, the one of the kind that holds best between the first and second halves of the texts.
+pub fn choose_rule(grid: &Grid, texts: &[Gathered]) -> Result<Chosen, EvalError> {
+    let halves = texts.iter().map(|g| g.evidence.split_at(g.evidence.len() / 2));
+    let (first, second): (Vec<&[Evidence]>, Vec<&[Evidence]>) = halves.unzip();
+    let [first, second] = [first, second].map(|half| half.into_iter().flatten().collect::<Vec<_>>());
+    let (kind, between_halves) = choose_kind(&RuleKind::SERVED, grid, [&first, &second])?;
+    let all: Vec<&Evidence> = texts.iter().flat_map(|g| &g.evidence).collect();
+    Ok(Chosen { kind, ruled: tune_rule(kind, grid, &all)?.0, between_halves })
+}
+
 /// The kind of which rules tuned on one part of the evidence are best on the other, both ways; and Σ −ln p there, of each kind. Many bins fit
 /// whatever they are tuned on, so they are not judged by that.
-pub fn choose_kind(
-    kinds: &[RuleKind],
-    grid: &Grid,
-    parts: [&[&Evidence]; 2],
-) -> Result<(RuleKind, Vec<f64>), EvalError> {
+fn choose_kind(kinds: &[RuleKind], grid: &Grid, parts: [&[&Evidence]; 2]) -> Result<(RuleKind, Vec<f64>), EvalError> {
     let mut losses = Vec::new();
     for &kind in kinds {
         let mut nats = 0.0;

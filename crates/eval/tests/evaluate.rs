@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use silo_core::{ContentHash, Filter, KeySite, LanguageModel, Permissions, Source, Tier, Tokenizer};
+use silo_core::{
+    Calibration, ContentHash, Datastore, Filter, KeySite, LanguageModel, Permissions, Source, Tier, Tokenizer,
+};
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, KnnOverrides, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
@@ -75,12 +77,14 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
 fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
     let mode = match m.setting {
         Setting::Parametric | Setting::Tempered => Mode::Parametric,
-        Setting::Knn | Setting::KnnShared => Mode::Knn,
+        Setting::Knn | Setting::KnnShared | Setting::KnnCalibrated => Mode::Knn,
         Setting::Context => Mode::Context,
         Setting::KnnAndContext => Mode::KnnAndContext,
     };
     let allow_sources = if m.scope == Scope::Matched { vec![domain.source.clone()] } else { Vec::new() };
-    let knn = m.parameters.map_or(KnnOverrides::default(), |p| KnnOverrides {
+    // A calibrated engine knows them by itself.
+    let parameters = m.parameters.filter(|_| m.setting != Setting::KnnCalibrated);
+    let knn = parameters.map_or(KnnOverrides::default(), |p| KnnOverrides {
         k: Some(p.k),
         knn_weight: Some(p.knn_weight),
         knn_temperature: Some(p.knn_temperature),
@@ -116,7 +120,13 @@ fn every_cell_is_what_the_engine_scores() {
     }
     let store = Arc::new(store(&root.path().join("store"), &model, &domains));
     let tokenizer: Arc<dyn Tokenizer> = Arc::new(tokenizer);
-    let engine = Engine::start(EngineConfig::default(), None, Arc::new(model), tokenizer, store).unwrap();
+    let hash = model.card().hash;
+    let parts = (Arc::new(model) as Arc<dyn LanguageModel>, tokenizer, store as Arc<dyn Datastore>);
+    let start = |calibration| {
+        let (model, tokenizer, store) = parts.clone();
+        Engine::start(EngineConfig::default(), calibration, model, tokenizer, store).unwrap()
+    };
+    let engine = start(None);
     let grid = Grid {
         k: vec![2, 16],
         knn_temperature: vec![0.1, 1.0, 10.0],
@@ -128,14 +138,22 @@ fn every_cell_is_what_the_engine_scores() {
     let gathered = std::cell::Cell::new(0);
     let progress = |_: &str| gathered.set(gathered.get() + 1);
     let with = Gatherer { engine: &engine, grid: &grid, cache: Some(&cache), progress: &progress };
-    let (results, shared) = evaluate(&with, &domains).unwrap();
+    let (results, together) = evaluate(&with, &domains).unwrap();
+    let (tuned, trust_by_distance) = together.calibrated.ruled.calibrated().unwrap();
+    let tuned_on = domains.iter().map(|d| d.source.clone()).collect();
+    let neutral = EngineConfig::default().knn;
+    let calibrated = start(Some(Calibration { model: hash, tuned_on, tuned, trust_by_distance, neutral }));
     // The second time nothing is searched for.
     let before = gathered.replace(0);
-    assert_eq!((evaluate(&with, &domains).unwrap(), before, gathered.get()), ((results.clone(), shared), 16, 0));
+    assert_eq!(
+        (evaluate(&with, &domains).unwrap(), before, gathered.get()),
+        ((results.clone(), together.clone()), 16, 0)
+    );
     for (domain, result) in domains.iter().zip(&results) {
-        assert_eq!(result.measurements.len(), 9);
+        assert_eq!(result.measurements.len(), 10);
         for m in result.measurements.iter().filter(|m| m.setting != Setting::Tempered) {
-            let expected = scored(&engine, domain, m);
+            let engine = if m.setting == Setting::KnnCalibrated { &calibrated } else { &engine };
+            let expected = scored(engine, domain, m);
             assert_eq!((m.test.n_tokens, m.test.n_bytes), (expected.n_tokens, expected.n_bytes));
             assert!((m.test.nats - expected.nats).abs() < 1e-9 * expected.nats, "{m:?} {expected:?}");
         }
@@ -147,7 +165,7 @@ fn every_cell_is_what_the_engine_scores() {
         assert!((nats - alone.test.nats).abs() < 1e-9 * nats, "{nats} {alone:?}");
         let own = cell(Setting::Knn, Scope::Mixed);
         let all = cell(Setting::KnnShared, Scope::Mixed);
-        assert_eq!(all.parameters, Some(shared.parameters));
+        assert_eq!(all.parameters, Some(together.shared.parameters));
         assert!(own.validation.nats <= all.validation.nats, "what is tuned per domain is best on its validation text");
         assert!(own.test.nats < cell(Setting::Parametric, Scope::Mixed).test.nats);
     }

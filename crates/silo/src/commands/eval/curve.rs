@@ -5,11 +5,11 @@ use serde::Serialize;
 use serde_json::json;
 use silo_core::{Filter, KnnParameters, ShardId, SnapshotProvider, SourceId};
 use silo_engine::{Evidence, Mode};
-use silo_eval::{Gathered, Loss, View, store_parts, tune, tune_shared};
+use silo_eval::{Gathered, Loss, Ruled, View, store_parts, tune};
 
 use super::page::{Measured, Table, bits, sum};
 use super::plot::{Axis, Line, Plot};
-use super::{Ground, Run};
+use super::{Ground, Run, weights};
 
 /// The losses with a part of the store.
 #[derive(Debug, Serialize)]
@@ -20,7 +20,7 @@ struct Point {
     x: f64,
     /// Entries that are seen.
     n_entries: u64,
-    /// With which parameters; `None` where nothing is seen.
+    /// With which parameters (the greatest weight, where it goes by distance); `None` where nothing is seen.
     parameters: Option<KnnParameters>,
     /// Of all domains.
     test: Loss,
@@ -43,7 +43,7 @@ pub fn store_size(run: &Run) -> Result<Measured<'static>> {
         eprintln!("{:.1} % of the store", 100.0 * share);
         let validation: Vec<Gathered> = gather(&ground, &view, true)?;
         let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
-        let tuned = tune(&ground.config.eval.grid, &all)?.parameters;
+        let tuned = Ruled::fixed(tune(&ground.config.eval.grid, &all)?.parameters);
         let n_entries = entries(&ground, &view.filter);
         points.push(point(&ground, format!("{:.1} %", 100.0 * share), *share, (&view, n_entries), Some(tuned))?);
     }
@@ -68,7 +68,7 @@ fn size_finding(points: &[Point]) -> String {
 /// Bits per byte while the sources are withdrawn one after the other, in the order of their names.
 pub fn removal(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
-    let (_, shared) = tune_shared(&ground.gatherer(), &ground.domains)?;
+    let calibrated = weights::chosen(&ground)?.ruled;
     let sources: Vec<SourceId> = ground.domains.iter().map(|d| d.source.clone()).collect();
     let mut points = Vec::new();
     for n in 0..sources.len() {
@@ -77,8 +77,8 @@ pub fn removal(run: &Run) -> Result<Measured<'static>> {
         eprintln!("{label}");
         let n_entries = entries(&ground, &view.filter);
         // As a server does: what was tuned on a source that is gone does not hold.
-        let parameters = if n == 0 { shared.parameters } else { ground.config.engine.knn };
-        points.push(point(&ground, label, n as f64, (&view, n_entries), Some(parameters))?);
+        let ruled = if n == 0 { calibrated.clone() } else { Ruled::fixed(ground.config.engine.knn) };
+        points.push(point(&ground, label, n as f64, (&view, n_entries), Some(ruled))?);
     }
     let last = alone(&ground)?;
     points.push(Point { label: format!("without {}", sources[sources.len() - 1]), x: sources.len() as f64, ..last });
@@ -104,7 +104,7 @@ const STORE_SIZE: &str = "Bits per byte on test text of kNN over the whole store
     their hashes. k, weight and temperature were tuned on the validation text of all domains together, for each size.";
 
 const REMOVAL: &str = "Bits per byte on test text of kNN over the whole store while one source after the other is withdrawn, and stays withdrawn. With all \
-    there, k, weight and temperature are those tuned on the validation text of all; after the first withdrawal the neutral ones of the configuration, as \
+    there, neighbours weigh as on a server that was calibrated on the validation text of all; after the first withdrawal the neutral ones of the configuration, as \
     on a server. The last row is the model alone.";
 
 fn seen(filter: Filter) -> View {
@@ -149,9 +149,14 @@ fn point(
     label: String,
     x: f64,
     (view, n_entries): (&View, u64),
-    parameters: Option<KnnParameters>,
+    ruled: Option<Ruled>,
 ) -> Result<Point> {
-    let domains: Vec<Loss> = gather(ground, view, false)?.iter().map(|g| g.loss(parameters.as_ref())).collect();
+    let loss = |g: &Gathered| match &ruled {
+        None => g.loss(None),
+        Some(ruled) => g.loss_by(|e| ruled.log_probability(e)),
+    };
+    let domains: Vec<Loss> = gather(ground, view, false)?.iter().map(loss).collect();
+    let parameters = ruled.and_then(|ruled| ruled.calibrated()).map(|(parameters, _)| parameters);
     let test = sum(&domains);
     Ok(Point { label, x, n_entries, parameters, test, domains })
 }

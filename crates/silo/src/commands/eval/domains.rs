@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::json;
-use silo_eval::{DomainResult, Loss, Measurement, Scope, Setting, Tuned, evaluate};
+use silo_eval::{DomainResult, Loss, Measurement, Scope, Setting, Together, evaluate};
 
 use super::page::{Measured, Table, bits};
 use super::plot::{Axis, Line, Plot};
@@ -12,15 +12,16 @@ use super::{Ground, Run};
 const WHAT: &str = "Held-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the model's \
     context (or `eval.sizes.window_tokens`) that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
     far, and are retrieved again every stride. Weight, temperature and k were chosen on validation text, per domain and mode (\"shared\": one choice for \
-    all); test text was scored once with them. The draws are those of hashes: nothing is random.";
+    all; \"calibrated\": one choice for all, with a weight that may go by the distance of the nearest neighbour); test text was scored once with them. The draws are those of hashes: nothing is random.";
 
 /// Columns of the tables, in the order of a reader's interest.
-const COLUMNS: [(&str, Setting, Scope); 9] = [
+const COLUMNS: [(&str, Setting, Scope); 10] = [
     ("parametric", Setting::Parametric, Scope::Mixed),
     ("its temperature tuned", Setting::Tempered, Scope::Mixed),
     ("kNN, own shard", Setting::Knn, Scope::Matched),
     ("kNN, whole store", Setting::Knn, Scope::Mixed),
     ("kNN, whole store, shared parameters", Setting::KnnShared, Scope::Mixed),
+    ("kNN, whole store, calibrated", Setting::KnnCalibrated, Scope::Mixed),
     ("context, own shard", Setting::Context, Scope::Matched),
     ("context, whole store", Setting::Context, Scope::Mixed),
     ("both, own shard", Setting::KnnAndContext, Scope::Matched),
@@ -28,16 +29,16 @@ const COLUMNS: [(&str, Setting, Scope); 9] = [
 ];
 
 /// Columns of the picture.
-const DRAWN: [usize; 4] = [0, 2, 3, 6];
+const DRAWN: [usize; 4] = [0, 2, 5, 7];
 
 pub fn run(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
-    let (results, shared) = evaluate(&ground.gatherer(), &ground.domains)?;
     let references = references(&ground)?;
+    let (results, together) = evaluate(&ground.gatherer(), &ground.domains)?;
     let closed = gaps(&results, &references, &COLUMNS[1..], ground.config.eval.min_gap_bits);
-    let (facts, tables) = (ground.facts(run), markdown(&results, &shared, &references, &closed));
+    let (facts, tables) = (ground.facts(run), markdown(&results, &together, &references, &closed));
     let whole = json!({
-        "made": facts, "shared": shared, "domains": results, "references": references, "gap_closed": closed,
+        "made": facts, "together": together, "domains": results, "references": references, "gap_closed": closed,
     });
     let axis = Axis::Names(results.iter().map(|r| r.domain.clone()).collect());
     let plot = Plot { title: "Domains", labels: ["domain", "bits per byte on test text"], axis };
@@ -63,11 +64,11 @@ fn finding(results: &[DomainResult], closed: &[Closed]) -> String {
     let mut out = format!(
         "Neighbours from one store of all sources make the model better on {} of {n} domains, from the domain's own shard on {}; passages from the \
          whole store on {}.",
-        better(Setting::Knn, Scope::Mixed),
+        better(Setting::KnnCalibrated, Scope::Mixed),
         better(Setting::Knn, Scope::Matched),
         better(Setting::Context, Scope::Mixed)
     );
-    for Closed { reference, gap, .. } in closed.iter().filter(|c| c.setting == COLUMNS[3].0) {
+    for Closed { reference, gap, .. } in closed.iter().filter(|c| c.setting == COLUMNS[5].0) {
         out += &format!(
             " Gap to '{reference}' closed by the whole store: {} in mean perplexity, {} per domain and capped, {} in log-perplexity; it is beaten on {} \
              of {}.",
@@ -141,7 +142,7 @@ fn raw(results: &[DomainResult], references: &[Reference]) -> Table {
     Table::new(head, rows)
 }
 
-fn markdown(results: &[DomainResult], shared: &Tuned, references: &[Reference], closed: &[Closed]) -> String {
+fn markdown(results: &[DomainResult], together: &Together, references: &[Reference], closed: &[Closed]) -> String {
     let mut out = String::new();
     for (title, show) in [
         ("Bits per byte on test text", (|m| bits(&m.test)) as fn(&Measurement) -> String),
@@ -155,10 +156,14 @@ fn markdown(results: &[DomainResult], shared: &Tuned, references: &[Reference], 
         let table = Table::new(head, results.iter().map(row).collect());
         out += &format!("## {title}\n\n{}\n", table.markdown());
     }
-    let p = shared.parameters;
+    let (shared, p) = (&together.shared, together.shared.parameters);
     out += &format!(
-        "Shared parameters, tuned on the validation text of all domains together: k {}, weight {}, temperature {}.\n",
-        p.k, p.knn_weight, p.knn_temperature
+        "Shared parameters, tuned on the validation text of all domains together: k {}, weight {}, temperature {}. Calibrated: \
+         a weight {}, as `silo eval calibrate` chooses it.\n",
+        p.k,
+        p.knn_weight,
+        p.knn_temperature,
+        together.calibrated.kind.name()
     );
     let all = shared.at_the_edge.then_some("all together");
     let edge: Vec<&str> = results.iter().filter(|r| r.at_the_edge).map(|r| r.domain.as_str()).chain(all).collect();
@@ -174,7 +179,7 @@ fn compared(results: &[DomainResult], references: &[Reference]) -> String {
         ["domain", "parametric", "kNN, whole store"].into_iter().chain(references.iter().map(|r| r.name.as_str()));
     let row = |(i, result): (usize, &DomainResult)| {
         let cell = |setting| find(result, setting, Scope::Mixed).map(|m| bits(&m.test)).unwrap_or_default();
-        let own = [result.domain.clone(), cell(Setting::Parametric), cell(Setting::Knn)];
+        let own = [result.domain.clone(), cell(Setting::Parametric), cell(Setting::KnnCalibrated)];
         own.into_iter().chain(references.iter().map(|r| bits(&r.test[i]))).collect()
     };
     let table = Table::new(head, results.iter().enumerate().map(row).collect());

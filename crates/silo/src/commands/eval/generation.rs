@@ -3,15 +3,16 @@
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
-use silo_core::KnnParameters;
-use silo_engine::{Engine, GuardConfig, KnnOverrides, Mode, Retrieval};
-use silo_eval::{Loss, Prompt, StoredWords, distinct, divergence, generate, judged, tune_shared};
+use silo_core::Calibration;
+use silo_engine::{Engine, EngineConfig, GuardConfig, Mode, Retrieval};
+use silo_eval::{Loss, Prompt, StoredWords, distinct, divergence, generate, judged};
 
 use super::page::{Measured, Table, bits, sum};
 use super::reference::Alone;
-use super::{Ground, Run};
+use super::{Ground, Run, weights};
 
-const WHAT: &str = "Pieces of each domain's test text begin a text, which is gone on with at temperature 1, in several ways. *Judge*: bits per byte that \
+const WHAT: &str = "Pieces of each domain's test text begin a text, which is gone on with at temperature 1, in several ways; neighbours as a server has them that was calibrated on the domains' \
+    validation text. *Judge*: bits per byte that \
     the first of `eval.references` which has learnt the domains says of what was made, behind its prompt; what really stands there is judged in the first \
     row, and the nearer to it the better: text that repeats itself is easy to predict. *Distinct*: different runs of four tokens among all. \
     *Divergence*: Jensen-Shannon divergence in bits between the tokens made and those of the domain's validation text, mean of the domains. *Longest run*: words \
@@ -58,7 +59,8 @@ struct Scene<'a> {
     prompts: Vec<Vec<Prompt>>,
     stored: StoredWords,
     judge: Alone,
-    knn: KnnParameters,
+    calibration: Calibration,
+    guarded: Engine,
     unguarded: Engine,
 }
 
@@ -73,7 +75,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         what: WHAT,
         finding: finding(&rows),
         whole: json!({
-            "made": ground.facts(run), "sizes": ground.config.eval.generation, "knn": scene.knn, "guard": ground.config.engine.guard, "ways": rows,
+            "made": ground.facts(run), "sizes": ground.config.eval.generation, "calibration": scene.calibration, "guard": ground.config.engine.guard, "ways": rows,
         }),
         tables: raw.markdown(),
         raw,
@@ -87,23 +89,21 @@ impl<'a> Scene<'a> {
         let judge = references.find(|r| r.knows_domains && !r.is_per_domain());
         let judge = judge
             .context("eval.references names no model that knows the domains: it is the judge of what is generated")?;
-        let (_, shared) = tune_shared(&ground.gatherer(), &ground.domains)?;
-        let guard = GuardConfig {
-            public_domain: 0,
-            permissive: 0,
-            attribution: 0,
-            restricted: 0,
-            ..ground.config.engine.guard
+        let calibration = ground.calibration(&weights::chosen(ground)?)?;
+        let guard = ground.config.engine.guard.clone();
+        let engine = |guard: GuardConfig| {
+            let config = EngineConfig { guard, ..ground.config.engine.clone() };
+            let (model, tokenizer, store) = (ground.model.clone(), ground.tokenizer.clone(), ground.store.clone());
+            Engine::start(config, Some(calibration.clone()), model, tokenizer, store).context("cannot start the engine")
         };
-        let config = silo_engine::EngineConfig { guard, ..ground.config.engine.clone() };
-        let (model, tokenizer, store) = (ground.model.clone(), ground.tokenizer.clone(), ground.store.clone());
         Ok(Self {
             ground,
             prompts: ground.domains.iter().map(|d| Prompt::of(d, ground.config.eval.generation)).collect(),
             stored: StoredWords::of(ground.domains.iter().flat_map(|d| &d.stored)),
             judge: Alone::open(ground, &judge.path)?,
-            knn: shared.parameters,
-            unguarded: Engine::start(config, None, model, tokenizer, store).context("cannot start the engine")?,
+            guarded: engine(guard.clone())?,
+            unguarded: engine(GuardConfig { public_domain: 0, permissive: 0, attribution: 0, restricted: 0, ..guard })?,
+            calibration,
         })
     }
 
@@ -115,9 +115,9 @@ impl<'a> Scene<'a> {
             let made = match way.mode {
                 None => prompts.iter().map(|p| p.continuation.clone()).collect(),
                 Some(mode) => {
-                    let engine = if way.guarded { &self.ground.engine } else { &self.unguarded };
+                    let engine = if way.guarded { &self.guarded } else { &self.unguarded };
                     let new_tokens = self.ground.config.eval.generation.new_tokens;
-                    let generated = generate(engine, prompts, &self.retrieval(mode), new_tokens)?;
+                    let generated = generate(engine, prompts, &Retrieval { mode, ..Retrieval::default() }, new_tokens)?;
                     refused += generated.refused;
                     generated.tokens
                 }
@@ -135,12 +135,6 @@ impl<'a> Scene<'a> {
         let divergence = divergences.iter().sum::<f64>() / divergences.len().max(1) as f64;
         let (judge, distinct) = (sum(&domains), distinct(&all, RUN));
         Ok(Row { way: way.name, judge, domains, distinct, divergence, longest_runs, refused })
-    }
-
-    fn retrieval(&self, mode: Mode) -> Retrieval {
-        let KnnParameters { k, knn_weight, knn_temperature } = self.knn;
-        let knn = KnnOverrides { k: Some(k), knn_weight: Some(knn_weight), knn_temperature: Some(knn_temperature) };
-        Retrieval { mode, knn, ..Retrieval::default() }
     }
 }
 

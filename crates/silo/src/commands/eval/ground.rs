@@ -6,10 +6,12 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use silo_core::{ContentHash, Document, LanguageModel, LicencePolicy, ShardView, SnapshotProvider, Tokenizer};
+use silo_core::{
+    Calibration, ContentHash, Document, LanguageModel, LicencePolicy, ShardView, SnapshotProvider, Tokenizer,
+};
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
-use silo_eval::{Domain, EvidenceCache, Gatherer, store_parts};
+use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, store_parts};
 use silo_store::{NewShard, Store};
 
 use super::Run;
@@ -70,6 +72,15 @@ impl Ground {
     /// Entries of the whole store.
     pub fn n_entries(&self) -> u64 {
         self.store.snapshot().shards.iter().map(|s| s.n_entries).sum()
+    }
+
+    /// A calibration with a rule that was chosen on the validation text of all domains.
+    pub fn calibration(&self, chosen: &Chosen) -> Result<Calibration> {
+        let (tuned, trust_by_distance) =
+            chosen.ruled.calibrated().context("servers do not have the rule that was chosen")?;
+        let tuned_on = self.domains.iter().map(|d| d.source.clone()).collect();
+        let (model, neutral) = (self.model.card().hash, self.config.engine.knn);
+        Ok(Calibration { model, tuned_on, tuned, trust_by_distance, neutral })
     }
 
     /// What a result is made with: enough to make it again.

@@ -16,10 +16,10 @@ mod weights;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use silo_core::{Calibration, KnnParameters};
+use silo_core::KnnParameters;
 
 use crate::config::ConfigFile;
 use crate::output;
@@ -120,21 +120,15 @@ impl Bench {
 
 fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
     let ground = Ground::open(&command.config)?;
-    let (chosen, ruled) = weights::chosen(&ground)?;
-    let (tuned, trust_by_distance) = ruled.calibrated().context("servers do not have the rule that was chosen")?;
-    let calibration = Calibration {
-        model: ground.model.card().hash,
-        tuned_on: ground.domains.iter().map(|d| d.source.clone()).collect(),
-        tuned,
-        trust_by_distance,
-        neutral: ground.config.engine.knn,
-    };
+    let chosen = weights::chosen(&ground)?;
+    let calibration = ground.calibration(&chosen)?;
     write(&command.output, format!("{:#}\n", json!(calibration)))?;
     if as_json {
         return output::json(&calibration);
     }
     let KnnParameters { k, knn_weight, knn_temperature } = calibration.tuned;
-    println!("{chosen}: k {k}, weight {knn_weight}, temperature {knn_temperature}: {}", command.output.display());
+    let (kind, path) = (chosen.kind.name(), command.output.display());
+    println!("weight {kind}, at most {knn_weight}; k {k}, temperature {knn_temperature}: {path}");
     let temperatures = &ground.config.eval.grid.knn_temperature;
     let ends = [temperatures.first(), temperatures.last()];
     if temperatures.len() > 1 && ends.contains(&Some(&knn_temperature)) {
