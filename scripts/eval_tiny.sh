@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=work/test/eval
-#Ttrap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work"' EXIT
 rm -rf "$work"
 mkdir -p "$work"
 export PATH="$PWD/target/release:$PATH"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains the models that docs/results/ compares with, each of the default model's size; none of them is served, and none is kept in the repository.
 #
-#   scripts/train_compared.sh tiers     public-domain text alone; with permissive; with attribution: from nothing, 8.2 million tokens each
+#   scripts/train_compared.sh tiers     public-domain text alone; with permissive; with attribution: from nothing, 8.2 million tokens each (the
+#                                       default model: 49.2), in the default model's tokens, which were learnt on all three
 #   scripts/train_compared.sh domains   for each domain of configs/eval.toml, the default model gone on with on its text in the store, twice
 #
 #   scripts/train_compared.sh measure   silo eval ppl with both, as far as they are there: docs/results/compared/

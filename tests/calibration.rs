@@ -7,7 +7,9 @@ use silo_core::{
     Calibration, Document, Filter, KnnParameters, LanguageModel, Permissions, Selection, Source, Tier, TokenId,
     Tokenizer, TrustByDistance, mixture,
 };
-use silo_engine::{Depth, Engine, EngineConfig, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest};
+use silo_engine::{
+    Depth, Engine, EngineConfig, Event, Evidence, GenerateRequest, InForce, KnnOverrides, Mode, Retrieval, ScoreRequest,
+};
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{NewShard, Recipe, Store, StoreOptions};
 use tempfile::TempDir;
@@ -93,7 +95,6 @@ impl World {
 
     fn calibrated(&self, tuned_on: &[&str]) -> Engine {
         let trust = self.trust();
-        assert_eq!(trust.fault(), None);
         self.engine(Some(Calibration {
             model: self.model.card().hash,
             tuned_on: tuned_on.iter().map(|name| name.parse().unwrap()).collect(),
@@ -102,6 +103,10 @@ impl World {
             neutral: NEUTRAL,
         }))
     }
+}
+
+fn steps(in_force: &InForce) -> usize {
+    in_force.trust.as_ref().map_or(0, |trust| trust.parts.len())
 }
 
 fn never() -> AtomicBool {
@@ -113,13 +118,14 @@ fn the_weight_at_a_token_is_what_its_nearest_neighbour_is_trusted_with() {
     let world = World::new();
     let (trust, evidence, engine) = (world.trust(), world.evidence(), world.calibrated(&["one", "two"]));
     let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
-    assert_eq!((scored.in_force.knn, scored.in_force.trust_steps), (TUNED, 3));
+    assert_eq!((scored.in_force.knn, steps(&scored.in_force)), (TUNED, 3));
     let mut seen = [0; 3];
     for (token, e) in scored.tokens.iter().zip(&evidence) {
         let part = trust.at(e.neighbors[0].0);
         let p_knn = e.neighbor_probability(TUNED.k, TUNED.knn_temperature).unwrap();
         let expected = mixture::mix_one(e.parametric_log_probability, p_knn, part * TUNED.knn_weight);
         assert!((token.log_probability - expected).abs() < 1e-12, "{token:?}, {expected}");
+        assert!((token.knn_weight - part * TUNED.knn_weight).abs() < 1e-12);
         if part == 0.0 {
             assert_eq!(token.log_probability.to_bits(), e.parametric_log_probability.to_bits(), "the model's own");
         }
@@ -137,7 +143,7 @@ fn who_sets_the_weight_gets_it_at_every_token() {
     let knn = KnnOverrides { knn_weight: Some(0.6), ..KnnOverrides::default() };
     let request = world.request(knn, Filter::default());
     let scored = world.calibrated(&["one", "two"]).score(&request, &never()).unwrap();
-    assert_eq!(scored.in_force.trust_steps, 0);
+    assert_eq!(steps(&scored.in_force), 0);
     let parameters = KnnParameters { knn_weight: 0.6, ..TUNED };
     for (token, e) in scored.tokens.iter().zip(world.evidence()) {
         assert!((token.log_probability - e.log_probability(&parameters)).abs() < 1e-12);
@@ -154,7 +160,7 @@ fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
     let compared = engine.compare_without(&request, &[two], &never()).unwrap();
     let filter = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
     let without = engine.score(&world.request(KnnOverrides::default(), filter), &never()).unwrap();
-    assert_eq!((compared.with.trust_steps, compared.without.trust_steps), (3, 3));
+    assert_eq!((steps(&compared.with), steps(&compared.without)), (3, 3));
     let mut n_beyond = 0;
     for (token, other) in compared.tokens.iter().zip(&without.tokens) {
         assert_eq!(token.without.to_bits(), other.log_probability.to_bits());
@@ -172,5 +178,40 @@ fn what_was_tuned_on_a_source_goes_with_it() {
     let one = Selection::Source("one".parse().unwrap());
     world.store.by("test").withdraw(&one).unwrap();
     let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
-    assert_eq!((scored.in_force.knn, scored.in_force.trust_steps), (NEUTRAL, 0));
+    assert_eq!((scored.in_force.knn, steps(&scored.in_force)), (NEUTRAL, 0));
+}
+
+/// A stream that cannot see a source goes on without what was tuned on it.
+#[test]
+fn streams_do_not_keep_what_was_tuned_on_what_they_cannot_see() {
+    let world = World::new();
+    let config = EngineConfig { knn: NEUTRAL, stream_buffer_tokens: 2, ..EngineConfig::default() };
+    let calibration = Calibration {
+        model: world.model.card().hash,
+        tuned_on: ["one", "two"].map(|name| name.parse().unwrap()).to_vec(),
+        tuned: TUNED,
+        trust_by_distance: Some(world.trust()),
+        neutral: NEUTRAL,
+    };
+    let (model, tokenizer, store) = (world.model.clone(), world.tokenizer.clone(), world.store.clone());
+    let engine = Engine::start(config, Some(calibration), model, tokenizer, store).unwrap();
+    let mut request = GenerateRequest::new(world.tokens(), 30);
+    let filter = Filter { deny_sources: vec!["one".parse().unwrap()], ..Filter::default() };
+    request.retrieval = Retrieval { mode: Mode::Knn, filter, ..Retrieval::default() };
+    let mut generation = engine.generate(request).unwrap();
+    assert!(matches!(generation.blocking_next(), Some(Event::Token(..))));
+    // The stream is narrow: most of it is not made yet.
+    world.store.by("test").withdraw(&Selection::Source("one".parse().unwrap())).unwrap();
+    let mut n_tokens = 1;
+    loop {
+        match generation.blocking_next().unwrap() {
+            Event::Token(..) => n_tokens += 1,
+            Event::Finished(finished) => {
+                assert_eq!((finished.in_force.knn, steps(&finished.in_force)), (NEUTRAL, 0));
+                break;
+            }
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(n_tokens, 30, "what it sees is all there");
 }

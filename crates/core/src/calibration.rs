@@ -32,16 +32,22 @@ impl TrustByDistance {
         self.parts[self.ends.partition_point(|end| *end < nearest)]
     }
 
+    /// SHA-256 over the ends, as 32-bit numbers, and the parts, as 64-bit numbers, all little-endian.
+    pub fn hash(&self) -> ContentHash {
+        let ends = self.ends.iter().flat_map(|end| end.to_le_bytes());
+        ContentHash::of(&ends.chain(self.parts.iter().flat_map(|part| part.to_le_bytes())).collect::<Vec<u8>>())
+    }
+
     /// What is wrong with it, if something is: [`Self::at`] needs a part for each step.
-    pub fn fault(&self) -> Option<&'static str> {
+    fn fault(&self) -> Option<&'static str> {
         if self.parts.len() != self.ends.len() + 1 {
-            return Some("it must have one part more than ends");
+            return Some("trust_by_distance must have one part more than ends");
         }
         if !self.ends.iter().all(|end| end.is_finite()) || !self.ends.is_sorted_by(|a, b| a < b) {
-            return Some("its ends must be numbers that rise");
+            return Some("the ends of trust_by_distance must be numbers that rise");
         }
         if !self.parts.iter().all(|part| (0.0..=1.0).contains(part)) {
-            return Some("its parts must be from 0 to 1");
+            return Some("the parts of trust_by_distance must be from 0 to 1");
         }
         None
     }
@@ -64,7 +70,28 @@ pub struct Calibration {
     pub neutral: KnnParameters,
 }
 
+impl KnnParameters {
+    fn fault(&self) -> Option<&'static str> {
+        if self.k == 0 {
+            return Some("k must be 1 or more");
+        }
+        if !(0.0..=1.0).contains(&self.knn_weight) {
+            return Some("knn_weight must be from 0 to 1");
+        }
+        if !(self.knn_temperature > 0.0 && self.knn_temperature.is_finite()) {
+            return Some("knn_temperature must be above 0");
+        }
+        None
+    }
+}
+
 impl Calibration {
+    /// What is wrong with it, if something is: an engine takes none with a fault.
+    pub fn fault(&self) -> Option<&'static str> {
+        let trust = self.trust_by_distance.as_ref().and_then(TrustByDistance::fault);
+        self.tuned.fault().or(self.neutral.fault()).or(trust)
+    }
+
     /// The parameters in force for a snapshot, and how far neighbours are trusted.
     pub fn in_force(&self, snapshot: &Snapshot) -> (KnnParameters, Option<&TrustByDistance>) {
         let live = |id: &SourceId| snapshot.shards.iter().any(|s| s.source.id == *id);
@@ -96,5 +123,22 @@ mod tests {
         assert!(fault(&[2.0, 1.0], &[1.0, 1.0, 1.0]).unwrap().contains("rise"));
         assert!(fault(&[f32::NAN], &[1.0, 1.0]).unwrap().contains("rise"));
         assert!(fault(&[1.0], &[1.0, 1.5]).unwrap().contains("0 to 1"));
+        let good = KnnParameters { k: 1, knn_weight: 1.0, knn_temperature: 1.0 };
+        let calibration = |tuned, neutral| {
+            let model = ContentHash::of(b"a model");
+            Calibration { model, tuned_on: vec![], tuned, trust_by_distance: None, neutral }.fault()
+        };
+        assert_eq!(calibration(good, good), None);
+        assert!(calibration(KnnParameters { k: 0, ..good }, good).unwrap().contains('k'));
+        assert!(calibration(good, KnnParameters { knn_weight: 1.5, ..good }).unwrap().contains("knn_weight"));
+        assert!(calibration(good, KnnParameters { knn_temperature: 0.0, ..good }).unwrap().contains("temperature"));
+    }
+
+    #[test]
+    fn other_steps_have_another_hash() {
+        let trust = |ends: &[f32], parts: &[f64]| TrustByDistance { ends: ends.into(), parts: parts.into() }.hash();
+        assert_eq!(trust(&[1.0], &[1.0, 0.5]), trust(&[1.0], &[1.0, 0.5]));
+        assert_ne!(trust(&[1.0], &[1.0, 0.5]), trust(&[1.5], &[1.0, 0.5]));
+        assert_ne!(trust(&[1.0], &[1.0, 0.5]), trust(&[1.0], &[1.0, 0.25]));
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use silo_core::{Neighbor, Snapshot, SourceId, mixture};
 
 use crate::found::Found;
+use crate::pinned::Pinned;
 use crate::score::{Place, Span};
-use crate::sequence::Pinned;
 use crate::{Engine, EngineError, InForce, Retrieval, ScoreRequest};
 
 /// A text with and without some sources.

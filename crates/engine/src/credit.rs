@@ -8,7 +8,7 @@ use silo_core::{
 };
 
 use crate::found::Found;
-use crate::sequence::Pinned;
+use crate::pinned::Pinned;
 
 /// A passage that stood before a text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,12 +3,13 @@
 //! A source s whose part m_s of the neighbour softmax would be more than the cap c gets exactly c: its neighbours, searched for alone, weigh
 //! c, and the others, searched for without it, 1 − c. All sources above c are held at once; where another is above c then, it is held too, and
 //! so on; there are at most 1/c of them. If nothing else is left, what they do not have is the model's. So no more than w·c of a distribution is any
-//! one source's, and each search is one that a store without the others would answer alike.
+//! one source's, and each search is one that a store without the others would answer alike. Where a calibration trusts neighbours with a part t of w,
+//! by the distance of the nearest, all of that is of w·t instead of w.
 
 use silo_core::mixture::NeighborDistribution;
 use silo_core::{Datastore, Epoch, Neighbor, NeighborQuery, SearchError, ShardMask, SourceId};
 
-use crate::sequence::Pinned;
+use crate::pinned::Pinned;
 
 /// Neighbours of a token, and how they weigh.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +51,8 @@ impl Answer {
 
     /// Sources among the rest that are above the cap, nearest first.
     fn above(&self, pinned: &Pinned) -> Vec<SourceId> {
-        if pinned.influence_cap >= 1.0 {
+        // What weighs nothing needs no cap.
+        if pinned.influence_cap >= 1.0 || pinned.trust_in(self.rest.first()) == Some(0.0) {
             return Vec::new();
         }
         let knn = NeighborDistribution::new(&self.rest, pinned.knn.knn_temperature);
@@ -76,8 +78,7 @@ impl Answer {
             let held = self.held.iter().map(|(_, neighbors)| (pinned.influence_cap, &neighbors[..]));
             NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), temperature)
         };
-        let by_distance = |nearest: &Neighbor| pinned.trust.as_ref().map_or(1.0, |trust| trust.at(nearest.distance));
-        let trust = neighbors.first().map(by_distance);
+        let trust = pinned.trust_in(neighbors.first());
         let capped = self.held.into_iter().map(|(source, _)| source).collect();
         Found { neighbors, knn: knn.trusted(trust.unwrap_or(1.0)), trust, capped, searches: self.searches }
     }

@@ -17,6 +17,7 @@ mod error;
 mod event;
 mod found;
 mod guard;
+mod pinned;
 mod queue;
 mod reader;
 mod request;

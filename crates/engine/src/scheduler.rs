@@ -15,9 +15,10 @@ use tokio::sync::mpsc;
 use crate::check::check_generate;
 use crate::found::{Ask, Found, find};
 use crate::guard::Guard;
+use crate::pinned::{Defaults, Pinned};
 use crate::queue::Queue;
 use crate::reader::Outputs;
-use crate::sequence::{Defaults, Liveness, Pinned, Progress, Sequence, Shared};
+use crate::sequence::{Liveness, Progress, Sequence, Shared};
 use crate::{ContextParameters, EngineConfig, EngineError, Event, FinishReason, GenerateRequest, Retrieval};
 
 /// How long the thread waits before it looks again at readers who have no room.
@@ -115,6 +116,9 @@ impl Engine {
         tokenizer: Arc<dyn Tokenizer>,
         store: Arc<dyn Datastore>,
     ) -> std::io::Result<Self> {
+        if let Some(fault) = calibration.as_ref().and_then(Calibration::fault) {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("the calibration: {fault}")));
+        }
         let guard = Guard::new(&config.guard);
         let shared = Arc::new(Shared { model, tokenizer, store, guard });
         let queue = Arc::new(Queue::new(config.max_queued));
@@ -360,7 +364,8 @@ impl Worker {
                     Liveness::Repinned { asks_the_same } => {
                         asks_the_same && as_of == Some(sequence.pinned.snapshot.epoch)
                     }
-                    Liveness::Ended => false,
+                    // Neighbours were weighed with what no longer holds.
+                    Liveness::Recalibrated | Liveness::Ended => false,
                 };
                 match liveness {
                     Liveness::Ended => done[i] = true,

@@ -14,7 +14,7 @@ use silo_core::{
 
 use crate::context::Layout;
 use crate::found::{Ask, Found, find};
-use crate::sequence::Pinned;
+use crate::pinned::Pinned;
 use crate::{Engine, EngineError, InForce, LeftOut, ScoreRequest, TokenCredit, context, credit};
 
 /// Positions whose logits are held at a time.
@@ -40,6 +40,8 @@ pub struct ScoredToken {
     pub log_probability: f64,
     /// log p of it by the model alone (which reads the passages in the context modes).
     pub parametric_log_probability: f64,
+    /// Weight of the neighbours in p of it: what the cap and their distance leave of `knn_weight`.
+    pub knn_weight: f64,
     /// Shares in p of it, if asked for.
     pub credit: Option<TokenCredit>,
     /// Sources that the cap held here.
@@ -298,8 +300,11 @@ impl Engine {
         if request.deadline.is_some_and(|d| Instant::now() >= d) {
             return Err(EngineError::DeadlineExceeded);
         }
-        let live = views.iter().all(|pinned| pinned.view.is_live(&*self.shared.store));
-        if live { Ok(()) } else { Err(EngineError::SourceRemoved) }
+        let store = &*self.shared.store;
+        let live = |pinned: &&Pinned| {
+            pinned.view.is_live(store) && pinned.other_parameters(store, |s| self.defaults(s)).is_none()
+        };
+        if views.iter().all(live) { Ok(()) } else { Err(EngineError::SourceRemoved) }
     }
 
     fn scored(
@@ -318,6 +323,7 @@ impl Engine {
             position,
             log_probability: pinned.log_probability(log_p_lm, found, token),
             parametric_log_probability: log_p_lm,
+            knn_weight: mixture::effective_weight(&found.knn, pinned.knn.knn_weight),
             credit,
             capped: found.capped.clone(),
             left_out: Vec::new(),

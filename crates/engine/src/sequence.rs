@@ -9,18 +9,19 @@ use rand_chacha::ChaCha8Rng;
 use silo_core::mixture;
 use silo_core::sampling::sample;
 use silo_core::{
-    Datastore, Detokenizer, KnnParameters, LanguageModel, NeighborSearch, Passage, Positions, Purpose, SearchError,
-    SequenceStep, ShardMask, Snapshot, SourceId, StepOutput, TokenId, Tokenizer, TrustByDistance,
+    Datastore, Detokenizer, LanguageModel, NeighborSearch, Passage, Positions, SearchError, SequenceStep, Snapshot,
+    SourceId, StepOutput, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
 use crate::found::Found;
 use crate::guard::{Guard, Watched};
+use crate::pinned::{Defaults, Pinned};
 use crate::reader::Reader;
 use crate::stop::StopMatcher;
 use crate::{
-    ContextParameters, Credit, EngineError, Event, FinishReason, Finished, GenerateRequest, InForce, LeftOut,
-    OnRemoval, PassageId, TokenCredit, TokenEvent, Usage, View, context, credit,
+    ContextParameters, Credit, EngineError, Event, FinishReason, Finished, GenerateRequest, LeftOut, OnRemoval,
+    PassageId, TokenCredit, TokenEvent, Usage, context, credit,
 };
 
 /// What all requests share.
@@ -29,25 +30,6 @@ pub(crate) struct Shared {
     pub(crate) tokenizer: Arc<dyn Tokenizer>,
     pub(crate) store: Arc<dyn Datastore>,
     pub(crate) guard: Guard,
-}
-
-/// The store as a request sees it.
-pub(crate) struct Pinned {
-    pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) view: Arc<View>,
-    pub(crate) knn_mask: ShardMask,
-    pub(crate) context_mask: ShardMask,
-    pub(crate) knn: KnnParameters,
-    /// How far neighbours are trusted, by their distance.
-    pub(crate) trust: Option<Arc<TrustByDistance>>,
-    pub(crate) influence_cap: f64,
-}
-
-/// What holds where a request does not say otherwise.
-pub(crate) struct Defaults {
-    pub(crate) knn: KnnParameters,
-    pub(crate) trust: Option<Arc<TrustByDistance>>,
-    pub(crate) influence_cap: f64,
 }
 
 /// A request on its way.
@@ -198,7 +180,10 @@ impl Sequence {
     pub(crate) fn check_liveness(&mut self, shared: &Shared, defaults: impl Fn(&Snapshot) -> Defaults) -> Liveness {
         let mode = self.request.retrieval.mode;
         if self.is_live(shared) {
-            return Liveness::Unchanged;
+            return match self.pinned.recalibrate(&*shared.store, defaults) {
+                true => Liveness::Recalibrated,
+                false => Liveness::Unchanged,
+            };
         }
         if self.request.on_removal == OnRemoval::End {
             self.finish(FinishReason::SourceRemoved);
@@ -386,6 +371,8 @@ impl Sequence {
 pub(crate) enum Liveness {
     /// All is live.
     Unchanged,
+    /// All is live, but other parameters hold: what they were tuned on has gone.
+    Recalibrated,
     /// The sequence goes on with another snapshot.
     Repinned {
         /// Of the same shards, and for as many neighbours.
@@ -414,63 +401,5 @@ impl GenerateRequest {
     /// Whether sampling changes log p in place.
     fn sampling_changes(&self) -> bool {
         self.sampling.repetition_penalty != 1.0 || !self.sampling.bias.is_empty()
-    }
-}
-
-impl Pinned {
-    /// Pins the store as it is now for a request.
-    pub(crate) fn new(
-        store: &dyn Datastore,
-        retrieval: &crate::Retrieval,
-        defaults: impl Fn(&Snapshot) -> Defaults,
-    ) -> Self {
-        Self::at(store.snapshot(), retrieval, defaults)
-    }
-
-    /// The same of a snapshot.
-    pub(crate) fn at(
-        snapshot: Arc<Snapshot>,
-        retrieval: &crate::Retrieval,
-        defaults: impl Fn(&Snapshot) -> Defaults,
-    ) -> Self {
-        let mut filter = retrieval.filter.clone();
-        filter.deny_sources.extend_from_slice(&retrieval.without);
-        let mask = |wanted: bool, purpose| match wanted {
-            true => snapshot.mask(&filter, purpose),
-            false => ShardMask::default(),
-        };
-        let knn_mask = mask(retrieval.mode.knn(), Purpose::Knn);
-        let context_mask = mask(retrieval.mode.context(), Purpose::Context);
-        let view = Arc::new(View { snapshot: snapshot.clone(), mask: knn_mask.or(&context_mask) });
-        let Defaults { knn: calibrated, trust, influence_cap } = match &retrieval.without[..] {
-            [] => defaults(&snapshot),
-            without => defaults(&snapshot.without(without)),
-        };
-        let knn = KnnParameters {
-            k: retrieval.knn.k.unwrap_or(calibrated.k),
-            knn_weight: retrieval.knn.knn_weight.unwrap_or(calibrated.knn_weight),
-            knn_temperature: retrieval.knn.knn_temperature.unwrap_or(calibrated.knn_temperature),
-        };
-        // Who asks for a weight gets it at every token.
-        let trust = trust.filter(|_| retrieval.knn.knn_weight.is_none());
-        let influence_cap = retrieval.influence_cap.unwrap_or(influence_cap);
-        Self { snapshot, view, knn_mask, context_mask, knn, trust, influence_cap }
-    }
-
-    /// log p of a token in the mixture, from what the model alone says of it.
-    pub(crate) fn log_probability(&self, log_p_lm: f64, found: &Found, token: TokenId) -> f64 {
-        let weight = mixture::effective_weight(&found.knn, self.knn.knn_weight);
-        mixture::mix_one(log_p_lm, found.knn.probability(token), weight)
-    }
-
-    /// The parameters in force.
-    pub(crate) fn in_force(&self, retrieval: &crate::Retrieval, context: ContextParameters) -> InForce {
-        let trust_steps = self.trust.as_ref().map_or(0, |trust| trust.parts.len());
-        InForce { mode: retrieval.mode, knn: self.knn, trust_steps, context, influence_cap: self.influence_cap }
-    }
-
-    fn asks_the_same(&self, before: &Self) -> bool {
-        let shards = |pinned: &Self| pinned.snapshot.shards.iter().map(|view| view.id).collect::<Vec<_>>();
-        self.knn_mask == before.knn_mask && self.knn.k == before.knn.k && shards(self) == shards(before)
     }
 }

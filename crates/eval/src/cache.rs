@@ -17,7 +17,8 @@ pub struct EvidenceCache {
     made_from: Value,
 }
 
-const FORMAT: u32 = 1;
+/// Changes with the form of the files, and whenever engines answer otherwise than before.
+const FORMAT: u32 = 2;
 
 impl EvidenceCache {
     /// Evidence of a model and a store, as `made_from` names them: whatever answers depend on.

@@ -1,5 +1,6 @@
 //! The table: every domain, every mode, with its own shard and with the whole store.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
@@ -67,8 +68,8 @@ pub struct DomainResult {
     pub domain: String,
     /// Its cells.
     pub measurements: Vec<Measurement>,
-    /// Whether some best temperature lay at an end of the grid.
-    pub at_the_edge: bool,
+    /// What of the best parameters of some cell lay at an end of the grid.
+    pub edges: BTreeSet<&'static str>,
 }
 
 /// Told what is being done.
@@ -117,16 +118,19 @@ pub struct Together {
     pub shared: Tuned,
     /// What a server is calibrated with.
     pub calibrated: Chosen,
+    /// What of that lies at an end of the grid.
+    pub edges: Vec<&'static str>,
 }
 
 /// Measures all domains; also gives what suits all of them together.
 pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Together), EvalError> {
     let (mixed, shared) = tune_shared(with, domains)?;
-    let together = Together { shared, calibrated: choose_rule(with.grid, &mixed)? };
+    let calibrated = choose_rule(with.grid, &mixed)?;
+    let together = Together { shared, edges: calibrated.ruled.edges(with.grid), calibrated };
     let mut out = Vec::new();
     for (domain, mixed) in domains.iter().zip(mixed) {
         let mut result =
-            DomainResult { domain: domain.source.to_string(), measurements: Vec::new(), at_the_edge: false };
+            DomainResult { domain: domain.source.to_string(), measurements: Vec::new(), edges: BTreeSet::new() };
         let mut known = Some(mixed);
         for scope in Scope::ALL.into_iter().rev() {
             for mode in [Mode::Knn, Mode::KnnAndContext] {
@@ -250,7 +254,7 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Toget
         settings.push((Setting::KnnShared, Some(together.shared.parameters)));
         result.measurements.push(calibrated(pair, &together.calibrated.ruled));
     }
-    result.at_the_edge |= own.at_the_edge;
+    result.edges.extend(own.edges);
     for (setting, parameters) in settings {
         let (validation, test) = (pair.validation.loss(parameters.as_ref()), pair.test.loss(parameters.as_ref()));
         let scope = pair.scope;

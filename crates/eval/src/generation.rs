@@ -38,10 +38,13 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Pieces of a domain's test text, one after the other; none of one that is too short.
+    /// Pieces of a domain's test text: the first of each text, then the second of each, and so on. Fewer, if there are not so many.
     pub fn of(domain: &Domain, sizes: GenerationSizes) -> Vec<Self> {
         let length = (sizes.prompt_tokens + sizes.new_tokens).max(1);
-        let pieces = domain.test.iter().flat_map(|text| text.tokens.chunks_exact(length));
+        let numbered = domain.test.iter().flat_map(|text| text.tokens.chunks_exact(length).enumerate());
+        let mut numbered: Vec<(usize, &[TokenId])> = numbered.collect();
+        numbered.sort_by_key(|(place, _)| *place);
+        let pieces = numbered.into_iter().map(|(_, piece)| piece);
         let prompt = |piece: &[TokenId]| {
             let (tokens, continuation) = piece.split_at(sizes.prompt_tokens);
             Self { tokens: tokens.to_vec(), continuation: continuation.to_vec() }
@@ -59,7 +62,8 @@ pub struct Generated {
     pub refused: u64,
 }
 
-/// Goes on from each prompt, as many at a time as the engine takes; drawn at temperature 1 with seeds 0, 1, ….
+/// Goes on from each prompt, as many at a time as the engine takes; drawn at temperature 1 with seeds 0, 1, …. Streams are read one after the
+/// other: the engine's `stream_buffer_tokens` must be more than `new_tokens`.
 pub fn generate(
     engine: &Engine,
     prompts: &[Prompt],
@@ -206,7 +210,7 @@ mod tests {
             tokens: tokens.to_vec(),
             continuation: continuation.to_vec(),
         };
-        assert_eq!(prompts, [piece(&[0], &[1, 2]), piece(&[3], &[4, 5]), piece(&[20], &[21, 22])]);
+        assert_eq!(prompts, [piece(&[0], &[1, 2]), piece(&[20], &[21, 22]), piece(&[3], &[4, 5])]);
     }
 
     proptest! {

@@ -52,6 +52,20 @@ impl Grid {
         Ok(())
     }
 
+    /// Which of the parameters lie at an end of what was tried, so that something beyond it may be better: the greatest k, either temperature, the
+    /// greatest weight.
+    pub fn edges(&self, k: usize, knn_temperature: f64, weights: &[f64]) -> Vec<&'static str> {
+        let temperatures = &self.knn_temperature;
+        let greatest = self.knn_weight.iter().copied().fold(0.0, f64::max);
+        let is_end = [temperatures.first(), temperatures.last()].contains(&Some(&knn_temperature));
+        let all = [
+            (self.k.len() > 1 && k == self.max_k(), "k"),
+            (temperatures.len() > 1 && is_end, "knn_temperature"),
+            (self.knn_weight.len() > 1 && greatest < 1.0 && weights.contains(&greatest), "knn_weight"),
+        ];
+        all.into_iter().filter(|(at_the_end, _)| *at_the_end).map(|(_, name)| name).collect()
+    }
+
     /// The greatest k: what has to be searched for.
     pub fn max_k(&self) -> usize {
         self.k.iter().copied().max().unwrap_or(0)
@@ -59,14 +73,14 @@ impl Grid {
 }
 
 /// The best of a grid.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Tuned {
     /// Where it lies.
     pub parameters: KnnParameters,
     /// Σ −ln p there.
     pub nats: f64,
-    /// Whether it lies at an end of the temperatures: the grid is then too narrow.
-    pub at_the_edge: bool,
+    /// What of it lies at an end of the grid, which may then be too narrow.
+    pub edges: Vec<&'static str>,
 }
 
 /// The point of the grid with the least loss; the first one of several.
@@ -74,7 +88,7 @@ pub fn tune(grid: &Grid, evidence: &[&Evidence]) -> Result<Tuned, EvalError> {
     grid.check()?;
     let mut best: Option<Tuned> = None;
     for &k in &grid.k {
-        for (t, &knn_temperature) in grid.knn_temperature.iter().enumerate() {
+        for &knn_temperature in &grid.knn_temperature {
             let found: Vec<Option<f64>> = evidence.iter().map(|e| e.neighbor_probability(k, knn_temperature)).collect();
             for &knn_weight in &grid.knn_weight {
                 let of_token = |(e, p): (&&Evidence, &Option<f64>)| match p {
@@ -82,11 +96,9 @@ pub fn tune(grid: &Grid, evidence: &[&Evidence]) -> Result<Tuned, EvalError> {
                     None => -e.parametric_log_probability,
                 };
                 let nats: f64 = evidence.iter().zip(&found).map(of_token).sum();
-                if best.is_none_or(|b| nats < b.nats) {
+                if best.as_ref().is_none_or(|b| nats < b.nats) {
                     let parameters = KnnParameters { k, knn_weight, knn_temperature };
-                    let several = grid.knn_temperature.len() > 1;
-                    let at_the_edge = several && (t == 0 || t + 1 == grid.knn_temperature.len());
-                    best = Some(Tuned { parameters, nats, at_the_edge });
+                    best = Some(Tuned { parameters, nats, edges: grid.edges(k, knn_temperature, &[knn_weight]) });
                 }
             }
         }
@@ -128,6 +140,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn ends_of_the_grid_are_named() {
+        let (k, knn_temperature, knn_weight) = (vec![4, 16], vec![1.0, 2.0, 4.0], vec![0.0, 0.5, 0.9]);
+        let grid = Grid { k, knn_temperature, knn_weight, model_temperature: vec![1.0] };
+        assert_eq!(grid.edges(4, 2.0, &[0.0, 0.5]), Vec::<&str>::new());
+        assert_eq!(grid.edges(16, 4.0, &[0.0, 0.9]), ["k", "knn_temperature", "knn_weight"]);
+        let one = Grid { k: vec![4], knn_temperature: vec![2.0], knn_weight: vec![1.0, 0.5], ..grid };
+        assert_eq!(one.edges(4, 2.0, &[1.0]), Vec::<&str>::new(), "nothing lies beyond");
     }
 
     #[test]

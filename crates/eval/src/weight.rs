@@ -73,6 +73,16 @@ impl Ruled {
         log_p(evidence, evidence.neighbor_probability(self.k, self.knn_temperature), weight)
     }
 
+    /// What of it lies at an end of the grid.
+    pub fn edges(&self, grid: &Grid) -> Vec<&'static str> {
+        let weights = match &self.rule {
+            WeightRule::Fixed { weight } => std::slice::from_ref(weight),
+            WeightRule::Distance { weights, .. } => weights,
+            WeightRule::Confidence { .. } => &[],
+        };
+        grid.edges(self.k, self.knn_temperature, weights)
+    }
+
     /// What a server is calibrated with, so that it weighs neighbours like that; `None` for a rule that servers do not have.
     pub fn calibrated(&self) -> Option<(KnnParameters, Option<TrustByDistance>)> {
         let with = |knn_weight| KnnParameters { k: self.k, knn_weight, knn_temperature: self.knn_temperature };
@@ -84,11 +94,8 @@ impl Ruled {
                 if greatest == 0.0 {
                     return Some((with(0.0), None));
                 }
-                // No token falls into a bin that ends where the one before it does.
-                let rises = |i: &usize| *i == 0 || ends[*i] > ends[*i - 1];
-                let kept: Vec<usize> = (0..ends.len()).filter(rises).collect();
-                let parts = kept.iter().map(|i| weights[*i] / greatest).collect();
-                let ends = kept[..kept.len() - 1].iter().map(|i| ends[*i]).collect();
+                let parts = weights.iter().map(|weight| weight / greatest).collect();
+                let ends = ends[..ends.len() - 1].to_vec();
                 Some((with(greatest), Some(TrustByDistance { ends, parts })))
             }
         }
@@ -134,19 +141,40 @@ impl RuleKind {
 const ALPHAS: [f64; 12] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0];
 const SCALES: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8];
 
+/// Evidence with p_knn of each token at a point of the grid.
+struct Point<'a> {
+    k: usize,
+    knn_temperature: f64,
+    tokens: Vec<(&'a Evidence, Option<f64>)>,
+}
+
+/// All points of a grid: rules of many kinds are tuned on them.
+pub struct Points<'a> {
+    grid: &'a Grid,
+    points: Vec<Point<'a>>,
+}
+
+impl<'a> Points<'a> {
+    /// Computes p_knn of each token at each point.
+    pub fn of(grid: &'a Grid, evidence: &[&'a Evidence]) -> Result<Self, EvalError> {
+        grid.check()?;
+        let at = |k: usize, knn_temperature: f64| {
+            let tokens = evidence.iter().map(|e| (*e, e.neighbor_probability(k, knn_temperature))).collect();
+            Point { k, knn_temperature, tokens }
+        };
+        let points = grid.k.iter().flat_map(|k| grid.knn_temperature.iter().map(move |t| at(*k, *t)));
+        Ok(Self { grid, points: points.collect() })
+    }
+}
+
 /// The rule of a kind that is best on some evidence, over all k and temperatures of the grid; and Σ −ln p there.
-pub fn tune_rule(kind: RuleKind, grid: &Grid, evidence: &[&Evidence]) -> Result<(Ruled, f64), EvalError> {
-    grid.check()?;
+pub fn tune_rule(kind: RuleKind, points: &Points<'_>) -> Result<(Ruled, f64), EvalError> {
     let mut best: Option<(Ruled, f64)> = None;
-    for &k in &grid.k {
-        for &knn_temperature in &grid.knn_temperature {
-            let found: Vec<Option<f64>> = evidence.iter().map(|e| e.neighbor_probability(k, knn_temperature)).collect();
-            let tokens: Vec<(&Evidence, Option<f64>)> = evidence.iter().copied().zip(found).collect();
-            for rule in candidates(kind, grid, &tokens) {
-                let nats = tokens.iter().map(|(e, p)| -log_p(e, *p, rule.weight(e, k))).sum();
-                if best.as_ref().is_none_or(|(_, least)| nats < *least) {
-                    best = Some((Ruled { k, knn_temperature, rule }, nats));
-                }
+    for Point { k, knn_temperature, tokens } in &points.points {
+        for rule in candidates(kind, points.grid, tokens) {
+            let nats = tokens.iter().map(|(e, p)| -log_p(e, *p, rule.weight(e, *k))).sum();
+            if best.as_ref().is_none_or(|(_, least)| nats < *least) {
+                best = Some((Ruled { k: *k, knn_temperature: *knn_temperature, rule }, nats));
             }
         }
     }
@@ -171,20 +199,19 @@ pub fn choose_rule(grid: &Grid, texts: &[Gathered]) -> Result<Chosen, EvalError>
     let [first, second] = [first, second].map(|half| half.into_iter().flatten().collect::<Vec<_>>());
     let (kind, between_halves) = choose_kind(&RuleKind::SERVED, grid, [&first, &second])?;
     let all: Vec<&Evidence> = texts.iter().flat_map(|g| &g.evidence).collect();
-    Ok(Chosen { kind, ruled: tune_rule(kind, grid, &all)?.0, between_halves })
+    Ok(Chosen { kind, ruled: tune_rule(kind, &Points::of(grid, &all)?)?.0, between_halves })
 }
 
 /// The kind of which rules tuned on one part of the evidence are best on the other, both ways; and Σ −ln p there, of each kind. Many bins fit
 /// whatever they are tuned on, so they are not judged by that.
 fn choose_kind(kinds: &[RuleKind], grid: &Grid, parts: [&[&Evidence]; 2]) -> Result<(RuleKind, Vec<f64>), EvalError> {
-    let mut losses = Vec::new();
-    for &kind in kinds {
-        let mut nats = 0.0;
-        for (tuned_on, scored) in [(parts[0], parts[1]), (parts[1], parts[0])] {
-            let (ruled, _) = tune_rule(kind, grid, tuned_on)?;
-            nats -= scored.iter().map(|e| ruled.log_probability(e)).sum::<f64>();
+    let mut losses = vec![0.0; kinds.len()];
+    for (tuned_on, scored) in [(parts[0], parts[1]), (parts[1], parts[0])] {
+        let points = Points::of(grid, tuned_on)?;
+        for (kind, nats) in kinds.iter().zip(&mut losses) {
+            let (ruled, _) = tune_rule(*kind, &points)?;
+            *nats -= scored.iter().map(|e| ruled.log_probability(e)).sum::<f64>();
         }
-        losses.push(nats);
     }
     let best = kinds.iter().zip(&losses).min_by(|a, b| a.1.total_cmp(b.1));
     let (kind, _) = best.ok_or(EvalError::EmptyGrid("kind of rule"))?;
@@ -208,12 +235,16 @@ fn by_distance(bins: usize, grid: &Grid, tokens: &[(&Evidence, Option<f64>)]) ->
     let mut sorted: Vec<(f32, &Evidence, Option<f64>)> =
         tokens.iter().filter_map(|(e, p)| Some((nearest(e)?, *e, *p))).collect();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (mut ends, mut weights) = (Vec::new(), Vec::new());
-    for bin in sorted.chunks(sorted.len().div_ceil(bins.max(1)).max(1)) {
+    let (mut ends, mut weights, mut rest) = (Vec::new(), Vec::new(), &sorted[..]);
+    let size = sorted.len().div_ceil(bins.max(1)).max(1);
+    while let Some((last, ..)) = rest.get(size - 1).or(rest.last()) {
+        // Tokens of one distance fall into one bin.
+        let (bin, others) = rest.split_at(rest.partition_point(|(distance, ..)| distance <= last));
         let nats = |weight: f64| bin.iter().map(|(_, e, p)| -log_p(e, *p, weight)).sum::<f64>();
-        let best = grid.knn_weight.iter().copied().chain([0.0]).min_by(|a, b| nats(*a).total_cmp(&nats(*b)));
-        ends.push(bin[bin.len() - 1].0);
+        let best = grid.knn_weight.iter().copied().min_by(|a, b| nats(*a).total_cmp(&nats(*b)));
+        ends.push(*last);
         weights.push(best.unwrap_or_default());
+        rest = others;
     }
     if weights.is_empty() {
         return WeightRule::Fixed { weight: 0.0 };
@@ -231,7 +262,7 @@ mod tests {
     }
 
     fn grid() -> Grid {
-        let weights = (1..10).map(|w| f64::from(w) / 10.0).collect();
+        let weights = (0..10).map(|w| f64::from(w) / 10.0).collect();
         Grid { k: vec![1, 2], knn_temperature: vec![0.5, 1.0], knn_weight: weights, model_temperature: vec![1.0] }
     }
 
@@ -241,7 +272,9 @@ mod tests {
         let near: Vec<Evidence> = (0..50).map(|i| token(-3.0, 0.01 * i as f32, true)).collect();
         let far: Vec<Evidence> = (0..50).map(|i| token(-0.5, 5.0 + 0.01 * i as f32, false)).collect();
         let all: Vec<&Evidence> = near.iter().chain(&far).collect();
-        let tuned = |kind| tune_rule(kind, &grid(), &all).unwrap();
+        let grid = grid();
+        let points = Points::of(&grid, &all).unwrap();
+        let tuned = |kind| tune_rule(kind, &points).unwrap();
         let (fixed, distance, confidence) =
             (tuned(RuleKind::Fixed), tuned(RuleKind::Distance { bins: 4 }), tuned(RuleKind::Confidence));
         assert!(distance.1 < fixed.1 - 10.0 && confidence.1 < fixed.1 - 10.0, "{fixed:?} {distance:?} {confidence:?}");
@@ -262,9 +295,11 @@ mod tests {
         let all: Vec<Evidence> = (0..80).map(noise).collect();
         let all: Vec<&Evidence> = all.iter().collect();
         let kinds = [RuleKind::Fixed, RuleKind::Distance { bins: 64 }];
-        let fitted = |kind| tune_rule(kind, &grid(), &all).unwrap().1;
+        let grid = grid();
+        let points = Points::of(&grid, &all).unwrap();
+        let fitted = |kind| tune_rule(kind, &points).unwrap().1;
         assert!(fitted(kinds[1]) < fitted(kinds[0]), "64 bins fit better what they were tuned on");
-        let (chosen, losses) = choose_kind(&kinds, &grid(), [&all[..40], &all[40..]]).unwrap();
+        let (chosen, losses) = choose_kind(&kinds, &grid, [&all[..40], &all[40..]]).unwrap();
         assert_eq!(chosen, RuleKind::Fixed, "{losses:?}");
     }
 
@@ -272,25 +307,29 @@ mod tests {
     fn a_server_weighs_as_the_rule_does() {
         let all: Vec<Evidence> = (0..60).map(|i| token(-2.0, (i / 3 % 13) as f32 * 0.5, i % 3 == 0)).collect();
         let all: Vec<&Evidence> = all.iter().collect();
+        let grid = grid();
+        let points = Points::of(&grid, &all).unwrap();
         for kind in [RuleKind::Fixed, RuleKind::Distance { bins: 1 }, RuleKind::Distance { bins: 20 }] {
-            let ruled = tune_rule(kind, &grid(), &all).unwrap().0;
+            let ruled = tune_rule(kind, &points).unwrap().0;
             let (knn, trust) = ruled.calibrated().unwrap();
-            assert_eq!(trust.as_ref().and_then(TrustByDistance::fault), None);
-            for e in &all {
-                let nearest = e.neighbors[0].0;
+            // Between and beyond the distances that it was tuned on, too.
+            for nearest in (0..200).map(|i| i as f32 * 0.05) {
+                let e = &token(-2.0, nearest, true);
                 let part = trust.as_ref().map_or(1.0, |trust| trust.at(nearest));
                 assert!((part * knn.knn_weight - ruled.rule.weight(e, ruled.k)).abs() < 1e-12, "{nearest}");
             }
         }
-        assert_eq!(tune_rule(RuleKind::Confidence, &grid(), &all).unwrap().0.calibrated(), None);
+        assert_eq!(tune_rule(RuleKind::Confidence, &points).unwrap().0.calibrated(), None);
     }
 
     #[test]
     fn one_bin_is_the_fixed_weight() {
         let all: Vec<Evidence> = (0..20).map(|i| token(-2.0, i as f32, i % 3 == 0)).collect();
         let all: Vec<&Evidence> = all.iter().collect();
-        let fixed = tune_rule(RuleKind::Fixed, &grid(), &all).unwrap().1;
-        let one = tune_rule(RuleKind::Distance { bins: 1 }, &grid(), &all).unwrap().1;
+        let grid = grid();
+        let points = Points::of(&grid, &all).unwrap();
+        let fixed = tune_rule(RuleKind::Fixed, &points).unwrap().1;
+        let one = tune_rule(RuleKind::Distance { bins: 1 }, &points).unwrap().1;
         assert!((fixed - one).abs() < 1e-9);
     }
 }

@@ -49,7 +49,8 @@ pub(crate) fn in_force(p: &InForce) -> v1::InForce {
         context_query_tokens: p.context.query_tokens as u32,
         context_max_passage_tokens: p.context.max_passage_tokens as u32,
         influence_cap: p.influence_cap,
-        trust_steps: p.trust_steps as u32,
+        trust_steps: p.trust.as_ref().map_or(0, |trust| trust.parts.len() as u32),
+        trust_hash: p.trust.as_ref().map(|trust| trust.hash().to_string()).unwrap_or_default(),
     }
 }
 
@@ -239,6 +240,7 @@ pub(crate) fn score(
             position: t.position as u32,
             log_probability: t.log_probability,
             parametric_log_probability: t.parametric_log_probability,
+            knn_weight: t.knn_weight,
             shares: shares(credit.sources),
             documents: documents(credit.documents),
             neighbors: neighbors(credit.neighbors, caller),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
-use silo_core::{Calibration, KeySite, TrustByDistance};
+use silo_core::{Calibration, KeySite};
 use silo_engine::{ContextParameters, EngineConfig};
 use silo_eval::{GenerationSizes, Grid, Sizes};
 use silo_govern::GovernConfig;
@@ -143,7 +143,6 @@ fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<(T, Vec<String>)>
     Ok((config, unknown))
 }
 
-/// Reads a configuration file and checks it.
 /// A configuration, and what is to be otherwise than it says.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigFile {
@@ -161,6 +160,7 @@ impl From<&Path> for ConfigFile {
     }
 }
 
+/// Reads a configuration file and checks it.
 fn read<T: serde::de::DeserializeOwned>(path: &Path, check: impl Fn(&T, &mut Vec<String>)) -> Result<T> {
     read_with(&path.into(), check)
 }
@@ -169,7 +169,8 @@ fn read_with<T: serde::de::DeserializeOwned>(file: &ConfigFile, check: impl Fn(&
     let path = file.path.display();
     let text = std::fs::read_to_string(&file.path).with_context(|| format!("cannot read the configuration {path}"))?;
     let text = otherwise(text, &file.set).with_context(|| format!("the configuration {path}"))?;
-    checked(&text, check).with_context(|| format!("the configuration {path} is refused"))
+    let set = if file.set.is_empty() { String::new() } else { format!(" with --set {}", file.set.join(" --set ")) };
+    checked(&text, check).with_context(|| format!("the configuration {path}{set} is refused"))
 }
 
 /// The text with these keys set.
@@ -280,6 +281,9 @@ pub struct ReferenceModel {
     /// Whether it has learnt the domains' text: then the gap to it is what a store can close.
     #[serde(default)]
     pub knows_domains: bool,
+    /// About so many bytes of each domain's text that it has learnt; 0 if that is not known. Pages say so where the store holds less or more.
+    #[serde(default)]
+    pub learnt_bytes: usize,
 }
 
 impl ReferenceModel {
@@ -343,6 +347,15 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
             "engine.influence_cap must be 1: many settings are scored from one search, and a cap needs more",
         );
         fault(e.grid.max_k() > config.engine.max_k, "eval.grid.k must be at most engine.max_k");
+        fault(
+            config.engine.knn.k > e.grid.max_k(),
+            "engine.knn.k must be at most the greatest of eval.grid.k: so many neighbours are searched for",
+        );
+        let g = e.generation;
+        fault(
+            [g.prompts, g.prompt_tokens, g.new_tokens].contains(&0),
+            "eval.generation: all numbers must be 1 or more",
+        );
         let sizes = [s.prompt_tokens, s.new_tokens, s.runs, s.queries, s.k];
         fault(sizes.contains(&0) || s.batches.contains(&0), "eval.speed: all numbers must be 1 or more");
         let most = config.engine.max_active;
@@ -359,8 +372,8 @@ pub fn read_calibration(path: &Path) -> Result<Calibration> {
         std::fs::read_to_string(path).with_context(|| format!("cannot read the calibration {}", path.display()))?;
     let calibration: Calibration =
         serde_json::from_str(&text).with_context(|| format!("{} is no calibration", path.display()))?;
-    if let Some(fault) = calibration.trust_by_distance.as_ref().and_then(TrustByDistance::fault) {
-        bail!("{} is no calibration: trust_by_distance: {fault}", path.display());
+    if let Some(fault) = calibration.fault() {
+        bail!("the calibration {} is refused: {fault}", path.display());
     }
     Ok(calibration)
 }

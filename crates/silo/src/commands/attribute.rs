@@ -178,7 +178,10 @@ fn answer_json(a: &v1::AttributeResponseResponse) -> Value {
 }
 
 fn in_force(p: v1::InForce) -> Value {
-    json!({"k": p.k, "knn_weight": p.knn_weight, "knn_temperature": p.knn_temperature})
+    json!({
+        "k": p.k, "knn_weight": p.knn_weight, "knn_temperature": p.knn_temperature, "trust_steps": p.trust_steps,
+        "trust_hash": p.trust_hash,
+    })
 }
 
 impl Without {

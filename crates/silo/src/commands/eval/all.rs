@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use super::page::{Measured, write};
 use super::{Ground, Run, context, curve, domains, generation, keys, weights};
+use crate::output;
 
 type Measurement = fn(&Run) -> Result<Measured<'static>>;
 type Asked = fn(&Ground) -> bool;
@@ -25,11 +26,14 @@ pub fn run(run: &Run, as_json: bool) -> Result<()> {
         let ground = Ground::open(&run.config)?;
         MEASUREMENTS.iter().filter(|(_, asked)| asked(&ground)).map(|(measure, _)| *measure).collect()
     };
-    let mut page = "# What came out\n".to_owned();
+    let (mut page, mut whole) = ("# What came out\n".to_owned(), serde_json::Map::new());
     for (i, measure) in asked.iter().enumerate() {
         let measured = measure(run)?;
         eprintln!("{} of {}: {}", i + 1, asked.len(), measured.title);
-        measured.publish(run, as_json)?;
+        measured.write(run)?;
+        if !as_json {
+            print!("{}", measured.tables);
+        }
         if i == 0 {
             page += &measured.made_with();
         }
@@ -39,6 +43,7 @@ pub fn run(run: &Run, as_json: bool) -> Result<()> {
         }
         // After each: what is done stands there if the next one fails.
         write(&run.output.join("summary.md"), &page)?;
+        whole.insert(measured.name.to_owned(), measured.whole);
     }
-    Ok(())
+    if as_json { output::json(&whole) } else { Ok(()) }
 }

@@ -169,7 +169,7 @@ fn measured<'a>(
     points: &[Point],
 ) -> Measured<'a> {
     let names: Vec<String> = ground.domains.iter().map(|d| d.source.to_string()).collect();
-    let head = ["seen", "entries", "k", "weight", "temperature", "all domains"].map(str::to_owned);
+    let head = ["seen", "entries", "k", "greatest weight", "temperature", "all domains"].map(str::to_owned);
     let cells = |p: &Point| {
         let of = |show: &dyn Fn(&KnnParameters) -> String| p.parameters.as_ref().map(show).unwrap_or_default();
         let tuned =

@@ -1,5 +1,7 @@
 //! `silo eval ppl`.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use serde_json::json;
 use silo_eval::{DomainResult, Loss, Measurement, Scope, Setting, Together, evaluate};
@@ -8,6 +10,7 @@ use super::page::{Measured, Table, bits};
 use super::plot::{Axis, Line, Plot};
 use super::reference::{Closed, Reference, find, gaps, references};
 use super::{Ground, Run};
+use crate::config::{EvalConfig, ReferenceModel};
 
 const WHAT: &str = "Held-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the model's \
     context (or `eval.sizes.window_tokens`) that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
@@ -46,9 +49,9 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         name: "domains",
         title: "Domains",
         what: WHAT,
-        finding: finding(&results, &closed),
+        finding: finding(&results, &closed) + &unequal(&ground.config),
         whole,
-        raw: raw(&results, &references),
+        raw: raw(&results, &references, &together.calibrated.kind.name()),
         tables,
         picture: Some((plot, lines(&results, &references))),
     })
@@ -82,6 +85,19 @@ fn finding(results: &[DomainResult], closed: &[Closed]) -> String {
     out
 }
 
+/// Says so, if a model to compare with has learnt other amounts of text than the store holds.
+fn unequal(config: &EvalConfig) -> String {
+    let holds = config.eval.sizes.store_bytes;
+    let other = |r: &&ReferenceModel| r.learnt_bytes != 0 && r.learnt_bytes != holds;
+    let say = |r: &ReferenceModel| {
+        format!(
+            " '{}' has learnt about {} bytes of each domain, of which the store holds {holds}.",
+            r.name, r.learnt_bytes
+        )
+    };
+    config.eval.references.iter().filter(other).map(say).collect()
+}
+
 fn share(part: Option<f64>) -> String {
     part.map_or("no gap".to_owned(), |part| format!("{:.0} %", 100.0 * part))
 }
@@ -100,7 +116,7 @@ fn lines(results: &[DomainResult], references: &[Reference]) -> Vec<Line> {
 }
 
 /// A row for each cell and each model to compare with: all that was measured.
-fn raw(results: &[DomainResult], references: &[Reference]) -> Table {
+fn raw(results: &[DomainResult], references: &[Reference], calibrated: &str) -> Table {
     let head = [
         "domain",
         "setting",
@@ -108,6 +124,7 @@ fn raw(results: &[DomainResult], references: &[Reference]) -> Table {
         "k",
         "knn_weight",
         "knn_temperature",
+        "weight_rule",
         "model_temperature",
         "validation_nats",
         "validation_tokens",
@@ -124,17 +141,22 @@ fn raw(results: &[DomainResult], references: &[Reference]) -> Table {
     let mut rows = Vec::new();
     for (i, result) in results.iter().enumerate() {
         for m in &result.measurements {
+            let number = |x: Option<f64>| x.map(|x| x.to_string()).unwrap_or_default();
             let p = m.parameters;
-            let knn =
-                [p.map(|p| p.k as f64), p.map(|p| p.knn_weight), p.map(|p| p.knn_temperature), m.model_temperature];
-            let knn = knn.map(|x| x.map(|x| x.to_string()).unwrap_or_default());
+            let rule = match (m.setting, p) {
+                (_, None) => String::new(),
+                (Setting::KnnCalibrated, _) => calibrated.to_owned(),
+                _ => "fixed".to_owned(),
+            };
+            let of = [p.map(|p| p.k as f64), p.map(|p| p.knn_weight), p.map(|p| p.knn_temperature)].map(number);
+            let knn = of.into_iter().chain([rule, number(m.model_temperature)]);
             let first = [result.domain.clone(), text(json!(m.setting)), text(json!(m.scope))];
             let losses = [loss(&m.validation), loss(&m.test)].concat();
             rows.push(first.into_iter().chain(knn).chain(losses).chain(figures(&m.test)).collect());
         }
         for reference in references {
             let first = [result.domain.clone(), format!("reference: {}", reference.name), "none".into()];
-            let nothing = vec![String::new(); 7];
+            let nothing = vec![String::new(); 8];
             let test = &reference.test[i];
             rows.push(first.into_iter().chain(nothing).chain(loss(test)).chain(figures(test)).collect());
         }
@@ -165,12 +187,18 @@ fn markdown(results: &[DomainResult], together: &Together, references: &[Referen
         p.knn_temperature,
         together.calibrated.kind.name()
     );
-    let all = shared.at_the_edge.then_some("all together");
-    let edge: Vec<&str> = results.iter().filter(|r| r.at_the_edge).map(|r| r.domain.as_str()).chain(all).collect();
-    if !edge.is_empty() {
-        out += &format!("The best temperature lies at an end of the grid for: {}.\n", edge.join(", "));
+    let all = ("all together", shared.edges.iter().chain(&together.edges).copied().collect::<BTreeSet<_>>());
+    let edges = results.iter().map(|r| (r.domain.as_str(), r.edges.clone())).chain([all]);
+    let edges = edges.filter(|(_, edges)| !edges.is_empty());
+    let edges: Vec<String> = edges.map(|(of, edges)| format!("{of} ({})", join(edges))).collect();
+    if !edges.is_empty() {
+        out += &format!("At an end of the grid, so that more may be gained beyond it: {}.\n", edges.join(", "));
     }
     if references.is_empty() { out } else { out + &compared(results, references) + &gap_table(closed) }
+}
+
+fn join(names: BTreeSet<&str>) -> String {
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// What other models say of the same text alone.

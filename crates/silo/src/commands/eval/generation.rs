@@ -1,17 +1,17 @@
 //! `silo eval generation`.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 use silo_core::Calibration;
 use silo_engine::{Engine, EngineConfig, GuardConfig, Mode, Retrieval};
-use silo_eval::{Loss, Prompt, StoredWords, distinct, divergence, generate, judged};
+use silo_eval::{Domain, Loss, Prompt, StoredWords, distinct, divergence, generate, judged};
 
 use super::page::{Measured, Table, bits, sum};
 use super::reference::Alone;
 use super::{Ground, Run, weights};
 
-const WHAT: &str = "Pieces of each domain's test text begin a text, which is gone on with at temperature 1, in several ways; neighbours as a server has them that was calibrated on the domains' \
+const WHAT: &str = "Pieces of each domain's test text, from as many of its documents as there are, begin a text, which is gone on with at temperature 1, in several ways; neighbours as a server has them that was calibrated on the domains' \
     validation text. *Judge*: bits per byte that \
     the first of `eval.references` which has learnt the domains says of what was made, behind its prompt; what really stands there is judged in the first \
     row, and the nearer to it the better: text that repeats itself is easy to predict. *Distinct*: different runs of four tokens among all. \
@@ -92,13 +92,14 @@ impl<'a> Scene<'a> {
         let calibration = ground.calibration(&weights::chosen(ground)?)?;
         let guard = ground.config.engine.guard.clone();
         let engine = |guard: GuardConfig| {
-            let config = EngineConfig { guard, ..ground.config.engine.clone() };
+            let stream_buffer_tokens = ground.config.eval.generation.new_tokens + 1;
+            let config = EngineConfig { guard, stream_buffer_tokens, ..ground.config.engine.clone() };
             let (model, tokenizer, store) = (ground.model.clone(), ground.tokenizer.clone(), ground.store.clone());
             Engine::start(config, Some(calibration.clone()), model, tokenizer, store).context("cannot start the engine")
         };
         Ok(Self {
             ground,
-            prompts: ground.domains.iter().map(|d| Prompt::of(d, ground.config.eval.generation)).collect(),
+            prompts: prompts(ground)?,
             stored: StoredWords::of(ground.domains.iter().flat_map(|d| &d.stored)),
             judge: Alone::open(ground, &judge.path)?,
             guarded: engine(guard.clone())?,
@@ -138,18 +139,42 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// As many as asked for, of each domain.
+fn prompts(ground: &Ground) -> Result<Vec<Vec<Prompt>>> {
+    let sizes = ground.config.eval.generation;
+    let (length, window) = (sizes.prompt_tokens + sizes.new_tokens, ground.model.card().context_tokens);
+    ensure!(length < window, "eval.generation asks for texts of {length} tokens; the model's window holds {window}");
+    let of = |domain: &Domain| {
+        let (prompts, name) = (Prompt::of(domain, sizes), &domain.source);
+        let n = prompts.len();
+        ensure!(
+            n == sizes.prompts,
+            "the test text of '{name}' has {n} pieces of {length} tokens, and eval.generation asks for {}: lower that, or raise \
+             eval.sizes.test_tokens",
+            sizes.prompts
+        );
+        Ok(prompts)
+    };
+    ground.domains.iter().map(of).collect()
+}
+
 fn quantile(sorted: &[usize], q: f64) -> usize {
     sorted.get((sorted.len().saturating_sub(1) as f64 * q).round() as usize).copied().unwrap_or(0)
 }
 
 fn table(ground: &Ground, rows: &[Row]) -> Table {
-    let head =
-        ["way", "judge", "distinct", "divergence", "longest run, p50", "p99", "longest", "refused"].map(str::to_owned);
+    let head = ["way", "tokens", "judge", "distinct", "divergence", "longest run, p50", "p99", "longest", "refused"]
+        .map(str::to_owned);
     let names = ground.domains.iter().map(|d| format!("judge, {}", d.source));
     let cells = |row: &Row| {
         let runs = [0.5, 0.99, 1.0].map(|q| quantile(&row.longest_runs, q).to_string());
-        let first =
-            [row.way.to_owned(), bits(&row.judge), format!("{:.3}", row.distinct), format!("{:.3}", row.divergence)];
+        let first = [
+            row.way.to_owned(),
+            row.judge.n_tokens.to_string(),
+            bits(&row.judge),
+            format!("{:.3}", row.distinct),
+            format!("{:.3}", row.divergence),
+        ];
         first.into_iter().chain(runs).chain([row.refused.to_string()]).chain(row.domains.iter().map(bits)).collect()
     };
     Table::new(head.into_iter().chain(names), rows.iter().map(cells).collect())
@@ -161,7 +186,7 @@ fn finding(rows: &[Row]) -> String {
     format!(
         "The judge gives the text itself {:.3} bits per byte, what the model alone makes {:.3}, with neighbours {:.3}; divergence from the domain {:.3} \
          and {:.3} (the text itself: {:.3}). Longest run of words from the store: {} alone, {} with neighbours and no guard, {} with the guard, {} in the \
-         text itself.",
+         text itself.{}",
         text.judge.bits_per_byte(),
         alone.judge.bits_per_byte(),
         guarded.judge.bits_per_byte(),
@@ -171,6 +196,7 @@ fn finding(rows: &[Row]) -> String {
         longest(alone),
         longest(unguarded),
         longest(guarded),
-        longest(text)
+        longest(text),
+        if guarded.refused == 0 { " The guard refused nothing: no run was as long as its limit." } else { "" }
     )
 }

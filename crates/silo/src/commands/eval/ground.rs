@@ -57,7 +57,8 @@ impl Ground {
         };
         let shards: Vec<Value> = snapshot.shards.iter().map(shard).collect();
         let made_from = json!({
-            "silo": env!("CARGO_PKG_VERSION"), "model": model.card().hash, "recipe": store.recipe().hash(), "root": snapshot.root.to_string(),
+            "silo": env!("CARGO_PKG_VERSION"), "model": model.card().hash, "recipe": store.recipe().hash(), "search": store.recipe().ivf,
+            "device": format!("{:?}", config.model.device), "root": snapshot.root.to_string(),
             "shards": shards, "store_shares": config.eval.store_shares,
         });
         let cache = config.eval.cache.as_deref().map(|folder| EvidenceCache::new(folder, made_from)).transpose()?;
@@ -87,7 +88,7 @@ impl Ground {
     pub fn facts(&self, run: &Run) -> Value {
         let snapshot = self.store.snapshot();
         json!({
-            "command": std::iter::once("silo".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
+            "command": command(std::env::args().skip(1)),
             "commit": self.commit,
             "machine": machine(),
             "config": run.config.path,
@@ -155,6 +156,19 @@ fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &D
     Ok(())
 }
 
+/// The program with these arguments, as a shell takes it.
+fn command(arguments: impl Iterator<Item = String>) -> String {
+    let quoted = arguments.map(|argument| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@".contains(c);
+        if !argument.is_empty() && argument.chars().all(plain) {
+            argument
+        } else {
+            format!("'{}'", argument.replace('\'', "'\\''"))
+        }
+    });
+    std::iter::once("silo".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
+}
+
 /// The commit of the working directory, and whether it differs from it.
 fn commit() -> String {
     let git = |arguments: &[&str]| {
@@ -172,4 +186,23 @@ fn machine() -> String {
     let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map_or("", |(_, m)| m.trim());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     format!("{cores} cores, {model}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_can_be_given_to_a_shell_again() {
+        let arguments = ["eval", "--set", "a=[1, 'x']", "--output", "docs/results", ""];
+        let shell = std::process::Command::new("sh")
+            .args([
+                "-c",
+                &format!("set -- {}; printf '%s\\n' \"$@\"", command(arguments.map(str::to_owned).into_iter())),
+            ])
+            .output()
+            .unwrap();
+        let expected = ["silo"].into_iter().chain(arguments).collect::<Vec<_>>().join("\n") + "\n";
+        assert_eq!(String::from_utf8(shell.stdout).unwrap(), expected);
+    }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, Scope, SearchQuality, Tuned, search_quality, tune};
 use silo_store::Recipe;
@@ -14,7 +14,7 @@ use crate::config::{ComparedRecipe, EvalConfig, read_eval_config};
 
 const WHAT: &str = "The same domains in stores of several recipes, each with everything in one mixed store: bits per byte on test text of kNN with k, weight \
     and temperature tuned on the validation text of all domains together; the share of the exact neighbours that a search finds, its time for one query \
-    alone, and bytes of an entry, text and indexes included.";
+    alone, and bytes of an entry, text and indexes included. The store named below is that of the last row.";
 
 /// What came of a recipe.
 #[derive(Debug, Serialize)]
@@ -38,9 +38,15 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     if config.eval.recipes.is_empty() {
         bail!("eval.recipes names no recipe to compare: add [[eval.recipes]] tables with name and recipe");
     }
-    let rows: Vec<Row> = config.eval.recipes.iter().map(|compared| row(&config, compared)).collect::<Result<_>>()?;
+    let mut rows = Vec::new();
+    let mut facts = Value::Null;
+    for compared in &config.eval.recipes {
+        eprintln!("recipe {}", compared.name);
+        let ground = Ground::of(with_recipe(&config, compared)?)?;
+        facts = ground.facts(run);
+        rows.push(row(&ground, compared)?);
+    }
     let raw = table(&config, &rows);
-    let facts = Ground::open(&run.config)?.facts(run);
     Ok(Measured {
         name: "keys",
         title: "Keys and their index",
@@ -67,9 +73,7 @@ fn with_recipe(config: &EvalConfig, compared: &ComparedRecipe) -> Result<EvalCon
     Ok(out)
 }
 
-fn row(config: &EvalConfig, compared: &ComparedRecipe) -> Result<Row> {
-    eprintln!("recipe {}", compared.name);
-    let ground = Ground::of(with_recipe(config, compared)?)?;
+fn row(ground: &Ground, compared: &ComparedRecipe) -> Result<Row> {
     let with = ground.gatherer();
     let gather = |validation: bool| -> Result<Vec<Gathered>> {
         let texts = |d| with.gather(d, if validation { &d.validation } else { &d.test }, Scope::Mixed, Mode::Knn);
@@ -78,9 +82,10 @@ fn row(config: &EvalConfig, compared: &ComparedRecipe) -> Result<Row> {
     let (validation, test) = (gather(true)?, gather(false)?);
     let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
     let tuned = tune(with.grid, &all)?;
-    let loss = |of: &[Gathered]| of.iter().map(|g| g.loss(Some(&tuned.parameters))).collect::<Vec<_>>();
+    let best = tuned.parameters;
+    let loss = |of: &[Gathered]| of.iter().map(|g| g.loss(Some(&best))).collect::<Vec<_>>();
     let domains = loss(&test);
-    let keys = sample_keys(&ground, config.eval.speed.queries)?;
+    let keys = sample_keys(ground, ground.config.eval.speed.queries)?;
     let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
     Ok(Row {
         name: compared.name.clone(),
@@ -90,9 +95,9 @@ fn row(config: &EvalConfig, compared: &ComparedRecipe) -> Result<Row> {
         alone: sum(&test.iter().map(|g| g.loss(None)).collect::<Vec<_>>()),
         test: sum(&domains),
         domains,
-        search: search_quality(&ground.store, &keys, config.eval.speed.k, &[])?,
+        search: search_quality(&ground.store, &keys, ground.config.eval.speed.k, &[])?,
         n_entries: ground.n_entries(),
-        n_bytes: shard_bytes(&ground),
+        n_bytes: shard_bytes(ground),
     })
 }
 
@@ -109,6 +114,7 @@ fn table(config: &EvalConfig, rows: &[Row]) -> Table {
         "codes compared",
         "ms a query",
         "bytes an entry",
+        "at an end of the grid",
     ];
     let cells = |row: &Row| {
         let p = row.tuned.parameters;
@@ -122,7 +128,14 @@ fn table(config: &EvalConfig, rows: &[Row]) -> Table {
         ];
         let first = [row.name.clone(), row.recipe.key_site.name().to_owned()];
         let losses = [bits(&row.validation), bits(&row.test)];
-        first.into_iter().chain(tuned).chain(losses).chain(cost).chain(row.domains.iter().map(bits)).collect()
+        first
+            .into_iter()
+            .chain(tuned)
+            .chain(losses)
+            .chain(cost)
+            .chain([row.tuned.edges.join(", ")])
+            .chain(row.domains.iter().map(bits))
+            .collect()
     };
     let head = head.into_iter().chain(config.eval.domains.iter().map(String::as_str));
     Table::new(head, rows.iter().map(cells).collect())

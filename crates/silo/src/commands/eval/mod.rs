@@ -77,7 +77,7 @@ pub struct Run {
 pub struct Swap {
     #[command(flatten)]
     run: Run,
-    /// The other evaluation: of a model with the same tokenizer, over a store of the same text that it encoded.
+    /// The other evaluation: of a model with the same tokenizer, over a store of the same text that it encoded. What is set, is set in both.
     #[arg(long, value_name = "PATH")]
     other: PathBuf,
 }
@@ -129,10 +129,9 @@ fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
     let KnnParameters { k, knn_weight, knn_temperature } = calibration.tuned;
     let (kind, path) = (chosen.kind.name(), command.output.display());
     println!("weight {kind}, at most {knn_weight}; k {k}, temperature {knn_temperature}: {path}");
-    let temperatures = &ground.config.eval.grid.knn_temperature;
-    let ends = [temperatures.first(), temperatures.last()];
-    if temperatures.len() > 1 && ends.contains(&Some(&knn_temperature)) {
-        eprintln!("the best temperature lies at an end of the grid: widen eval.grid.knn_temperature");
+    let edges = chosen.ruled.edges(&ground.config.eval.grid);
+    if !edges.is_empty() {
+        eprintln!("at an end of eval.grid, which may be too narrow: {}", edges.join(", "));
     }
     Ok(())
 }

@@ -63,6 +63,16 @@ pub struct Measured<'a> {
 impl Measured<'_> {
     /// Writes the files, and prints the tables, or all as JSON.
     pub fn publish(&self, run: &Run, as_json: bool) -> Result<()> {
+        self.write(run)?;
+        if as_json {
+            return output::json(&self.whole);
+        }
+        print!("{}", self.tables);
+        Ok(())
+    }
+
+    /// Writes the files.
+    pub fn write(&self, run: &Run) -> Result<()> {
         std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
         let path = |ending: &str| run.output.join(format!("{}.{ending}", self.name));
         write(&path("json"), format!("{:#}\n", self.whole))?;
@@ -72,12 +82,7 @@ impl Measured<'_> {
             write(&path("png"), plot.png(&svg)?)?;
             write(&path("svg"), svg)?;
         }
-        write(&path("md"), self.page())?;
-        if as_json {
-            return output::json(&self.whole);
-        }
-        print!("{}", self.tables);
-        Ok(())
+        write(&path("md"), self.page())
     }
 
     fn page(&self) -> String {

@@ -8,6 +8,7 @@ use silo_eval::{Gathered, Loss, Scope, tune};
 
 use super::page::{Measured, Table, bits, sum};
 use super::{Ground, Swap};
+use crate::config::ConfigFile;
 
 /// A model with the keys of one.
 #[derive(Debug, Serialize)]
@@ -33,7 +34,7 @@ struct Side {
 pub fn run(command: &Swap) -> Result<Measured<'static>> {
     let run = &command.run;
     let ground = Ground::open(&run.config)?;
-    let other = Ground::open(&command.other.as_path().into())?;
+    let other = Ground::open(&ConfigFile { path: command.other.clone(), set: run.config.set.clone() })?;
     let same =
         ground.domains.len() == other.domains.len() && ground.domains.iter().zip(&other.domains).all(|(a, b)| a == b);
     ensure!(same, "the two evaluations are not of the same tokens: they need the same domains, sizes, and tokenizer");

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
 use silo_engine::{Evidence, Mode};
-use silo_eval::{Chosen, Gathered, Loss, RuleKind, Ruled, Scope, choose_rule, tune_rule, tune_shared};
+use silo_eval::{Chosen, Gathered, Loss, Points, RuleKind, Ruled, Scope, choose_rule, tune_rule, tune_shared};
 
 use super::page::{Measured, Table, bits, sum};
 use super::{Ground, Run};
@@ -39,11 +39,12 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     let test: Vec<Gathered> = ground.domains.iter().map(test).collect::<Result<_, _>>()?;
     let chosen = choose_rule(with.grid, &validation)?;
     let bytes = validation.iter().map(|g| g.n_bytes).sum::<u64>();
+    let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
+    let points = Points::of(with.grid, &all)?;
     let mut rows = Vec::new();
     for (i, kind) in RuleKind::SERVED.into_iter().chain([RuleKind::Confidence]).enumerate() {
         eprintln!("tuning: {}", kind.name());
-        let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
-        let (tuned, _) = tune_rule(kind, with.grid, &all)?;
+        let (tuned, _) = tune_rule(kind, &points)?;
         let nats = chosen.between_halves.get(i);
         let between_halves = nats.map(|nats| nats / std::f64::consts::LN_2 / bytes as f64);
         rows.push(Row { between_halves, ..row(kind.name(), tuned, &validation, &test) });
@@ -64,12 +65,16 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
 }
 
 fn finding(fixed: &Row, chosen: &Row) -> String {
-    let gain = fixed.test.bits_per_byte() - chosen.test.bits_per_byte();
-    format!(
-        "Of the rules that servers have, '{}' is best on halves of the validation text that it was not tuned on: {gain:.4} bits per byte better on test \
-         text than a fixed weight.",
+    let of = format!(
+        "Of the rules that servers have, '{}' is best on halves of the validation text that it was not tuned on",
         chosen.name
-    )
+    );
+    let gain = fixed.test.bits_per_byte() - chosen.test.bits_per_byte();
+    match (chosen.name == fixed.name, gain >= 0.0) {
+        (true, _) => format!("{of}."),
+        (_, true) => format!("{of}: {gain:.4} bits per byte better on test text than a fixed weight."),
+        (_, false) => format!("{of}; on test text it is {:.4} bits per byte worse than a fixed weight.", -gain),
+    }
 }
 
 const WHAT: &str = "Bits per byte of kNN over the whole store. Each rule was tuned, with k and temperature, on the validation text of all domains \
