@@ -8,7 +8,8 @@ use silo_core::{
     Tokenizer, TrustByDistance, mixture,
 };
 use silo_engine::{
-    Depth, Engine, EngineConfig, Event, Evidence, GenerateRequest, InForce, KnnOverrides, Mode, Retrieval, ScoreRequest,
+    Depth, Engine, EngineConfig, Event, Evidence, FinishReason, GenerateRequest, InForce, KnnOverrides, Mode,
+    Retrieval, ScoreRequest,
 };
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{NewShard, Recipe, Store, StoreOptions};
@@ -202,16 +203,15 @@ fn streams_do_not_keep_what_was_tuned_on_what_they_cannot_see() {
     assert!(matches!(generation.blocking_next(), Some(Event::Token(..))));
     // The stream is narrow: most of it is not made yet.
     world.store.by("test").withdraw(&Selection::Source("one".parse().unwrap())).unwrap();
-    let mut n_tokens = 1;
     loop {
         match generation.blocking_next().unwrap() {
-            Event::Token(..) => n_tokens += 1,
+            Event::Token(..) => {}
             Event::Finished(finished) => {
                 assert_eq!((finished.in_force.knn, steps(&finished.in_force)), (NEUTRAL, 0));
+                assert_ne!(finished.reason, FinishReason::SourceRemoved, "what it sees is all there");
                 break;
             }
             Event::Failed(error) => panic!("{error}"),
         }
     }
-    assert_eq!(n_tokens, 30, "what it sees is all there");
 }
