@@ -1,76 +1,28 @@
 //! A calibration whose weight goes by distance: against the rule worked out by hand, and after its sources are gone.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use silo_core::{
-    Calibration, Document, Filter, KnnParameters, LanguageModel, Permissions, Selection, Source, Tier, TokenId,
-    Tokenizer, TrustByDistance, mixture,
-};
+use silo_core::{Calibration, Filter, KnnParameters, Selection, TokenId, TrustByDistance, mixture};
 use silo_engine::{
     Depth, Engine, EngineConfig, Event, Evidence, FinishReason, GenerateRequest, InForce, KnnOverrides, Mode,
     Retrieval, ScoreRequest,
 };
-use silo_model::{CpuLlama, LoadedModel};
-use silo_store::{NewShard, Recipe, Store, StoreOptions};
-use tempfile::TempDir;
 
-use super::service::project;
+use super::world::{World, source};
 
 const TEXT: &str = "the thing is nothing without the other thing and the other room is the thing about the room";
 const TUNED: KnnParameters = KnnParameters { k: 12, knn_weight: 0.8, knn_temperature: 3.0 };
 const NEUTRAL: KnnParameters = KnnParameters { k: 7, knn_weight: 0.3, knn_temperature: 5.0 };
 
-struct World {
-    model: Arc<dyn LanguageModel>,
-    tokenizer: Arc<dyn Tokenizer>,
-    store: Arc<Store>,
-    _root: TempDir,
+/// Two sources that have most words in common.
+fn two_sources() -> World {
+    let world = World::new();
+    world.add(&source("one", true), "the other thing is the room without the traveller and nothing about it");
+    world.add(&source("two", true), "nothing is about the room; the thing and the other traveller are the thing");
+    world
 }
 
 impl World {
-    fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
-        let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
-        let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 1).unwrap());
-        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
-        let options = StoreOptions { n_threads: 1, ..StoreOptions::default() };
-        let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
-        let world = Self { model, tokenizer, store, _root: root };
-        world.add("one", "the other thing is the room without the traveller and nothing about it");
-        world.add("two", "nothing is about the room; the thing and the other traveller are the thing");
-        world
-    }
-
-    fn add(&self, name: &str, text: &str) {
-        let source = Source {
-            id: name.parse().unwrap(),
-            owner: "somebody".into(),
-            licence: "LicenseRef-test".into(),
-            licence_stated_at: String::new(),
-            notice: String::new(),
-            tier: Tier::Restricted,
-            permissions: Permissions::of_tier(Tier::Restricted),
-        };
-        let document = Document {
-            source: source.id.clone(),
-            uri: "test:1".into(),
-            title: String::new(),
-            licence: source.licence.clone(),
-            tier: source.tier,
-            text: text.into(),
-        };
-        self.store.by("test").create_source(&source).unwrap();
-        let new = NewShard { source: &source.id, documents: &[document] };
-        self.store.by("test").add_shard(&new, &*self.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
-    }
-
-    fn engine(&self, calibration: Option<Calibration>) -> Engine {
-        let config = EngineConfig { knn: NEUTRAL, ..EngineConfig::default() };
-        Engine::start(config, calibration, self.model.clone(), self.tokenizer.clone(), self.store.clone()).unwrap()
-    }
-
     fn tokens(&self) -> Vec<TokenId> {
         self.tokenizer.encode(TEXT).unwrap()
     }
@@ -83,7 +35,7 @@ impl World {
     fn evidence(&self) -> Vec<Evidence> {
         let knn = KnnOverrides { k: Some(TUNED.k), ..KnnOverrides::default() };
         let request = self.request(knn, Filter::default());
-        self.engine(None).evidence(&request, &[], &AtomicBool::new(false)).unwrap()
+        self.engine(neutral(), None).evidence(&request, &[], &AtomicBool::new(false)).unwrap()
     }
 
     /// Three steps with about equally many tokens of the text in each.
@@ -96,14 +48,19 @@ impl World {
 
     fn calibrated(&self, tuned_on: &[&str]) -> Engine {
         let trust = self.trust();
-        self.engine(Some(Calibration {
+        let calibration = Calibration {
             model: self.model.card().hash,
             tuned_on: tuned_on.iter().map(|name| name.parse().unwrap()).collect(),
             tuned: TUNED,
             trust_by_distance: Some(trust),
             neutral: NEUTRAL,
-        }))
+        };
+        self.engine(neutral(), Some(calibration))
     }
+}
+
+fn neutral() -> EngineConfig {
+    EngineConfig { knn: NEUTRAL, ..EngineConfig::default() }
 }
 
 fn steps(in_force: &InForce) -> usize {
@@ -116,7 +73,7 @@ fn never() -> AtomicBool {
 
 #[test]
 fn the_weight_at_a_token_is_what_its_nearest_neighbour_is_trusted_with() {
-    let world = World::new();
+    let world = two_sources();
     let (trust, evidence, engine) = (world.trust(), world.evidence(), world.calibrated(&["one", "two"]));
     let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
     assert_eq!((scored.in_force.knn, steps(&scored.in_force)), (TUNED, 3));
@@ -140,7 +97,7 @@ fn the_weight_at_a_token_is_what_its_nearest_neighbour_is_trusted_with() {
 
 #[test]
 fn who_sets_the_weight_gets_it_at_every_token() {
-    let world = World::new();
+    let world = two_sources();
     let knn = KnnOverrides { knn_weight: Some(0.6), ..KnnOverrides::default() };
     let request = world.request(knn, Filter::default());
     let scored = world.calibrated(&["one", "two"]).score(&request, &never()).unwrap();
@@ -154,7 +111,7 @@ fn who_sets_the_weight_gets_it_at_every_token() {
 /// Without a source the nearest neighbour is another one, and so is the weight: the bound says by how much.
 #[test]
 fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
-    let world = World::new();
+    let world = two_sources();
     let engine = world.calibrated(&["one"]);
     let two = "two".parse().unwrap();
     let request = world.request(KnnOverrides::default(), Filter::default());
@@ -174,7 +131,7 @@ fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
 
 #[test]
 fn what_was_tuned_on_a_source_goes_with_it() {
-    let world = World::new();
+    let world = two_sources();
     let engine = world.calibrated(&["one", "two"]);
     let one = Selection::Source("one".parse().unwrap());
     world.store.by("test").withdraw(&one).unwrap();
@@ -185,8 +142,8 @@ fn what_was_tuned_on_a_source_goes_with_it() {
 /// A stream that cannot see a source goes on without what was tuned on it.
 #[test]
 fn streams_do_not_keep_what_was_tuned_on_what_they_cannot_see() {
-    let world = World::new();
-    let config = EngineConfig { knn: NEUTRAL, stream_buffer_tokens: 2, ..EngineConfig::default() };
+    let world = two_sources();
+    let config = EngineConfig { stream_buffer_tokens: 2, ..neutral() };
     let calibration = Calibration {
         model: world.model.card().hash,
         tuned_on: ["one", "two"].map(|name| name.parse().unwrap()).to_vec(),
@@ -194,8 +151,7 @@ fn streams_do_not_keep_what_was_tuned_on_what_they_cannot_see() {
         trust_by_distance: Some(world.trust()),
         neutral: NEUTRAL,
     };
-    let (model, tokenizer, store) = (world.model.clone(), world.tokenizer.clone(), world.store.clone());
-    let engine = Engine::start(config, Some(calibration), model, tokenizer, store).unwrap();
+    let engine = world.engine(config, Some(calibration));
     let mut request = GenerateRequest::new(world.tokens(), 30);
     let filter = Filter { deny_sources: vec!["one".parse().unwrap()], ..Filter::default() };
     request.retrieval = Retrieval { mode: Mode::Knn, filter, ..Retrieval::default() };

@@ -1,30 +1,16 @@
 //! The verbatim guard: what leaves is looked at by other means than those that the guard has.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use silo_core::{Document, LanguageModel, Permissions, Selection, Source, Tier, TokenId, Tokenizer, units};
+use silo_core::{Selection, TokenId, units};
 use silo_engine::{
-    Engine, EngineConfig, Event, FinishReason, Finished, GenerateRequest, GuardConfig, KnnOverrides, Mode, OnRun,
-    Retrieval,
+    EngineConfig, Event, FinishReason, Finished, GenerateRequest, GuardConfig, KnnOverrides, Mode, OnRun, Retrieval,
 };
-use silo_model::{CpuLlama, LoadedModel};
-use silo_store::{NewShard, Recipe, Store, StoreOptions};
-use tempfile::TempDir;
 
-use super::service::project;
+use super::world::{World, source};
 
 const WORDS: [&str; 7] = ["tide", "Book", "harbour", "keeper", "of", "the", "lamp"];
-
-struct World {
-    model: Arc<dyn LanguageModel>,
-    tokenizer: Arc<dyn Tokenizer>,
-    store: Arc<Store>,
-    _root: TempDir,
-}
 
 /// A generation.
 struct Made {
@@ -36,49 +22,11 @@ struct Made {
     finished: Finished,
 }
 
-fn source(name: &str, verbatim: bool) -> Source {
-    Source {
-        id: name.parse().unwrap(),
-        owner: "somebody".into(),
-        licence: "LicenseRef-test".into(),
-        licence_stated_at: String::new(),
-        notice: String::new(),
-        tier: Tier::Restricted,
-        permissions: Permissions { verbatim, ..Permissions::of_tier(Tier::Restricted) },
-    }
-}
-
 impl World {
-    fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let recipe = Recipe::read(&project().join("indexes/tiny.toml")).unwrap();
-        let loaded = LoadedModel::open(&project().join("crates/model/tests/golden/gqa")).unwrap();
-        let model: Arc<dyn LanguageModel> = Arc::new(CpuLlama::new(&loaded, recipe.key_site, 1).unwrap());
-        let tokenizer: Arc<dyn Tokenizer> = Arc::new(loaded.tokenizer);
-        let options = StoreOptions { n_threads: 1, ..StoreOptions::default() };
-        let store = Arc::new(Store::open(root.path(), model.card(), recipe, tokenizer.clone(), options).unwrap());
-        Self { model, tokenizer, store, _root: root }
-    }
-
-    fn add(&self, source: &Source, text: &str) {
-        let _ = self.store.by("test").create_source(source); // it may be there already
-        let document = Document {
-            source: source.id.clone(),
-            uri: "test:1".into(),
-            title: String::new(),
-            licence: source.licence.clone(),
-            tier: source.tier,
-            text: text.into(),
-        };
-        let new = NewShard { source: &source.id, documents: &[document] };
-        self.store.by("test").add_shard(&new, &*self.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
-    }
-
     /// Continues a prompt, copying from the store wherever it can.
     fn generate(&self, guard: GuardConfig, prompt: &str, seed: u64) -> Made {
         let config = EngineConfig { guard, ..EngineConfig::default() };
-        let (model, tokenizer, store) = (self.model.clone(), self.tokenizer.clone(), self.store.clone());
-        let engine = Engine::start(config, None, model, tokenizer, store).unwrap();
+        let engine = self.engine(config, None);
         let prompt = self.tokenizer.encode(prompt).unwrap();
         let mut request = GenerateRequest::new(prompt.clone(), 60);
         let (k, knn_weight, knn_temperature) = (Some(1), Some(0.97), Some(0.01));
