@@ -1,18 +1,18 @@
-//! A calibration whose weight goes by distance: against the rule worked out by hand, and after its sources are gone.
+//! A calibration with a gate: against the formula worked out by hand, and after its sources are gone.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-use silo_core::{Calibration, Filter, KnnParameters, Selection, TokenId, TrustByDistance, mixture};
+use silo_core::{Calibration, Filter, Gate, KnnParameters, Selection, TokenId, mixture};
 use silo_engine::{
-    Depth, Engine, EngineConfig, Event, Evidence, FinishReason, GenerateRequest, InForce, KnnOverrides, Mode,
-    Retrieval, ScoreRequest,
+    Depth, Engine, EngineConfig, Event, Evidence, FinishReason, GenerateRequest, KnnOverrides, Mode, Retrieval,
+    ScoreRequest, Sums,
 };
 
 use super::world::{World, source};
 
 const TEXT: &str = "the thing is nothing without the other thing and the other room is the thing about the room";
-const TUNED: KnnParameters = KnnParameters { k: 12, knn_weight: 0.8, knn_temperature: 3.0 };
-const NEUTRAL: KnnParameters = KnnParameters { k: 7, knn_weight: 0.3, knn_temperature: 5.0 };
+const GATE: Gate = Gate { bias: 2.0, distance: -0.9, model_entropy: 0.2, neighbor_entropy: -0.4 };
 
 /// Two sources that have most words in common.
 fn two_sources() -> World {
@@ -33,82 +33,112 @@ impl World {
     }
 
     fn evidence(&self) -> Vec<Evidence> {
-        let knn = KnnOverrides { k: Some(TUNED.k), ..KnnOverrides::default() };
+        let KnnParameters { k, match_tokens, .. } = tuned();
+        let knn = KnnOverrides { k: Some(k), match_tokens: Some(match_tokens), ..KnnOverrides::default() };
         let request = self.request(knn, Filter::default());
         self.engine(neutral(), None).evidence(&request, &[], &AtomicBool::new(false)).unwrap()
     }
 
-    /// Three steps with about equally many tokens of the text in each.
-    fn trust(&self) -> TrustByDistance {
-        let mut nearest: Vec<f32> = self.evidence().iter().map(|e| e.neighbors[0].0).collect();
-        nearest.sort_by(f32::total_cmp);
-        let n = nearest.len();
-        TrustByDistance { ends: vec![nearest[n / 3], nearest[2 * n / 3]], parts: vec![1.0, 0.4, 0.0] }
+    fn calibration(&self, tuned_on: &[&str]) -> Calibration {
+        Calibration {
+            model: self.model.card().hash,
+            tuned_on: tuned_on.iter().map(|name| name.parse().unwrap()).collect(),
+            tuned: tuned(),
+            neutral: neutral().knn,
+        }
     }
 
     fn calibrated(&self, tuned_on: &[&str]) -> Engine {
-        let trust = self.trust();
-        let calibration = Calibration {
-            model: self.model.card().hash,
-            tuned_on: tuned_on.iter().map(|name| name.parse().unwrap()).collect(),
-            tuned: TUNED,
-            trust_by_distance: Some(trust),
-            neutral: NEUTRAL,
-        };
-        self.engine(neutral(), Some(calibration))
+        self.engine(neutral(), Some(self.calibration(tuned_on)))
     }
 }
 
-fn neutral() -> EngineConfig {
-    EngineConfig { knn: NEUTRAL, ..EngineConfig::default() }
+fn tuned() -> KnnParameters {
+    KnnParameters { match_tokens: 3, match_bonus: 0.8, gate: Some(GATE), ..KnnParameters::new(12, 0.8, 3.0) }
 }
 
-fn steps(in_force: &InForce) -> usize {
-    in_force.trust.as_ref().map_or(0, |trust| trust.parts.len())
+fn neutral() -> EngineConfig {
+    EngineConfig { knn: KnnParameters::new(7, 0.3, 5.0), ..EngineConfig::default() }
 }
 
 fn never() -> AtomicBool {
     AtomicBool::new(false)
 }
 
+/// What the neighbours of a token say of it with the tuned parameters, and how much they weigh, worked out by hand.
+fn by_hand(e: &Evidence) -> (f64, f64) {
+    let (KnnParameters { k, knn_weight, knn_temperature, match_bonus, .. }, Gate { bias, .. }) = (tuned(), GATE);
+    let neighbors = &e.neighbors[..k.min(e.neighbors.len())];
+    let mut p: BTreeMap<TokenId, f64> = BTreeMap::new();
+    for n in neighbors {
+        let weight = (-f64::from(n.distance) / knn_temperature).exp() * (match_bonus * f64::from(n.matched)).exp();
+        *p.entry(n.value).or_default() += weight;
+    }
+    let all: f64 = p.values().sum();
+    let entropy: f64 = p.values().map(|s| -(s / all) * (s / all).ln()).sum();
+    let x = bias
+        + GATE.distance * f64::from(neighbors[0].distance).sqrt()
+        + GATE.model_entropy * e.model_entropy
+        + GATE.neighbor_entropy * entropy;
+    (p.get(&e.token).unwrap_or(&0.0) / all, knn_weight / (1.0 + (-x).exp()))
+}
+
 #[test]
-fn the_weight_at_a_token_is_what_its_nearest_neighbour_is_trusted_with() {
+fn the_weight_at_a_token_is_what_the_gate_says() {
     let world = two_sources();
-    let (trust, evidence, engine) = (world.trust(), world.evidence(), world.calibrated(&["one", "two"]));
+    let (evidence, engine) = (world.evidence(), world.calibrated(&["one", "two"]));
     let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
-    assert_eq!((scored.in_force.knn, steps(&scored.in_force)), (TUNED, 3));
-    let mut seen = [0; 3];
+    assert_eq!(scored.in_force.knn, tuned());
+    let (mut least, mut greatest) = (1.0f64, 0.0f64);
     for (token, e) in scored.tokens.iter().zip(&evidence) {
-        let part = trust.at(e.neighbors[0].0);
-        let p_knn = e.neighbor_probability(TUNED.k, TUNED.knn_temperature).unwrap();
-        let expected = mixture::mix_one(e.parametric_log_probability, p_knn, part * TUNED.knn_weight);
+        let (p_knn, weight) = by_hand(e);
+        let expected = mixture::mix_one(e.parametric_log_probability, p_knn, weight);
         assert!((token.log_probability - expected).abs() < 1e-12, "{token:?}, {expected}");
-        assert!((token.knn_weight - part * TUNED.knn_weight).abs() < 1e-12);
-        if part == 0.0 {
-            assert_eq!(token.log_probability.to_bits(), e.parametric_log_probability.to_bits(), "the model's own");
-        }
+        assert!((token.log_probability - e.log_probability(&tuned(), &mut Sums::default())).abs() < 1e-12);
+        assert!((token.knn_weight - weight).abs() < 1e-12);
         let credit = token.credit.as_ref().unwrap();
         let shares = credit.parametric + credit.sources.iter().map(|(_, share)| share).sum::<f64>();
         assert!((shares - 1.0).abs() < 1e-12, "{credit:?}");
-        seen[trust.parts.iter().position(|p| *p == part).unwrap()] += 1;
+        (least, greatest) = (least.min(weight), greatest.max(weight));
     }
-    assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+    assert!(least < 0.3 && greatest > 0.5, "the gate tells tokens apart: {least} to {greatest}");
+    let matched = evidence.iter().flat_map(|e| &e.neighbors).map(|n| n.matched);
+    assert_eq!(matched.max(), Some(3), "some neighbours go on from the same words");
+}
+
+/// What the model says is read with the text before the token, and so are the tokens that neighbours are compared with: in streams as in scores.
+#[test]
+fn streams_weigh_as_scores_do() {
+    let world = two_sources();
+    let engine = world.calibrated(&["one", "two"]);
+    let mut request = GenerateRequest::new(world.tokens(), 12);
+    request.retrieval = Retrieval { mode: Mode::Knn, ..Retrieval::default() };
+    let mut generation = engine.generate(request).unwrap();
+    let (mut text, mut drawn) = (world.tokens(), Vec::new());
+    while let Some(Event::Token(token, _)) = generation.blocking_next() {
+        text.push(token.token);
+        drawn.push(token.log_probability);
+    }
+    let retrieval = Retrieval { mode: Mode::Knn, ..Retrieval::default() };
+    let scored = engine.score(&ScoreRequest::new(text, retrieval), &never()).unwrap();
+    let of_drawn = &scored.tokens[scored.tokens.len() - drawn.len()..];
+    assert_eq!(of_drawn.iter().map(|t| t.log_probability).collect::<Vec<_>>(), drawn);
 }
 
 #[test]
 fn who_sets_the_weight_gets_it_at_every_token() {
     let world = two_sources();
-    let knn = KnnOverrides { knn_weight: Some(0.6), ..KnnOverrides::default() };
+    let knn = KnnOverrides { knn_weight: Some(0.6), match_bonus: Some(-0.1), ..KnnOverrides::default() };
     let request = world.request(knn, Filter::default());
     let scored = world.calibrated(&["one", "two"]).score(&request, &never()).unwrap();
-    assert_eq!(steps(&scored.in_force), 0);
-    let parameters = KnnParameters { knn_weight: 0.6, ..TUNED };
+    let parameters = KnnParameters { knn_weight: 0.6, match_bonus: -0.1, gate: None, ..tuned() };
+    assert_eq!(scored.in_force.knn, parameters);
     for (token, e) in scored.tokens.iter().zip(world.evidence()) {
-        assert!((token.log_probability - e.log_probability(&parameters)).abs() < 1e-12);
+        assert!((token.log_probability - e.log_probability(&parameters, &mut Sums::default())).abs() < 1e-12);
     }
 }
 
-/// Without a source the nearest neighbour is another one, and so is the weight: the bound says by how much.
+/// Without a source other neighbours come, and the weight is another: the bound says by how much.
 #[test]
 fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
     let world = two_sources();
@@ -118,13 +148,13 @@ fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
     let compared = engine.compare_without(&request, &[two], &never()).unwrap();
     let filter = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
     let without = engine.score(&world.request(KnnOverrides::default(), filter), &never()).unwrap();
-    assert_eq!((steps(&compared.with), steps(&compared.without)), (3, 3));
+    assert_eq!((compared.with.knn, compared.without.knn), (tuned(), tuned()));
     let mut n_beyond = 0;
     for (token, other) in compared.tokens.iter().zip(&without.tokens) {
         assert_eq!(token.without.to_bits(), other.log_probability.to_bits());
         let bound = token.bound.expect("the same rule holds with and without");
         assert!(token.total_variation <= bound + 1e-12, "{token:?}");
-        n_beyond += usize::from(token.total_variation > TUNED.knn_weight * token.mass + 1e-12);
+        n_beyond += usize::from(token.total_variation > tuned().knn_weight * token.mass + 1e-12);
     }
     assert!(n_beyond > 0, "at some token the change of the weight counts");
 }
@@ -136,7 +166,7 @@ fn what_was_tuned_on_a_source_goes_with_it() {
     let one = Selection::Source("one".parse().unwrap());
     world.store.by("test").withdraw(&one).unwrap();
     let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
-    assert_eq!((scored.in_force.knn, steps(&scored.in_force)), (NEUTRAL, 0));
+    assert_eq!(scored.in_force.knn, neutral().knn);
 }
 
 /// A stream that cannot see a source goes on without what was tuned on it.
@@ -144,14 +174,7 @@ fn what_was_tuned_on_a_source_goes_with_it() {
 fn streams_do_not_keep_what_was_tuned_on_what_they_cannot_see() {
     let world = two_sources();
     let config = EngineConfig { stream_buffer_tokens: 2, ..neutral() };
-    let calibration = Calibration {
-        model: world.model.card().hash,
-        tuned_on: ["one", "two"].map(|name| name.parse().unwrap()).to_vec(),
-        tuned: TUNED,
-        trust_by_distance: Some(world.trust()),
-        neutral: NEUTRAL,
-    };
-    let engine = world.engine(config, Some(calibration));
+    let engine = world.engine(config, Some(world.calibration(&["one", "two"])));
     let mut request = GenerateRequest::new(world.tokens(), 30);
     let filter = Filter { deny_sources: vec!["one".parse().unwrap()], ..Filter::default() };
     request.retrieval = Retrieval { mode: Mode::Knn, filter, ..Retrieval::default() };
@@ -163,7 +186,7 @@ fn streams_do_not_keep_what_was_tuned_on_what_they_cannot_see() {
         match generation.blocking_next().unwrap() {
             Event::Token(..) => {}
             Event::Finished(finished) => {
-                assert_eq!((finished.in_force.knn, steps(&finished.in_force)), (NEUTRAL, 0));
+                assert_eq!(finished.in_force.knn, neutral().knn);
                 assert_ne!(finished.reason, FinishReason::SourceRemoved, "what it sees is all there");
                 break;
             }

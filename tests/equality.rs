@@ -8,9 +8,9 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    ContentHash, Document, Entry, Epoch, Filter, KeySite, LanguageModel, Neighbor, NeighborQuery, NeighborSearch,
-    Passage, PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask, Snapshot,
-    SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
+    ContentHash, Document, Entry, Epoch, Filter, Gate, KeySite, KnnParameters, LanguageModel, Neighbor, NeighborQuery,
+    NeighborSearch, Passage, PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask,
+    Snapshot, SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
 };
 use silo_engine::{
     ContextParameters, Depth, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation, KnnOverrides,
@@ -62,6 +62,15 @@ fn source(name: &str, tier: Tier) -> Source {
     }
 }
 
+/// Where a request does not set the weight, a gate does.
+fn gated() -> EngineConfig {
+    let gate = Gate { bias: 1.0, distance: -0.2, model_entropy: 0.1, neighbor_entropy: -0.3 };
+    EngineConfig {
+        knn: KnnParameters { gate: Some(gate), ..KnnParameters::new(64, 0.8, 10.0) },
+        ..EngineConfig::default()
+    }
+}
+
 impl<'a> World<'a> {
     fn new(language: &'a Language, recipe: &'a Recipe) -> Self {
         let world = Self::open(language, recipe, tempfile::tempdir().unwrap());
@@ -76,7 +85,7 @@ impl<'a> World<'a> {
         let (model, tokenizer) = (language.model.clone(), language.tokenizer.clone());
         let store = Store::open(root.path(), model.card(), recipe.clone(), tokenizer.clone(), options).unwrap();
         let store = Arc::new(store);
-        let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store.clone()).unwrap();
+        let engine = Engine::start(gated(), None, model, tokenizer, store.clone()).unwrap();
         Self { language, store, engine, recipe, root }
     }
 
@@ -188,8 +197,10 @@ fn questions(rng: &mut ChaCha8Rng) -> Vec<Question> {
         }
         let knn = KnnOverrides {
             k: Some([1, 7, 64, 1024][rng.random_range(0..4)]),
-            knn_weight: Some(rng.random_range(0.1..0.9)),
+            knn_weight: rng.random_bool(0.5).then(|| rng.random_range(0.1..0.9)),
             knn_temperature: Some(rng.random_range(1.0..50.0)),
+            match_tokens: Some(rng.random_range(0..6)),
+            match_bonus: Some(rng.random_range(-0.5..1.0)),
         };
         let context = ContextParameters { passages: rng.random_range(1..4), stride_tokens: 8, ..Default::default() };
         let influence_cap = rng.random_bool(0.5).then(|| rng.random_range(0.1..0.9));
@@ -368,7 +379,8 @@ impl SnapshotProvider for Withdrawing {
 fn request(prompt: Vec<u32>, n: usize) -> GenerateRequest {
     let mut request = GenerateRequest::new(prompt, n);
     request.sampling.temperature = 0.0;
-    let knn = KnnOverrides { k: Some(64), knn_weight: Some(0.9), knn_temperature: Some(4.0) };
+    let knn =
+        KnnOverrides { k: Some(64), knn_weight: Some(0.9), knn_temperature: Some(4.0), ..KnnOverrides::default() };
     request.retrieval = Retrieval { mode: Mode::Knn, knn, ..Retrieval::default() };
     request
 }
@@ -411,7 +423,7 @@ fn across_a_removal(
     let store =
         Withdrawing { store: with.store.clone(), nth, within: removed.within, selection, searches, read: read_tokens };
     let (store, model, tokenizer) = (Arc::new(store), language.model.clone(), language.tokenizer.clone());
-    let engine = Engine::start(EngineConfig::default(), None, model, tokenizer, store.clone()).unwrap();
+    let engine = Engine::start(gated(), None, model, tokenizer, store.clone()).unwrap();
     let mut asked = request(prompt.clone(), N);
     change(&mut asked, &before);
     let (mut stream, mut said) = (engine.generate(asked).unwrap(), Vec::new());

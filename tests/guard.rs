@@ -30,7 +30,7 @@ impl World {
         let prompt = self.tokenizer.encode(prompt).unwrap();
         let mut request = GenerateRequest::new(prompt.clone(), 60);
         let (k, knn_weight, knn_temperature) = (Some(1), Some(0.97), Some(0.01));
-        let knn = KnnOverrides { k, knn_weight, knn_temperature };
+        let knn = KnnOverrides { k, knn_weight, knn_temperature, ..Default::default() };
         request.retrieval = Retrieval { mode: Mode::Knn, knn, ..Retrieval::default() };
         request.seed = seed;
         request.alternatives = 5;

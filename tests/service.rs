@@ -204,7 +204,7 @@ impl Service {
         if request.retrieval.as_ref().unwrap().mode() == v1::RetrievalMode::Knn {
             out.retrieval.mode = silo_engine::Mode::Knn;
             let (k, knn_weight, knn_temperature) = (Some(16), Some(0.5), Some(1.0));
-            out.retrieval.knn = silo_engine::KnnOverrides { k, knn_weight, knn_temperature };
+            out.retrieval.knn = silo_engine::KnnOverrides { k, knn_weight, knn_temperature, ..Default::default() };
         }
         if request.on_removal() == v1::OnRemoval::Repin {
             out.on_removal = silo_engine::OnRemoval::Repin;

@@ -98,7 +98,7 @@ impl Bench {
                 .map(|(i, prompt)| {
                     let mut request = GenerateRequest::new(prompt.clone(), NEW_TOKENS);
                     let (k, knn_weight, knn_temperature) = (Some(1024), Some(0.9), None);
-                    let knn = KnnOverrides { k, knn_weight, knn_temperature };
+                    let knn = KnnOverrides { k, knn_weight, knn_temperature, ..Default::default() };
                     request.retrieval = Retrieval { mode: Mode::Knn, knn, ..Retrieval::default() };
                     request.seed = (batch * AT_ONCE + i) as u64;
                     engine.generate(request).expect("a place")

@@ -287,8 +287,9 @@ impl Bench {
         for i in 0..300 {
             let key = self.pool.row(i * 13 % self.pool.n_rows());
             let start = Instant::now();
-            let found =
-                store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k: 1024 }]).expect("a search");
+            let found = store
+                .neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k: 1024, text: &[] }])
+                .expect("a search");
             assert_eq!(found[0].len(), 1024);
             times.push(start.elapsed().as_secs_f64() * 1000.0);
         }
@@ -455,7 +456,9 @@ fn withdraw(store: &Store, groups: usize, next: &mut usize) -> Removal {
 fn nearest(store: &Store, filter: &Filter, key: &[f32]) -> Vec<(u32, u32)> {
     let snapshot = store.snapshot();
     let mask = snapshot.mask(filter, Purpose::Knn);
-    let found = store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k: 1024 }]).expect("a search");
+    let found = store
+        .neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k: 1024, text: &[] }])
+        .expect("a search");
     found[0].iter().map(|n| (n.value, n.distance.to_bits())).collect()
 }
 

@@ -4,52 +4,100 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ContentHash, Snapshot, SourceId};
 
-/// The three numbers of kNN-LM.
+/// How neighbours weigh in p(y): the three numbers of kNN-LM (Khandelwal et al. 2020, eq. 2–3), and what may be known of a neighbour besides its
+/// distance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KnnParameters {
     /// Neighbours per token.
     pub k: usize,
-    /// Weight of the neighbours in p(y), from 0 to 1.
+    /// Weight of the neighbours in p(y), from 0 to 1; with a gate, the greatest that they can have.
     pub knn_weight: f64,
     /// Divides the negative squared L2 distance; above 0.
     pub knn_temperature: f64,
+    /// So many tokens before a neighbour's value are compared with the last ones of the text.
+    #[serde(default = "match_tokens")]
+    pub match_tokens: usize,
+    /// Added to the logarithm of a neighbour's weight for each of them that is the same, counted back from the last one up to the first that is
+    /// not. 0: only the distance counts. Below 0: copies of the text are kept away.
+    #[serde(default)]
+    pub match_bonus: f64,
+    /// What part of `knn_weight` neighbours have at a token; all of it, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
 }
 
-/// How much of `knn_weight` the neighbours have at a token, by the squared distance of the nearest one (Drozdov et al. 2022, where each bin of
-/// distances has a weight): steps, from the nearest on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+fn match_tokens() -> usize {
+    KnnParameters::MATCH_TOKENS
+}
+
+impl KnnParameters {
+    /// The default of `match_tokens`: more did not tell neighbours apart any better where they were tried.
+    pub const MATCH_TOKENS: usize = 16;
+
+    /// Those of kNN-LM as it was published: a fixed weight, and only the distance counts.
+    pub fn new(k: usize, knn_weight: f64, knn_temperature: f64) -> Self {
+        Self { k, knn_weight, knn_temperature, match_tokens: Self::MATCH_TOKENS, match_bonus: 0.0, gate: None }
+    }
+
+    /// The logarithm of what a neighbour weighs, but for what all weigh together.
+    pub fn log_weight(&self, distance: f32, matched: u16) -> f64 {
+        self.match_bonus * f64::from(matched) - f64::from(distance) / self.knn_temperature
+    }
+
+    /// What is wrong with them, each beginning with the name of what it is.
+    pub fn faults(&self) -> Vec<&'static str> {
+        let finite = |gate: Gate| gate.coefficients().iter().all(|c| c.is_finite());
+        let all = [
+            (self.k == 0, "k must be 1 or more"),
+            (!(0.0..=1.0).contains(&self.knn_weight), "knn_weight must be from 0 to 1"),
+            (!(self.knn_temperature > 0.0 && self.knn_temperature.is_finite()), "knn_temperature must be above 0"),
+            (self.match_tokens > usize::from(u16::MAX), "match_tokens must be at most 65535"),
+            (!self.match_bonus.is_finite(), "match_bonus must be a number"),
+            (!self.gate.is_none_or(finite), "gate must have numbers"),
+        ];
+        all.into_iter().filter(|(wrong, _)| *wrong).map(|(_, what)| what).collect()
+    }
+}
+
+/// What part of `knn_weight` neighbours have at a token: σ(bias + Σ coefficient · what is known there), a logistic regression (as the networks that
+/// choose the weight in He et al. 2021, over fewer and plainer features).
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TrustByDistance {
-    /// The greatest distance of each step but the last, rising: the last one has no end.
-    pub ends: Vec<f32>,
-    /// Part of `knn_weight` in each step, from 0 to 1.
-    pub parts: Vec<f64>,
+pub struct Gate {
+    /// Where nothing is known.
+    pub bias: f64,
+    /// For each unit of L2 distance (not squared) of the nearest neighbour.
+    pub distance: f64,
+    /// For each nat of the entropy of p_lm.
+    pub model_entropy: f64,
+    /// For each nat of the entropy of p_knn.
+    pub neighbor_entropy: f64,
 }
 
-impl TrustByDistance {
-    /// The part at a token whose nearest neighbour is this far away.
-    pub fn at(&self, nearest: f32) -> f64 {
-        self.parts[self.ends.partition_point(|end| *end < nearest)]
+/// What a [`Gate`] knows at a token, with a 1 in front for its bias.
+pub type GateFeatures = [f64; 4];
+
+impl Gate {
+    /// What a gate knows at a token: the squared distance of the nearest neighbour, and both entropies in nats.
+    pub fn features(nearest: f32, model_entropy: f64, neighbor_entropy: f64) -> GateFeatures {
+        [1.0, f64::from(nearest).max(0.0).sqrt(), model_entropy, neighbor_entropy]
     }
 
-    /// SHA-256 over the ends, as 32-bit numbers, and the parts, as 64-bit numbers, all little-endian.
-    pub fn hash(&self) -> ContentHash {
-        let ends = self.ends.iter().flat_map(|end| end.to_le_bytes());
-        ContentHash::of(&ends.chain(self.parts.iter().flat_map(|part| part.to_le_bytes())).collect::<Vec<u8>>())
+    /// What each of the features is multiplied with.
+    pub fn coefficients(&self) -> GateFeatures {
+        [self.bias, self.distance, self.model_entropy, self.neighbor_entropy]
     }
 
-    /// What is wrong with it, if something is: [`Self::at`] needs a part for each step.
-    fn fault(&self) -> Option<&'static str> {
-        if self.parts.len() != self.ends.len() + 1 {
-            return Some("trust_by_distance must have one part more than ends");
-        }
-        if !self.ends.iter().all(|end| end.is_finite()) || !self.ends.is_sorted_by(|a, b| a < b) {
-            return Some("the ends of trust_by_distance must be numbers that rise");
-        }
-        if !self.parts.iter().all(|part| (0.0..=1.0).contains(part)) {
-            return Some("the parts of trust_by_distance must be from 0 to 1");
-        }
-        None
+    /// The gate that multiplies with these.
+    pub fn of_coefficients([bias, distance, model_entropy, neighbor_entropy]: GateFeatures) -> Self {
+        Self { bias, distance, model_entropy, neighbor_entropy }
+    }
+
+    /// The part, from 0 to 1.
+    pub fn part(&self, features: &GateFeatures) -> f64 {
+        let x: f64 = self.coefficients().iter().zip(features).map(|(c, f)| c * f).sum();
+        1.0 / (1.0 + (-x).exp())
     }
 }
 
@@ -63,44 +111,21 @@ pub struct Calibration {
     pub tuned_on: Vec<SourceId>,
     /// What was found best there.
     pub tuned: KnnParameters,
-    /// How far neighbours are trusted there, by their distance; everywhere alike if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trust_by_distance: Option<TrustByDistance>,
     /// What holds otherwise; tuned on open text, or chosen by hand.
     pub neutral: KnnParameters,
-}
-
-impl KnnParameters {
-    fn fault(&self) -> Option<&'static str> {
-        if self.k == 0 {
-            return Some("k must be 1 or more");
-        }
-        if !(0.0..=1.0).contains(&self.knn_weight) {
-            return Some("knn_weight must be from 0 to 1");
-        }
-        if !(self.knn_temperature > 0.0 && self.knn_temperature.is_finite()) {
-            return Some("knn_temperature must be above 0");
-        }
-        None
-    }
 }
 
 impl Calibration {
     /// What is wrong with it, if something is: an engine takes none with a fault.
     pub fn fault(&self) -> Option<&'static str> {
-        let trust = self.trust_by_distance.as_ref().and_then(TrustByDistance::fault);
-        self.tuned.fault().or(self.neutral.fault()).or(trust)
+        self.tuned.faults().into_iter().chain(self.neutral.faults()).next()
     }
 
-    /// The parameters in force for a snapshot, and how far neighbours are trusted.
-    pub fn in_force(&self, snapshot: &Snapshot) -> (KnnParameters, Option<&TrustByDistance>) {
+    /// The parameters in force for a snapshot.
+    pub fn in_force(&self, snapshot: &Snapshot) -> KnnParameters {
         let live = |id: &SourceId| snapshot.shards.iter().any(|s| s.source.id == *id);
         let ours = snapshot.shards.iter().all(|s| s.model == self.model);
-        if ours && !self.tuned_on.is_empty() && self.tuned_on.iter().all(live) {
-            (self.tuned, self.trust_by_distance.as_ref())
-        } else {
-            (self.neutral, None)
-        }
+        if ours && !self.tuned_on.is_empty() && self.tuned_on.iter().all(live) { self.tuned } else { self.neutral }
     }
 }
 
@@ -109,36 +134,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trust_goes_by_steps() {
-        let trust = TrustByDistance { ends: vec![1.0, 4.0], parts: vec![1.0, 0.5, 0.0] };
-        assert_eq!(trust.fault(), None);
-        assert_eq!([0.0, 1.0, 1.1, 4.0, 4.1, f32::INFINITY].map(|d| trust.at(d)), [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]);
+    fn a_gate_is_a_logistic_regression() {
+        let gate = Gate { bias: 1.0, distance: -0.5, model_entropy: 0.25, neighbor_entropy: -1.0 };
+        // 1 − 0.5·√16 + 0.25·2 − 1·0.5 = −1
+        let part = gate.part(&Gate::features(16.0, 2.0, 0.5));
+        assert!((part - 1.0 / (1.0 + 1f64.exp())).abs() < 1e-15, "{part}");
+        let far = Gate { distance: -1e300, ..gate }.part(&Gate::features(f32::MAX, 0.0, 0.0));
+        assert_eq!((far, Gate::default().part(&Gate::features(1.0, 1.0, 1.0))), (0.0, 0.5));
+        assert_eq!(Gate::of_coefficients(gate.coefficients()), gate);
     }
 
     #[test]
-    fn senseless_steps_have_a_fault() {
-        let fault = |ends: &[f32], parts: &[f64]| TrustByDistance { ends: ends.into(), parts: parts.into() }.fault();
-        assert!(fault(&[], &[1.0]).is_none());
-        assert!(fault(&[], &[]).unwrap().contains("one part more"));
-        assert!(fault(&[2.0, 1.0], &[1.0, 1.0, 1.0]).unwrap().contains("rise"));
-        assert!(fault(&[f32::NAN], &[1.0, 1.0]).unwrap().contains("rise"));
-        assert!(fault(&[1.0], &[1.0, 1.5]).unwrap().contains("0 to 1"));
-        let good = KnnParameters { k: 1, knn_weight: 1.0, knn_temperature: 1.0 };
+    fn senseless_parameters_have_a_fault() {
+        let good = KnnParameters::new(1, 1.0, 1.0);
         let calibration = |tuned, neutral| {
             let model = ContentHash::of(b"a model");
-            Calibration { model, tuned_on: vec![], tuned, trust_by_distance: None, neutral }.fault()
+            Calibration { model, tuned_on: vec![], tuned, neutral }.fault()
         };
         assert_eq!(calibration(good, good), None);
         assert!(calibration(KnnParameters { k: 0, ..good }, good).unwrap().contains('k'));
         assert!(calibration(good, KnnParameters { knn_weight: 1.5, ..good }).unwrap().contains("knn_weight"));
         assert!(calibration(good, KnnParameters { knn_temperature: 0.0, ..good }).unwrap().contains("temperature"));
-    }
-
-    #[test]
-    fn other_steps_have_another_hash() {
-        let trust = |ends: &[f32], parts: &[f64]| TrustByDistance { ends: ends.into(), parts: parts.into() }.hash();
-        assert_eq!(trust(&[1.0], &[1.0, 0.5]), trust(&[1.0], &[1.0, 0.5]));
-        assert_ne!(trust(&[1.0], &[1.0, 0.5]), trust(&[1.5], &[1.0, 0.5]));
-        assert_ne!(trust(&[1.0], &[1.0, 0.5]), trust(&[1.0], &[1.0, 0.25]));
+        assert!(calibration(good, KnnParameters { match_bonus: f64::NAN, ..good }).unwrap().contains("match_bonus"));
+        assert!(calibration(KnnParameters { match_tokens: 1 << 16, ..good }, good).unwrap().contains("match_tokens"));
+        let gate = Some(Gate { distance: f64::INFINITY, ..Gate::default() });
+        assert!(calibration(KnnParameters { gate, ..good }, good).unwrap().contains("gate"));
     }
 }

@@ -9,11 +9,11 @@
 //!
 //! ```
 //! use silo_core::mixture::{interpolate, log_softmax, NeighborDistribution};
-//! use silo_core::{Neighbor, ShardIndex};
+//! use silo_core::{KnnParameters, Neighbor, ShardIndex};
 //!
 //! let log_p_lm = log_softmax(&[0.0, 0.0]);
-//! let neighbors = [Neighbor { distance: 1.0, value: 1, shard: ShardIndex(0), row: 0 }];
-//! let knn = NeighborDistribution::new(&neighbors, 10.0);
+//! let neighbors = [Neighbor { distance: 1.0, value: 1, shard: ShardIndex(0), row: 0, matched: 0 }];
+//! let knn = NeighborDistribution::new(&neighbors, &KnnParameters::new(1, 0.25, 10.0));
 //! let log_p = interpolate(&log_p_lm, &knn, 0.25);
 //! assert!((log_p[0].exp() - 0.375).abs() < 1e-12); // 0.75 * 0.5
 //! assert!((log_p[1].exp() - 0.625).abs() < 1e-12); // 0.75 * 0.5 + 0.25 * 1
@@ -36,7 +36,7 @@ mod snapshot;
 mod source;
 pub mod units;
 
-pub use calibration::{Calibration, KnnParameters, TrustByDistance};
+pub use calibration::{Calibration, Gate, GateFeatures, KnnParameters};
 pub use change::{Change, ChangeEntry, DocumentSet, StoreState};
 pub use detokenize::Detokenizer;
 pub use document::Document;

@@ -1,11 +1,11 @@
 //! From logits and neighbours to p(y), and the exact share of every source in it.
 //!
 //! kNN-LM (Khandelwal et al. 2020, eq. 2–3): p(y) = (1 − w)·p_lm(y) + w·p_knn(y), with
-//! p_knn(y) ∝ Σ over neighbours i with value y of exp(−d_i / τ), d the squared L2 distance. `knn_weight` is w, the weight of
-//! the neighbours; `knn_temperature` is τ. All sums run in f64 and in the order of the slices, so the same inputs give the
-//! same bits.
+//! p_knn(y) ∝ Σ over neighbours i with value y of exp(β·m_i − d_i / τ), d the squared L2 distance. `knn_weight` is w, the weight of
+//! the neighbours; `knn_temperature` is τ. Beyond kNN-LM, m is the number of tokens before the neighbour's value that are the text's last ones,
+//! and `match_bonus` is β. All sums run in f64 and in the order of the slices, so the same inputs give the same bits.
 
-use crate::{Neighbor, TokenId};
+use crate::{KnnParameters, Neighbor, TokenId};
 
 /// log softmax of `logits` at temperature 1.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
@@ -23,23 +23,23 @@ pub struct NeighborDistribution {
     weights: Vec<f64>,
     /// (token, p_knn(token)), sorted by token.
     tokens: Vec<(TokenId, f64)>,
-    /// Part of the neighbours' weight that they have: 1, unless a cap on sources or their distance leaves the rest to the model.
+    /// Part of the neighbours' weight that they have: 1, unless a cap on sources or a gate leaves the rest to the model.
     mass: f64,
 }
 
 impl NeighborDistribution {
-    /// Softmax of −distance / `temperature` over `neighbors`, which are in the order nearest first.
-    pub fn new(neighbors: &[Neighbor], temperature: f64) -> Self {
-        Self::of_weights(neighbors, softmax(neighbors, temperature), 1.0)
+    /// The softmax of what `neighbors` weigh, which are in the order nearest first.
+    pub fn new(neighbors: &[Neighbor], knn: &KnnParameters) -> Self {
+        Self::of_weights(neighbors, softmax(neighbors, knn), 1.0)
     }
 
     /// The answers of several searches as one: each has its part of the mass and a softmax of its own within it. Parts without an answer
     /// leave their mass to the model. Also gives the neighbours of all, nearest first, those of equal distance in the order of the parts.
-    pub fn of_parts(parts: &[(f64, &[Neighbor])], temperature: f64) -> (Vec<Neighbor>, Self) {
+    pub fn of_parts(parts: &[(f64, &[Neighbor])], knn: &KnnParameters) -> (Vec<Neighbor>, Self) {
         let found = || parts.iter().filter(|(mass, neighbors)| *mass > 0.0 && !neighbors.is_empty());
         let mass: f64 = found().map(|(mass, _)| mass).sum();
         let weigh = |(part, neighbors): &(f64, &[Neighbor])| {
-            let weights = softmax(neighbors, temperature).into_iter().map(|a| a * part / mass);
+            let weights = softmax(neighbors, knn).into_iter().map(|a| a * part / mass);
             neighbors.iter().copied().zip(weights).collect::<Vec<_>>()
         };
         let mut all: Vec<(Neighbor, f64)> = found().flat_map(weigh).collect();
@@ -73,13 +73,18 @@ impl NeighborDistribution {
     }
 
     /// The same with a part of its mass, from 0 to 1; the rest is the model's.
-    pub fn trusted(self, part: f64) -> Self {
+    pub fn gated(self, part: f64) -> Self {
         Self { mass: self.mass * part, ..self }
     }
 
-    /// Part of the neighbours' weight that they have: 1, unless a cap on sources or their distance leaves the rest to the model.
+    /// Part of the neighbours' weight that they have: 1, unless a cap on sources or a gate leaves the rest to the model.
     pub fn mass(&self) -> f64 {
         self.mass
+    }
+
+    /// Entropy of p_knn over tokens, in nats; 0 without neighbours.
+    pub fn entropy(&self) -> f64 {
+        entropy(self.tokens.iter().map(|(_, p)| p.ln()))
     }
 
     /// (token, p_knn(token)) of all tokens that have any, sorted by token.
@@ -96,18 +101,22 @@ impl NeighborDistribution {
     }
 }
 
-/// Softmax of −distance / `temperature`, nearest first.
-fn softmax(neighbors: &[Neighbor], temperature: f64) -> Vec<f64> {
-    let Some(nearest) = neighbors.first() else { return Vec::new() };
-    let nearest = f64::from(nearest.distance);
-    let mut weights: Vec<f64> =
-        neighbors.iter().map(|n| (-(f64::from(n.distance) - nearest) / temperature).exp()).collect();
+fn softmax(neighbors: &[Neighbor], knn: &KnnParameters) -> Vec<f64> {
+    let mut weights: Vec<f64> = neighbors.iter().map(|n| knn.log_weight(n.distance, n.matched)).collect();
+    let max = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    weights.iter_mut().for_each(|w| *w = (*w - max).exp());
     let sum: f64 = weights.iter().sum();
     weights.iter_mut().for_each(|w| *w /= sum);
     weights
 }
 
-/// The weight that is in force: no neighbour means that the parametric model stands alone, and what a cap on sources or distance leaves is its.
+/// Entropy, in nats, of a distribution that is given as log p.
+pub fn entropy(log_p: impl Iterator<Item = f64>) -> f64 {
+    // What is impossible adds nothing.
+    -log_p.filter(|lp| *lp > f64::NEG_INFINITY).map(|lp| lp.exp() * lp).sum::<f64>()
+}
+
+/// The weight that is in force: no neighbour means that the parametric model stands alone, and what a cap on sources or a gate leaves is its.
 pub fn effective_weight(knn: &NeighborDistribution, knn_weight: f64) -> f64 {
     if knn.is_empty() { 0.0 } else { knn_weight * knn.mass }
 }
@@ -202,12 +211,18 @@ mod tests {
     use crate::ShardIndex;
 
     fn neighbor(distance: f32, value: TokenId, shard: u32) -> Neighbor {
-        Neighbor { distance, value, shard: ShardIndex(shard), row: 0 }
+        Neighbor { distance, value, shard: ShardIndex(shard), row: 0, matched: 0 }
+    }
+
+    fn parameters(temperature: f64) -> KnnParameters {
+        KnnParameters { match_bonus: 0.5, ..KnnParameters::new(8, 0.5, temperature) }
     }
 
     fn arbitrary_neighbors() -> impl Strategy<Value = Vec<Neighbor>> {
-        prop::collection::vec((0.0f32..200.0, 0u32..8, 0u32..3), 0..40).prop_map(|raw| {
-            let mut all: Vec<_> = raw.into_iter().map(|(d, v, s)| neighbor(d, v, s)).collect();
+        let one = (0.0f32..200.0, 0u32..8, 0u32..3, 0u16..9);
+        prop::collection::vec(one, 0..40).prop_map(|raw| {
+            let mut all: Vec<_> =
+                raw.into_iter().map(|(d, v, s, matched)| Neighbor { matched, ..neighbor(d, v, s) }).collect();
             all.sort_by(|a, b| a.distance.total_cmp(&b.distance));
             all
         })
@@ -216,7 +231,7 @@ mod tests {
     #[test]
     fn weight_zero_and_no_neighbour_are_the_model_itself() {
         let lm = log_softmax(&[0.3, -1.0, 2.0]);
-        let knn = NeighborDistribution::new(&[neighbor(1.0, 2, 0)], 1.0);
+        let knn = NeighborDistribution::new(&[neighbor(1.0, 2, 0)], &parameters(1.0));
         assert_eq!(interpolate(&lm, &knn, 0.0), lm);
         assert_eq!(interpolate(&lm, &NeighborDistribution::default(), 0.7), lm);
     }
@@ -229,7 +244,7 @@ mod tests {
         ) {
             let lm = log_softmax(&logits);
             let rest: Vec<_> = neighbors.iter().filter(|n| n.shard.0 != 0).copied().collect();
-            let (with, without) = (NeighborDistribution::new(&neighbors, 10.0), NeighborDistribution::new(&rest, 10.0));
+            let (with, without) = [&neighbors, &rest].map(|n| NeighborDistribution::new(n, &parameters(10.0))).into();
             let mass: f64 = neighbors.iter().zip(with.weights()).filter(|(n, _)| n.shard.0 == 0).map(|(_, a)| a).sum();
             let moved = total_variation(&interpolate(&lm, &with, weight), &interpolate(&lm, &without, weight));
             prop_assert!((0.0..=weight * mass + 1e-9).contains(&moved), "{moved} of {}", weight * mass);
@@ -237,8 +252,18 @@ mod tests {
     }
 
     #[test]
+    fn entropies_are_those_of_the_formula() {
+        let fair = entropy([0.5f64.ln(), 0.5f64.ln(), f64::NEG_INFINITY].into_iter());
+        assert!((fair - 2f64.ln()).abs() < 1e-15);
+        let alike = [neighbor(3.0, 1, 0), neighbor(3.0, 1, 0), neighbor(3.0, 2, 0), neighbor(3.0, 4, 0)];
+        let knn = NeighborDistribution::new(&alike, &parameters(1.0));
+        assert!((knn.entropy() - 1.5 * 2f64.ln()).abs() < 1e-15, "of tokens, not of neighbours");
+        assert_eq!(NeighborDistribution::default().entropy(), 0.0);
+    }
+
+    #[test]
     fn far_neighbours_do_not_underflow() {
-        let knn = NeighborDistribution::new(&[neighbor(1e6, 0, 0), neighbor(1e6, 1, 0)], 1.0);
+        let knn = NeighborDistribution::new(&[neighbor(1e6, 0, 0), neighbor(1e6, 1, 0)], &parameters(1.0));
         assert_eq!(knn.weights(), [0.5, 0.5]);
     }
 
@@ -251,16 +276,17 @@ mod tests {
             temperature in 0.1f64..100.0,
         ) {
             let lm = log_softmax(&logits);
-            let knn = NeighborDistribution::new(&neighbors, temperature);
+            let knn = NeighborDistribution::new(&neighbors, &parameters(temperature));
             let mixed = interpolate(&lm, &knn, weight);
-            let z: f64 = neighbors.iter().map(|n| (-f64::from(n.distance) / temperature).exp()).sum();
+            let weigh = |n: &Neighbor| (0.5 * f64::from(n.matched) - f64::from(n.distance) / temperature).exp();
+            let z: f64 = neighbors.iter().map(weigh).sum();
             for y in 0..8u32 {
                 let p_lm = lm[y as usize].exp();
                 let expected = if neighbors.is_empty() || z == 0.0 {
                     continue; // the direct formula has no value, or has underflown
                 } else {
                     let same = neighbors.iter().filter(|n| n.value == y);
-                    let p_knn: f64 = same.map(|n| (-f64::from(n.distance) / temperature).exp() / z).sum();
+                    let p_knn: f64 = same.map(|n| weigh(n) / z).sum();
                     (1.0 - weight) * p_lm + weight * p_knn
                 };
                 prop_assert!((mixed[y as usize].exp() - expected).abs() < 1e-9);
@@ -277,7 +303,7 @@ mod tests {
             token in 0u32..8,
         ) {
             let lm = log_softmax(&logits);
-            let knn = NeighborDistribution::new(&neighbors, 10.0);
+            let knn = NeighborDistribution::new(&neighbors, &parameters(10.0));
             let each = shares(lm[token as usize], &neighbors, &knn, weight, token);
             prop_assert!(each.parts.iter().all(|(i, _)| neighbors[*i].value == token));
             let s = each.by(|i| neighbors[*i].shard);
@@ -306,18 +332,19 @@ mod tests {
         ) {
             let lm = log_softmax(&logits);
             let parts: Vec<(f64, &[Neighbor])> = searches.iter().map(|(m, n)| (*m, &n[..])).collect();
-            let (neighbors, knn) = NeighborDistribution::of_parts(&parts, 10.0);
+            let (neighbors, knn) = NeighborDistribution::of_parts(&parts, &parameters(10.0));
             prop_assert!(neighbors.is_sorted_by(|a, b| a.distance <= b.distance));
             let mixed = interpolate(&lm, &knn, weight);
             for y in 0..8u32 {
                 let found = parts.iter().filter(|(m, n)| *m > 0.0 && !n.is_empty());
-                let of_part = |(mass, n): &(f64, &[Neighbor])| (*mass, NeighborDistribution::new(n, 10.0).probability(y));
+                let of_part = |(mass, n): &(f64, &[Neighbor])| (*mass, NeighborDistribution::new(n, &parameters(10.0)).probability(y));
                 let (mass, p) = found.map(of_part).fold((0.0, 0.0), |(m, p), (mass, q)| (m + mass, p + mass * q));
                 let expected = (1.0 - weight * mass) * lm[y as usize].exp() + weight * p;
                 prop_assert!((mixed[y as usize].exp() - expected).abs() < 1e-9);
             }
             if let [(_, only)] = &searches[..] && !only.is_empty() {
-                prop_assert_eq!(NeighborDistribution::of_parts(&[(1.0, only)], 10.0).1, NeighborDistribution::new(only, 10.0));
+                let whole = NeighborDistribution::of_parts(&[(1.0, only)], &parameters(10.0)).1;
+                prop_assert_eq!(whole, NeighborDistribution::new(only, &parameters(10.0)));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A text scored with and without some sources, side by side: what they did to it, computed and not guessed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -36,17 +37,19 @@ pub struct ComparedToken {
     pub total_variation: f64,
     /// Part of the neighbours' weight that is theirs.
     pub mass: f64,
-    /// No more than this can the total variation be: weight times mass, and the change of the weight where it goes by distance. Only where all neighbours were compared by their distances, weight,
-    /// temperature and k are the same with and without, no passages are read, and a cap holds the same other sources with and without.
+    /// No more than this can the total variation be: weight times mass (or times that of the neighbours that come in their place, if those have
+    /// more), and the change of the weight where a gate sets it. Only where all neighbours were compared by their distances, the parameters are the
+    /// same with and without, no passages are read, and a cap holds the same other sources with and without.
     pub bound: Option<f64>,
 }
 
 /// What one view says of a token.
 struct Said {
     log_p: Vec<f64>,
+    /// Part of the neighbours' weight that those have which the other view does not see or find.
     mass: f64,
-    /// How far neighbours are trusted; `None` without neighbours.
-    trust: Option<f64>,
+    /// Part of their weight that the gate leaves neighbours; `None` without neighbours.
+    part: Option<f64>,
     /// Sources that the cap holds.
     capped: Vec<SourceId>,
 }
@@ -58,9 +61,9 @@ impl Said {
         rest.clone().count() == self.capped.len() && rest.all(|source| self.capped.contains(source))
     }
 
-    /// How much more or less neighbours are trusted than in `with`.
-    fn other_trust(&self, with: &Self) -> f64 {
-        self.trust.zip(with.trust).map_or(0.0, |(without, with)| (with - without).abs())
+    /// How much more or less the gate leaves neighbours than in `with`.
+    fn other_part(&self, with: &Self) -> f64 {
+        self.part.zip(with.part).map_or(0.0, |(without, with)| (with - without).abs())
     }
 }
 
@@ -94,7 +97,7 @@ impl Engine {
                     total_variation: mixture::total_variation(&a.log_p, &b.log_p),
                     mass: a.mass,
                     bound: (bounded && b.holds_the_rest_of(&a, without))
-                        .then(|| with.knn.knn_weight * (a.mass + b.other_trust(&a))),
+                        .then(|| with.knn.knn_weight * (a.mass.max(b.mass) + b.other_part(&a))),
                 });
             })?;
         }
@@ -104,10 +107,7 @@ impl Engine {
     }
 
     fn is_bounded(&self, request: &ScoreRequest, with: &Pinned, without: &Pinned) -> bool {
-        !request.retrieval.mode.context()
-            && with.knn == without.knn
-            && with.trust == without.trust
-            && self.shared.store.compares_all()
+        !request.retrieval.mode.context() && with.knn == without.knn && self.shared.store.compares_all()
     }
 
     fn compare_span(
@@ -122,7 +122,9 @@ impl Engine {
         if !request.retrieval.mode.context() {
             // The model says the same with and without: it reads once.
             return self.visit_span(request, &[with, without], span, cancel, &mut |position, logits, found| {
-                each(position, said(logits, found[0], with, gone), said(logits, found[1], without, gone));
+                let known: HashSet<_> = found[0].neighbors.iter().map(|n| (n.shard, n.row)).collect();
+                let comes = |neighbor: &Neighbor| !known.contains(&(neighbor.shard, neighbor.row));
+                each(position, said(logits, found[0], with, gone), said(logits, found[1], without, comes));
             });
         }
         // Few tokens are read between two searches for passages, so few distributions are held.
@@ -133,17 +135,17 @@ impl Engine {
         let mut first = first.into_iter();
         self.visit_span(request, &[without], span, cancel, &mut |position, logits, found| {
             if let Some(with) = first.next() {
-                each(position, with, said(logits, found[0], without, gone));
+                each(position, with, said(logits, found[0], without, |_| false));
             }
         })
     }
 }
 
-fn said(logits: &[f32], found: &Found, pinned: &Pinned, gone: impl Fn(&Neighbor) -> bool) -> Said {
+fn said(logits: &[f32], found: &Found, pinned: &Pinned, other: impl Fn(&Neighbor) -> bool) -> Said {
     let weight = pinned.knn.knn_weight;
     let log_p = mixture::interpolate(&mixture::log_softmax(logits), &found.knn, weight);
-    let theirs = found.neighbors.iter().zip(found.knn.weights()).filter(|(n, _)| gone(n));
-    // Of the whole weight, of which a cap or distance may leave a part to the model.
+    let theirs = found.neighbors.iter().zip(found.knn.weights()).filter(|(n, _)| other(n));
+    // Of the whole weight, of which a cap or a gate may leave a part to the model.
     let mass = theirs.map(|(_, a)| a).sum::<f64>() * found.knn.mass();
-    Said { log_p, mass, trust: found.trust, capped: found.capped.clone() }
+    Said { log_p, mass, part: found.part, capped: found.capped.clone() }
 }

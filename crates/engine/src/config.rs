@@ -27,7 +27,7 @@ pub struct EngineConfig {
     pub max_context_passages: usize,
     /// And of one that asks for each of them to be left out, for which the model reads the text again.
     pub max_left_out_passages: usize,
-    /// k, weight and temperature of the neighbours, where neither the request nor a calibration says otherwise.
+    /// How neighbours weigh, where neither the request nor a calibration says otherwise.
     pub knn: KnnParameters,
     /// Greatest part of the neighbours' weight that one source has at a token, from above 0 to 1. Requests may ask for less.
     pub influence_cap: f64,
@@ -51,7 +51,7 @@ impl Default for EngineConfig {
             max_k: 8192,
             max_context_passages: 16,
             max_left_out_passages: 4,
-            knn: KnnParameters { k: 1024, knn_weight: 0.25, knn_temperature: 10.0 },
+            knn: KnnParameters::new(1024, 0.25, 10.0),
             influence_cap: 1.0,
             min_influence_cap: 0.01,
             context: ContextParameters::default(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use silo_core::{KnnParameters, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId, TrustByDistance};
+use silo_core::{KnnParameters, ShardMask, Snapshot, SnapshotProvider, SourceId, TokenId};
 
 use crate::{ContextParameters, Credit, EngineError, LeftOut, Mode, TokenCredit};
 
@@ -94,8 +94,6 @@ pub struct InForce {
     pub mode: Mode,
     /// Those of the neighbours.
     pub knn: KnnParameters,
-    /// How neighbours were trusted by the distance of the nearest one; `None` where their weight was the same at every token.
-    pub trust: Option<Arc<TrustByDistance>>,
     /// Those of the passages.
     pub context: ContextParameters,
     /// Greatest part of the neighbours' weight that one source had at a token.

@@ -3,11 +3,11 @@
 //! A source s whose part m_s of the neighbour softmax would be more than the cap c gets exactly c: its neighbours, searched for alone, weigh
 //! c, and the others, searched for without it, 1 − c. All sources above c are held at once; where another is above c then, it is held too, and
 //! so on; there are at most 1/c of them. If nothing else is left, what they do not have is the model's. So no more than w·c of a distribution is any
-//! one source's, and each search is one that a store without the others would answer alike. Where a calibration trusts neighbours with a part t of w,
-//! by the distance of the nearest, all of that is of w·t instead of w.
+//! one source's, and each search is one that a store without the others would answer alike. Where a gate leaves neighbours a part t of w, all of that
+//! is of w·t instead of w.
 
-use silo_core::mixture::NeighborDistribution;
-use silo_core::{Datastore, Epoch, Neighbor, NeighborQuery, SearchError, ShardMask, SourceId};
+use silo_core::mixture::{self, NeighborDistribution};
+use silo_core::{Datastore, Epoch, Gate, Neighbor, NeighborQuery, SearchError, ShardMask, SourceId, TokenId};
 
 use crate::pinned::Pinned;
 
@@ -18,8 +18,8 @@ pub(crate) struct Found {
     pub(crate) neighbors: Vec<Neighbor>,
     /// Their weights.
     pub(crate) knn: NeighborDistribution,
-    /// How far they are trusted, by the nearest one; `None` without neighbours.
-    pub(crate) trust: Option<f64>,
+    /// Part of their weight that the gate leaves them; `None` without neighbours.
+    pub(crate) part: Option<f64>,
     /// Sources that are held at the cap, in the order in which they were found above it.
     pub(crate) capped: Vec<SourceId>,
     /// How many searches it took.
@@ -32,6 +32,10 @@ pub(crate) struct Ask<'a> {
     pub(crate) pinned: &'a Pinned,
     /// Its key.
     pub(crate) key: &'a [f32],
+    /// What the model says of the token.
+    pub(crate) logits: &'a [f32],
+    /// The text before it.
+    pub(crate) text: &'a [TokenId],
 }
 
 /// An answer on its way.
@@ -51,11 +55,10 @@ impl Answer {
 
     /// Sources among the rest that are above the cap, nearest first.
     fn above(&self, pinned: &Pinned) -> Vec<SourceId> {
-        // What weighs nothing needs no cap.
-        if pinned.influence_cap >= 1.0 || pinned.trust_in(self.rest.first()) == Some(0.0) {
+        if pinned.influence_cap >= 1.0 {
             return Vec::new();
         }
-        let knn = NeighborDistribution::new(&self.rest, pinned.knn.knn_temperature);
+        let knn = NeighborDistribution::new(&self.rest, &pinned.knn);
         let mut masses: Vec<(&SourceId, f64)> = Vec::new();
         for (neighbor, weight) in self.rest.iter().zip(knn.weights()) {
             let source = pinned.snapshot.source_of(neighbor.shard);
@@ -68,19 +71,19 @@ impl Answer {
         masses.into_iter().filter(|(_, mass)| rest * mass > pinned.influence_cap).map(|(s, _)| s.clone()).collect()
     }
 
-    fn finish(self, pinned: &Pinned) -> Found {
-        let temperature = pinned.knn.knn_temperature;
+    fn finish(self, ask: &Ask<'_>) -> Found {
+        let pinned = ask.pinned;
         let (neighbors, knn) = if self.held.is_empty() {
-            let knn = NeighborDistribution::new(&self.rest, temperature);
+            let knn = NeighborDistribution::new(&self.rest, &pinned.knn);
             (self.rest, knn)
         } else {
             let rest = (self.rest_mass(pinned.influence_cap), &self.rest[..]);
             let held = self.held.iter().map(|(_, neighbors)| (pinned.influence_cap, &neighbors[..]));
-            NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), temperature)
+            NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), &pinned.knn)
         };
-        let trust = pinned.trust_in(neighbors.first());
+        let part = neighbors.first().map(|nearest| ask.part(nearest, &knn));
         let capped = self.held.into_iter().map(|(source, _)| source).collect();
-        Found { neighbors, knn: knn.trusted(trust.unwrap_or(1.0)), trust, capped, searches: self.searches }
+        Found { neighbors, knn: knn.gated(part.unwrap_or(1.0)), part, capped, searches: self.searches }
     }
 }
 
@@ -119,7 +122,7 @@ pub(crate) fn find(store: &dyn Datastore, asks: &[Ask<'_>]) -> Result<(Vec<Found
             }
         }
     }
-    Ok((asks.iter().zip(answers).map(|(ask, answer)| answer.finish(ask.pinned)).collect(), as_of))
+    Ok((asks.iter().zip(answers).map(|(ask, answer)| answer.finish(ask)).collect(), as_of))
 }
 
 /// The searches that an answer still needs: none, if no source is above the cap.
@@ -141,6 +144,16 @@ fn hold(i: usize, ask: &Ask<'_>, answer: &Answer) -> Vec<Search> {
 
 impl Ask<'_> {
     fn query<'a>(&'a self, mask: &'a ShardMask) -> NeighborQuery<'a> {
-        NeighborQuery { snapshot: &self.pinned.snapshot, mask, key: self.key, k: self.pinned.knn.k }
+        let Pinned { snapshot, knn, .. } = self.pinned;
+        let text = &self.text[self.text.len().saturating_sub(knn.match_tokens)..];
+        NeighborQuery { snapshot, mask, key: self.key, k: knn.k, text }
+    }
+
+    /// Part of their weight that the gate leaves neighbours of which this is the nearest.
+    fn part(&self, nearest: &Neighbor, knn: &NeighborDistribution) -> f64 {
+        self.pinned.knn.gate.map_or(1.0, |gate| {
+            let model_entropy = mixture::entropy(mixture::log_softmax(self.logits).into_iter());
+            gate.part(&Gate::features(nearest.distance, model_entropy, knn.entropy()))
+        })
     }
 }

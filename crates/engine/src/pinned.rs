@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use silo_core::{
-    Datastore, Epoch, KnnParameters, Neighbor, Purpose, ShardMask, Snapshot, SourceId, TokenId, TrustByDistance,
-    mixture,
-};
+use silo_core::{Datastore, Epoch, KnnParameters, Purpose, ShardMask, Snapshot, SourceId, TokenId, mixture};
 
 use crate::found::Found;
 use crate::{ContextParameters, InForce, KnnOverrides, View};
@@ -17,8 +14,6 @@ pub(crate) struct Pinned {
     pub(crate) knn_mask: ShardMask,
     pub(crate) context_mask: ShardMask,
     pub(crate) knn: KnnParameters,
-    /// How far neighbours are trusted, by their distance.
-    pub(crate) trust: Option<Arc<TrustByDistance>>,
     pub(crate) influence_cap: f64,
     /// What the request itself says of parameters.
     asked: Asked,
@@ -35,10 +30,9 @@ struct Asked {
 }
 
 /// What holds where a request does not say otherwise.
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Defaults {
     pub(crate) knn: KnnParameters,
-    pub(crate) trust: Option<Arc<TrustByDistance>>,
     pub(crate) influence_cap: f64,
 }
 
@@ -53,10 +47,12 @@ impl Asked {
             k: self.knn.k.unwrap_or(calibrated.knn.k),
             knn_weight: self.knn.knn_weight.unwrap_or(calibrated.knn.knn_weight),
             knn_temperature: self.knn.knn_temperature.unwrap_or(calibrated.knn.knn_temperature),
+            match_tokens: self.knn.match_tokens.unwrap_or(calibrated.knn.match_tokens),
+            match_bonus: self.knn.match_bonus.unwrap_or(calibrated.knn.match_bonus),
+            // Who asks for a weight gets it at every token.
+            gate: calibrated.knn.gate.filter(|_| self.knn.knn_weight.is_none()),
         };
-        // Who asks for a weight gets it at every token.
-        let trust = calibrated.trust.filter(|_| self.knn.knn_weight.is_none());
-        Defaults { knn, trust, influence_cap: self.influence_cap.unwrap_or(calibrated.influence_cap) }
+        Defaults { knn, influence_cap: self.influence_cap.unwrap_or(calibrated.influence_cap) }
     }
 }
 
@@ -87,8 +83,8 @@ impl Pinned {
         let view = Arc::new(View { snapshot: snapshot.clone(), mask: knn_mask.or(&context_mask) });
         let (knn, influence_cap, without) = (retrieval.knn, retrieval.influence_cap, retrieval.without.clone());
         let (asked, calibrated_at) = (Asked { knn, influence_cap, without }, snapshot.epoch);
-        let Defaults { knn, trust, influence_cap } = asked.of(&snapshot, defaults);
-        Self { snapshot, view, knn_mask, context_mask, knn, trust, influence_cap, asked, calibrated_at }
+        let Defaults { knn, influence_cap } = asked.of(&snapshot, defaults);
+        Self { snapshot, view, knn_mask, context_mask, knn, influence_cap, asked, calibrated_at }
     }
 
     /// The parameters as they would be now, if the store has changed and they are others. What was tuned on a source goes with it, also for who
@@ -102,19 +98,20 @@ impl Pinned {
         if now.epoch == self.calibrated_at {
             return None;
         }
-        let before = Defaults { knn: self.knn, trust: self.trust.clone(), influence_cap: self.influence_cap };
+        let before = Defaults { knn: self.knn, influence_cap: self.influence_cap };
         Some(self.asked.of(&now, defaults)).filter(|parameters| *parameters != before)
     }
 
     /// Takes the parameters as they are now. Whether they are others.
     pub(crate) fn recalibrate(&mut self, store: &dyn Datastore, defaults: impl Fn(&Snapshot) -> Defaults) -> bool {
+        // Asked before what holds is: a change that comes between is looked at the next time.
         let epoch = store.snapshot().epoch;
-        let Some(parameters) = self.other_parameters(store, defaults) else {
-            self.calibrated_at = epoch;
-            return false;
-        };
-        Defaults { knn: self.knn, trust: self.trust, influence_cap: self.influence_cap } = parameters;
-        true
+        let others = self.other_parameters(store, defaults);
+        self.calibrated_at = epoch;
+        if let Some(Defaults { knn, influence_cap }) = others {
+            (self.knn, self.influence_cap) = (knn, influence_cap);
+        }
+        others.is_some()
     }
 
     /// log p of a token in the mixture, from what the model alone says of it.
@@ -123,15 +120,9 @@ impl Pinned {
         mixture::mix_one(log_p_lm, found.knn.probability(token), weight)
     }
 
-    /// How far neighbours are trusted of which this is the nearest; `None` without one.
-    pub(crate) fn trust_in(&self, nearest: Option<&Neighbor>) -> Option<f64> {
-        nearest.map(|nearest| self.trust.as_ref().map_or(1.0, |trust| trust.at(nearest.distance)))
-    }
-
     /// The parameters in force.
     pub(crate) fn in_force(&self, retrieval: &crate::Retrieval, context: ContextParameters) -> InForce {
-        let (knn, trust) = (self.knn, self.trust.clone());
-        InForce { mode: retrieval.mode, knn, trust, context, influence_cap: self.influence_cap }
+        InForce { mode: retrieval.mode, knn: self.knn, context, influence_cap: self.influence_cap }
     }
 
     pub(crate) fn asks_the_same(&self, before: &Self) -> bool {

@@ -42,6 +42,8 @@ pub struct KnnOverrides {
     pub k: Option<usize>,
     pub knn_weight: Option<f64>,
     pub knn_temperature: Option<f64>,
+    pub match_tokens: Option<usize>,
+    pub match_bonus: Option<f64>,
 }
 
 /// Retrieve-in-context (Ram et al. 2023): before every `stride_tokens`-th token the last `query_tokens` tokens are searched

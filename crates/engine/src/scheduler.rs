@@ -13,7 +13,7 @@ use silo_core::{
 use tokio::sync::mpsc;
 
 use crate::check::check_generate;
-use crate::found::{Ask, Found, find};
+use crate::found::{Found, find};
 use crate::guard::Guard;
 use crate::pinned::{Defaults, Pinned};
 use crate::queue::Queue;
@@ -222,8 +222,8 @@ impl Drop for Engine {
 }
 
 fn defaults(calibration: Option<&Calibration>, config: &EngineConfig, snapshot: &Snapshot) -> Defaults {
-    let (knn, trust) = calibration.map_or((config.knn, None), |c| c.in_force(snapshot));
-    Defaults { knn, trust: trust.cloned().map(Arc::new), influence_cap: config.influence_cap }
+    let knn = calibration.map_or(config.knn, |c| c.in_force(snapshot));
+    Defaults { knn, influence_cap: config.influence_cap }
 }
 
 /// How often neighbours are searched for in one step, if removals come between.
@@ -420,7 +420,7 @@ fn search(
     for (i, outputs) in drawing {
         let sequence = &active[*i];
         if sequence.request.retrieval.mode.knn() {
-            asks.extend(outputs.iter().map(|output| Ask { pinned: &sequence.pinned, key: output.keys.row(0) }));
+            asks.extend(outputs.iter().map(|output| sequence.ask(output)));
         }
     }
     let (found, as_of) = find(&*shared.store, &asks)?;

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use silo_core::{
-    KnnParameters, NeighborSearch, Positions, SequenceStep, Snapshot, SourceId, StepOutput, TokenId, mixture,
-};
+use silo_core::{NeighborSearch, Positions, SequenceStep, Snapshot, SourceId, StepOutput, TokenId, mixture};
 
 use crate::context::Layout;
 use crate::found::{Ask, Found, find};
@@ -40,7 +38,7 @@ pub struct ScoredToken {
     pub log_probability: f64,
     /// log p of it by the model alone (which reads the passages in the context modes).
     pub parametric_log_probability: f64,
-    /// Weight of the neighbours in p of it: what the cap and their distance leave of `knn_weight`.
+    /// Weight of the neighbours in p of it: what the cap and the gate leave of `knn_weight`.
     pub knn_weight: f64,
     /// Shares in p of it, if asked for.
     pub credit: Option<TokenCredit>,
@@ -48,40 +46,6 @@ pub struct ScoredToken {
     pub capped: Vec<SourceId>,
     /// What it would be without each passage, if asked for.
     pub left_out: Vec<LeftOut>,
-}
-
-/// What the log-probability of one token is made of, for any weight, temperature and number of neighbours up to the k searched for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Evidence {
-    /// log p of the token by the model alone.
-    pub parametric_log_probability: f64,
-    /// The same at each temperature of the model that was asked for: what can be had without a store.
-    pub tempered: Vec<f64>,
-    /// Squared distance of each neighbour, nearest first, and whether its value is the token.
-    pub neighbors: Vec<(f32, bool)>,
-}
-
-impl Evidence {
-    /// p_knn of the token over the first `k` neighbours; `None` without a neighbour.
-    pub fn neighbor_probability(&self, k: usize, knn_temperature: f64) -> Option<f64> {
-        let neighbors = &self.neighbors[..self.neighbors.len().min(k)];
-        let (nearest, _) = neighbors.first()?;
-        let (mut hits, mut all) = (0.0, 0.0);
-        for (distance, hit) in neighbors {
-            let weight = ((f64::from(*nearest) - f64::from(*distance)) / knn_temperature).exp();
-            all += weight;
-            hits += if *hit { weight } else { 0.0 };
-        }
-        Some(hits / all)
-    }
-
-    /// log p of the token with these parameters, as [`Engine::score`] computes it.
-    pub fn log_probability(&self, parameters: &KnnParameters) -> f64 {
-        match self.neighbor_probability(parameters.k, parameters.knn_temperature) {
-            None => self.parametric_log_probability,
-            Some(p) => mixture::mix_one(self.parametric_log_probability, p, parameters.knn_weight),
-        }
-    }
 }
 
 /// Takes a position of the text, the logits that predict its token, and what was found in each view.
@@ -152,31 +116,6 @@ impl Engine {
         let context = self.context_parameters(&request.retrieval);
         let in_force = pinned.in_force(&request.retrieval, context);
         Ok(Score { tokens, snapshot: pinned.snapshot, in_force })
-    }
-
-    /// What [`Self::score`] would compute from, per token: one search, from which many settings can be scored. Without a cap on sources, which
-    /// depends on the setting.
-    pub fn evidence(
-        &self,
-        request: &ScoreRequest,
-        temperatures: &[f64],
-        cancel: &AtomicBool,
-    ) -> Result<Vec<Evidence>, EngineError> {
-        let mut pinned = self.pin_for_score(request)?;
-        pinned.influence_cap = 1.0; // it depends on weights, of which there are many here
-        let mut out = Vec::with_capacity(request.tokens.len());
-        let _place = Place::take(self)?;
-        let mut each = |position: usize, logits: &[f32], found: &[&Found]| {
-            let token = request.tokens[position];
-            let parametric_log_probability = mixture::log_softmax(logits)[token as usize];
-            let neighbors = found[0].neighbors.iter().map(|n| (n.distance, n.value == token)).collect();
-            let tempered = temperatures.iter().map(|t| tempered(logits, *t, token)).collect();
-            out.push(Evidence { parametric_log_probability, tempered, neighbors });
-        };
-        for span in self.spans(request)? {
-            self.visit_span(request, &[&pinned], &span, cancel, &mut each)?;
-        }
-        Ok(out)
     }
 
     pub(crate) fn pin_for_score(&self, request: &ScoreRequest) -> Result<Pinned, EngineError> {
@@ -275,8 +214,10 @@ impl Engine {
             let keys = if knn { from } else { Positions::None };
             let mut steps = [SequenceStep { cache: cache.as_mut(), tokens: chunk, logits: from, keys }];
             let output = self.shared.model.step(&mut steps, cancel)?.remove(0);
-            let found: Vec<Vec<Found>> =
-                views.iter().map(|pinned| self.search_all(pinned, &output)).collect::<Result<_, _>>()?;
+            let found: Vec<Vec<Found>> = views
+                .iter()
+                .map(|pinned| self.search_all(pinned, &output, (&request.tokens, position)))
+                .collect::<Result<_, _>>()?;
             for (i, logits) in output.logits.rows().enumerate() {
                 let of_each: Vec<&Found> = found.iter().map(|found| found.get(i).unwrap_or(&nothing)).collect();
                 each(position, logits, &of_each);
@@ -288,8 +229,16 @@ impl Engine {
         self.check_goes_on(request, views, cancel)
     }
 
-    fn search_all(&self, pinned: &Pinned, output: &StepOutput) -> Result<Vec<Found>, EngineError> {
-        let asks: Vec<Ask<'_>> = output.keys.rows().map(|key| Ask { pinned, key }).collect();
+    /// Searches for the neighbours of tokens of the text from that position on.
+    fn search_all(
+        &self,
+        pinned: &Pinned,
+        output: &StepOutput,
+        (text, first): (&[TokenId], usize),
+    ) -> Result<Vec<Found>, EngineError> {
+        let rows = output.keys.rows().zip(output.logits.rows()).zip(first..);
+        let asks: Vec<Ask<'_>> =
+            rows.map(|((key, logits), position)| Ask { pinned, key, logits, text: &text[..position] }).collect();
         Ok(find(&*self.shared.store, &asks)?.0)
     }
 
@@ -329,10 +278,4 @@ impl Engine {
             left_out: Vec::new(),
         }
     }
-}
-
-/// log p of a token by the model alone at a temperature.
-fn tempered(logits: &[f32], temperature: f64, token: TokenId) -> f64 {
-    let divided: Vec<f32> = logits.iter().map(|logit| (f64::from(*logit) / temperature) as f32).collect();
-    mixture::log_softmax(&divided)[token as usize]
 }

@@ -14,7 +14,7 @@ use silo_core::{
 };
 use tokio::sync::mpsc;
 
-use crate::found::Found;
+use crate::found::{Ask, Found};
 use crate::guard::{Guard, Watched};
 use crate::pinned::{Defaults, Pinned};
 use crate::reader::Reader;
@@ -218,6 +218,11 @@ impl Sequence {
     /// Whether all that it may see is still in the store.
     pub(crate) fn is_live(&self, shared: &Shared) -> bool {
         self.pinned.view.is_live(&*shared.store)
+    }
+
+    /// What is asked for its next token, of one of its readers.
+    pub(crate) fn ask<'a>(&'a self, output: &'a StepOutput) -> Ask<'a> {
+        Ask { pinned: &self.pinned, key: output.keys.row(0), logits: output.logits.row(0), text: &self.text }
     }
 
     /// Draws the next token from what the model and the neighbours say to each of its readers, and sends it.

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use silo_core::ContentHash;
-use silo_engine::Evidence;
+use silo_engine::{Evidence, Retrieved};
 
 use crate::EvalError;
 
@@ -18,7 +20,7 @@ pub struct EvidenceCache {
 }
 
 /// Changes with the form of the files, and whenever engines answer otherwise than before.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 impl EvidenceCache {
     /// Evidence of a model and a store, as `made_from` names them: whatever answers depend on.
@@ -33,29 +35,55 @@ impl EvidenceCache {
         question: &Value,
         gather: impl FnOnce() -> Result<Vec<Evidence>, EvalError>,
     ) -> Result<Vec<Evidence>, EvalError> {
+        self.keep(question, "evidence", gather, pack, unpack)
+    }
+
+    /// The same of what was chosen by evidence.
+    pub(crate) fn choice<T: Serialize + DeserializeOwned>(
+        &self,
+        question: &Value,
+        choose: impl FnOnce() -> Result<T, EvalError>,
+    ) -> Result<T, EvalError> {
+        let pack = |choice: &T| json!(choice).to_string().into_bytes();
+        self.keep(question, "choice.json", choose, pack, |bytes| serde_json::from_slice(bytes).ok())
+    }
+
+    fn keep<T>(
+        &self,
+        question: &Value,
+        kind: &str,
+        make: impl FnOnce() -> Result<T, EvalError>,
+        pack: impl FnOnce(&T) -> Vec<u8>,
+        unpack: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<T, EvalError> {
         let key = json!({"format": FORMAT, "made_from": self.made_from, "question": question});
-        let path = self.folder.join(format!("{}.evidence", ContentHash::of(key.to_string().as_bytes())));
+        let path = self.folder.join(format!("{}.{kind}", ContentHash::of(key.to_string().as_bytes())));
         if let Some(found) = fs::read(&path).ok().and_then(|bytes| unpack(&bytes)) {
             return Ok(found);
         }
-        let found = gather()?;
+        let made = make()?;
         let partial = path.with_extension("partial");
-        fs::write(&partial, pack(&found)).map_err(EvalError::io(&partial))?;
+        fs::write(&partial, pack(&made)).map_err(EvalError::io(&partial))?;
         fs::rename(&partial, &path).map_err(EvalError::io(&path))?;
-        Ok(found)
+        Ok(made)
     }
 }
 
 /// Numbers in little-endian order; at the end SHA-256 of all before it.
-fn pack(evidence: &[Evidence]) -> Vec<u8> {
+fn pack(evidence: &Vec<Evidence>) -> Vec<u8> {
     let mut out = (evidence.len() as u64).to_le_bytes().to_vec();
     for token in evidence {
+        out.extend(token.token.to_le_bytes());
         out.extend(token.parametric_log_probability.to_le_bytes());
+        out.extend(token.model_entropy.to_le_bytes());
         out.extend((token.tempered.len() as u32).to_le_bytes());
         token.tempered.iter().for_each(|x| out.extend(x.to_le_bytes()));
         out.extend((token.neighbors.len() as u32).to_le_bytes());
-        token.neighbors.iter().for_each(|(distance, _)| out.extend(distance.to_le_bytes()));
-        out.extend(token.neighbors.iter().map(|(_, hit)| u8::from(*hit)));
+        for Retrieved { distance, value, matched } in &token.neighbors {
+            out.extend(distance.to_le_bytes());
+            out.extend(value.to_le_bytes());
+            out.extend(matched.to_le_bytes());
+        }
     }
     let hash = ContentHash::of(&out);
     out.extend(hash.0);
@@ -71,19 +99,23 @@ fn unpack(bytes: &[u8]) -> Option<Vec<Evidence>> {
     let n = u64::from_le_bytes(take(&mut rest)?);
     let mut out = Vec::new();
     for _ in 0..n {
+        let token = u32::from_le_bytes(take(&mut rest)?);
         let parametric_log_probability = f64::from_le_bytes(take(&mut rest)?);
+        let model_entropy = f64::from_le_bytes(take(&mut rest)?);
         let n_tempered = u32::from_le_bytes(take(&mut rest)?);
         let tempered =
             (0..n_tempered).map(|_| Some(f64::from_le_bytes(take(&mut rest)?))).collect::<Option<Vec<f64>>>()?;
-        let n_neighbors = u32::from_le_bytes(take(&mut rest)?) as usize;
-        let distances = (0..n_neighbors).map(|_| Some(f32::from_le_bytes(take(&mut rest)?)));
-        let distances = distances.collect::<Option<Vec<f32>>>()?;
-        let (hits, after) = rest.split_at_checked(n_neighbors)?;
-        rest = after;
-        let neighbors = distances.into_iter().zip(hits.iter().map(|hit| *hit == 1)).collect();
-        out.push(Evidence { parametric_log_probability, tempered, neighbors });
+        let n_neighbors = u32::from_le_bytes(take(&mut rest)?);
+        let neighbors = (0..n_neighbors).map(|_| neighbor(&mut rest)).collect::<Option<Vec<_>>>()?;
+        out.push(Evidence { token, parametric_log_probability, model_entropy, tempered, neighbors });
     }
     rest.is_empty().then_some(out)
+}
+
+fn neighbor(rest: &mut &[u8]) -> Option<Retrieved> {
+    let distance = f32::from_le_bytes(take(rest)?);
+    let value = u32::from_le_bytes(take(rest)?);
+    Some(Retrieved { distance, value, matched: u16::from_le_bytes(take(rest)?) })
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -97,19 +129,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn evidence() -> impl Strategy<Value = Vec<Evidence>> {
-        let neighbors = prop::collection::vec((0.0f32..50.0, any::<bool>()), 0..8);
-        let tempered = prop::collection::vec(-9.0f64..0.0, 0..3);
-        let one = (-9.0f64..0.0, tempered, neighbors).prop_map(|(parametric_log_probability, tempered, neighbors)| {
-            Evidence { parametric_log_probability, tempered, neighbors }
-        });
-        prop::collection::vec(one, 0..6)
-    }
+    use crate::tests::evidence;
 
     proptest! {
         #[test]
-        fn what_is_packed_comes_back_and_what_is_damaged_does_not(evidence in evidence(), at in any::<prop::sample::Index>()) {
+        fn what_is_packed_comes_back_and_what_is_damaged_does_not(evidence in prop::collection::vec(evidence(), 0..6), at in any::<prop::sample::Index>()) {
             let mut bytes = pack(&evidence);
             prop_assert_eq!(unpack(&bytes), Some(evidence));
             let at = at.index(bytes.len());
@@ -126,7 +150,14 @@ mod tests {
         let mut ask = |cache: &EvidenceCache, question: &str| {
             let gather = || {
                 n += 1;
-                Ok(vec![Evidence { parametric_log_probability: -1.0, tempered: vec![], neighbors: vec![] }])
+                let (tempered, neighbors) = (Vec::new(), Vec::new());
+                Ok(vec![Evidence {
+                    token: 1,
+                    parametric_log_probability: -1.0,
+                    model_entropy: 1.0,
+                    tempered,
+                    neighbors,
+                }])
             };
             assert_eq!(cache.get(&json!(question), gather).unwrap().len(), 1);
             n

@@ -8,6 +8,18 @@ use silo_corpus::{CorpusDocument, Split, about_bytes, read_documents};
 
 use crate::EvalError;
 
+/// Which of a domain's text goes to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoredText {
+    /// Training text. Of a source that the model has not learnt, so new to it.
+    #[default]
+    Train,
+    /// Every second validation document; the others are tuned on. Also of a source that the model has learnt, this is new to it, as governed
+    /// text is: what parameters can be tuned on that hang on no governed source.
+    Validation,
+}
+
 /// How much of each domain is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +33,9 @@ pub struct Sizes {
     /// Held-out text is scored in windows of at most this many tokens; 0 for the model's own.
     #[serde(default)]
     pub window_tokens: usize,
+    /// Which text goes to the store.
+    #[serde(default)]
+    pub stored: StoredText,
 }
 
 /// A part of a domain's documents for the store.
@@ -92,10 +107,15 @@ impl Domain {
         let of = |split: Split| documents.iter().filter(move |d| d.split == split);
         // The store keeps what is too much like other text; held-out text must not be.
         let held_out = |split| of(split).filter(|d| d.excluded.is_none());
+        let every_second = |first| held_out(Split::Validation).skip(first).step_by(2);
+        let [stored, validation]: [Vec<&CorpusDocument>; 2] = match sizes.stored {
+            StoredText::Train => [of(Split::Train).collect(), held_out(Split::Validation).collect()],
+            StoredText::Validation => [0, 1].map(|first| every_second(first).collect()),
+        };
         let domain = Self {
             source,
-            stored: about_bytes(of(Split::Train), sizes.store_bytes).map(document).collect(),
-            validation: texts(held_out(Split::Validation), sizes.validation_tokens, tokenizer)?,
+            stored: about_bytes(stored.into_iter(), sizes.store_bytes).map(document).collect(),
+            validation: texts(validation.into_iter(), sizes.validation_tokens, tokenizer)?,
             test: texts(held_out(Split::Test), sizes.test_tokens, tokenizer)?,
             window_tokens: sizes.window_tokens,
         };

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use silo_core::{Filter, KnnParameters};
-use silo_engine::{ContextParameters, Engine, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest};
+use silo_core::{Filter, KnnParameters, SourceId};
+use silo_engine::{ContextParameters, Engine, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest, Sums};
 
-use crate::{Chosen, Domain, EvalError, EvidenceCache, Grid, Loss, Ruled, Text, Tuned, choose_rule, tune};
+use crate::{Chosen, Domain, EvalError, EvidenceCache, Grid, Loss, RuleKind, Text, Tuned, choose_rule, tune};
 
 /// What of the store is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -99,34 +99,41 @@ pub struct Gatherer<'a> {
     pub progress: &'a Progress<'a>,
 }
 
-/// The parameters that suit the validation text of all domains together, with the whole store; and what they were chosen from.
-pub fn tune_shared(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<Gathered>, Tuned), EvalError> {
-    with.grid.check()?;
-    let mut mixed = Vec::new();
-    for domain in domains {
-        mixed.push(with.gather(domain, &domain.validation, Scope::Mixed, Mode::Knn)?);
-    }
-    let all: Vec<&Evidence> = mixed.iter().flat_map(|g| &g.evidence).collect();
-    let shared = tune(with.grid, &all)?;
-    Ok((mixed, shared))
-}
-
-/// What suits all domains together, with the whole store.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// What suits the validation text of all domains together, with the whole store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Together {
-    /// The best fixed parameters.
+    /// The best parameters with one weight at every token.
     pub shared: Tuned,
     /// What a server is calibrated with.
     pub calibrated: Chosen,
-    /// What of that lies at an end of the grid.
-    pub edges: Vec<&'static str>,
+}
+
+impl Together {
+    /// Chooses; also gives what it was chosen from.
+    pub fn choose(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<Gathered>, Self), EvalError> {
+        with.grid.check()?;
+        let gather = |domain: &Domain| with.gather(domain, &domain.validation, Scope::Mixed, Mode::Knn);
+        let mixed: Vec<Gathered> = domains.iter().map(gather).collect::<Result<_, _>>()?;
+        let choose = || {
+            (with.progress)("choosing what suits all domains together");
+            let all: Vec<&Evidence> = mixed.iter().flat_map(|g| &g.evidence).collect();
+            Ok(Self { shared: tune(with.grid, &all)?, calibrated: choose_rule(with.grid, &mixed)? })
+        };
+        let texts: Vec<(&SourceId, Vec<&[u32]>)> =
+            domains.iter().map(|d| (&d.source, d.validation.iter().map(|text| &text.tokens[..]).collect())).collect();
+        let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
+        let question = json!({"texts": texts, "window_tokens": windows, "grid": with.grid, "kinds": RuleKind::SERVED});
+        let together = match with.cache {
+            Some(cache) => cache.choice(&question, choose)?,
+            None => choose()?,
+        };
+        Ok((mixed, together))
+    }
 }
 
 /// Measures all domains; also gives what suits all of them together.
 pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Together), EvalError> {
-    let (mixed, shared) = tune_shared(with, domains)?;
-    let calibrated = choose_rule(with.grid, &mixed)?;
-    let together = Together { shared, edges: calibrated.ruled.edges(with.grid), calibrated };
+    let (mixed, together) = Together::choose(with, domains)?;
     let mut out = Vec::new();
     for (domain, mixed) in domains.iter().zip(mixed) {
         let mut result =
@@ -194,12 +201,16 @@ impl Gatherer<'_> {
         let context = mode.context().then_some(context.unwrap_or(self.engine.config().context));
         let question = json!({
             "texts": tokens, "filter": format!("{filter:?}"), "mode": format!("{mode:?}"), "window_tokens": domain.window_tokens,
-            "k": self.grid.max_k(), "model_temperature": self.grid.model_temperature, "context": context,
+            "k": self.grid.max_k(), "match_tokens": self.grid.match_tokens, "model_temperature": self.grid.model_temperature, "context": context,
         });
         let retrieval = Retrieval {
             mode: *mode,
             filter: filter.clone(),
-            knn: KnnOverrides { k: Some(self.grid.max_k()), ..KnnOverrides::default() },
+            knn: KnnOverrides {
+                k: Some(self.grid.max_k()),
+                match_tokens: Some(self.grid.match_tokens),
+                ..KnnOverrides::default()
+            },
             context,
             ..Retrieval::default()
         };
@@ -225,14 +236,15 @@ impl Gatherer<'_> {
 impl Gathered {
     /// The loss with neighbours, or of the model alone.
     pub fn loss(&self, parameters: Option<&KnnParameters>) -> Loss {
+        let mut sums = Sums::default();
         self.loss_by(|e| match parameters {
             None => e.parametric_log_probability,
-            Some(p) => e.log_probability(p),
+            Some(p) => e.log_probability(p, &mut sums),
         })
     }
 
     /// The loss, where each token has this log p.
-    pub fn loss_by(&self, log_p: impl Fn(&Evidence) -> f64) -> Loss {
+    pub fn loss_by(&self, mut log_p: impl FnMut(&Evidence) -> f64) -> Loss {
         let nats = self.evidence.iter().map(|e| -log_p(e)).sum();
         Loss { nats, n_tokens: self.evidence.len() as u64, n_bytes: self.n_bytes }
     }
@@ -252,22 +264,15 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Toget
         result.measurements.push(tempered(pair, grid));
         settings.insert(0, (Setting::Parametric, None));
         settings.push((Setting::KnnShared, Some(together.shared.parameters)));
-        result.measurements.push(calibrated(pair, &together.calibrated.ruled));
+        settings.push((Setting::KnnCalibrated, Some(together.calibrated.parameters)));
     }
-    result.edges.extend(own.edges);
+    result.edges.extend(grid.edges(&own.parameters));
     for (setting, parameters) in settings {
         let (validation, test) = (pair.validation.loss(parameters.as_ref()), pair.test.loss(parameters.as_ref()));
         let scope = pair.scope;
         result.measurements.push(Measurement { setting, scope, parameters, model_temperature: None, validation, test });
     }
     Ok(())
-}
-
-/// Neighbours as a calibrated server weighs them.
-fn calibrated(pair: &Pair, ruled: &Ruled) -> Measurement {
-    let [validation, test] = [&pair.validation, &pair.test].map(|of| of.loss_by(|e| ruled.log_probability(e)));
-    let (setting, parameters) = (Setting::KnnCalibrated, ruled.calibrated().map(|(parameters, _)| parameters));
-    Measurement { setting, scope: pair.scope, parameters, model_temperature: None, validation, test }
 }
 
 /// The model alone at the temperature that is best on validation text.

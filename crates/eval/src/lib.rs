@@ -12,22 +12,24 @@ mod domain;
 mod error;
 mod evaluate;
 mod gap;
+mod gate;
 mod generation;
 mod loss;
 mod speed;
+#[cfg(test)]
+mod tests;
 mod tune;
 mod weight;
 
 pub use cache::EvidenceCache;
-pub use domain::{Domain, Sizes, StorePart, Text, store_parts};
+pub use domain::{Domain, Sizes, StorePart, StoredText, Text, store_parts};
 pub use error::EvalError;
 pub use evaluate::{
     DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, View, evaluate, parametric_loss,
-    tune_shared,
 };
 pub use gap::{GapClosed, GapLosses};
 pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, divergence, generate, judged};
 pub use loss::Loss;
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
-pub use tune::{Grid, Tuned, tune};
-pub use weight::{Chosen, Points, RuleKind, Ruled, WeightRule, choose_rule, tune_rule};
+pub use tune::{Grid, Points, Tuned, tune};
+pub use weight::{Chosen, RuleKind, Ruled, WeightRule, choose_rule, tune_rule};

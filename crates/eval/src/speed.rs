@@ -145,7 +145,7 @@ impl Searches<'_> {
 
     fn queries<'a>(&'a self, keys: &[&'a [f32]]) -> Vec<NeighborQuery<'a>> {
         let Self { snapshot, mask, k, .. } = self;
-        keys.iter().map(|key| NeighborQuery { snapshot, mask, key, k: *k }).collect()
+        keys.iter().map(|key| NeighborQuery { snapshot, mask, key, k: *k, text: &[] }).collect()
     }
 
     fn milliseconds(&self, since: Instant) -> f64 {

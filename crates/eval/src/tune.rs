@@ -1,10 +1,11 @@
-//! Choosing k, weight and temperature on validation text.
+//! Choosing how neighbours weigh, on validation text.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use silo_core::{KnnParameters, mixture};
-use silo_engine::Evidence;
+use silo_core::KnnParameters;
+use silo_engine::{Evidence, Sums, Weighed};
 
-use crate::EvalError;
+use crate::{EvalError, RuleKind, tune_rule};
 
 /// What is tried: every combination.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,9 +17,23 @@ pub struct Grid {
     pub knn_temperature: Vec<f64>,
     /// Weights of the neighbours.
     pub knn_weight: Vec<f64>,
+    /// What a neighbour gains for each token before it that is the text's as well.
+    #[serde(default = "only_distance")]
+    pub match_bonus: Vec<f64>,
+    /// At most so many tokens before a neighbour are compared with the text.
+    #[serde(default = "match_tokens")]
+    pub match_tokens: usize,
     /// Temperatures of the model alone: what is gained without a store, for control.
     #[serde(default = "model_temperatures")]
     pub model_temperature: Vec<f64>,
+}
+
+fn only_distance() -> Vec<f64> {
+    vec![0.0]
+}
+
+fn match_tokens() -> usize {
+    KnnParameters::MATCH_TOKENS
 }
 
 fn model_temperatures() -> Vec<f64> {
@@ -32,36 +47,39 @@ impl Grid {
             (self.k.is_empty(), "k"),
             (self.knn_temperature.is_empty(), "knn_temperature"),
             (self.knn_weight.is_empty(), "knn_weight"),
+            (self.match_bonus.is_empty(), "match_bonus"),
             (self.model_temperature.is_empty(), "model_temperature"),
         ];
         if let Some((_, what)) = empty.iter().find(|(empty, _)| *empty) {
             return Err(EvalError::EmptyGrid(what));
         }
-        if self.k.contains(&0) {
-            return Err(EvalError::Grid("k must be 1 or more"));
+        let senseless = [
+            (self.k.contains(&0), "k must be 1 or more"),
+            (!rises(&self.knn_temperature), "knn_temperature must be above 0 and rise"),
+            (!self.model_temperature.iter().all(|t| is_temperature(*t)), "model_temperature must be above 0"),
+            (!self.knn_weight.iter().all(|w| (0.0..=1.0).contains(w)), "knn_weight must be from 0 to 1"),
+            (!self.match_bonus.iter().all(|b| b.is_finite()), "match_bonus must be numbers"),
+            (self.match_tokens > usize::from(u16::MAX), "match_tokens must be at most 65535"),
+        ];
+        match senseless.iter().find(|(wrong, _)| *wrong) {
+            Some((_, what)) => Err(EvalError::Grid(what)),
+            None => Ok(()),
         }
-        if !self.knn_temperature.iter().all(|t| *t > 0.0 && t.is_finite()) || !self.knn_temperature.is_sorted() {
-            return Err(EvalError::Grid("knn_temperature must be above 0 and rise"));
-        }
-        if !self.model_temperature.iter().all(|t| *t > 0.0 && t.is_finite()) {
-            return Err(EvalError::Grid("model_temperature must be above 0"));
-        }
-        if !self.knn_weight.iter().all(|w| (0.0..=1.0).contains(w)) {
-            return Err(EvalError::Grid("knn_weight must be from 0 to 1"));
-        }
-        Ok(())
     }
 
     /// Which of the parameters lie at an end of what was tried, so that something beyond it may be better: the greatest k, either temperature, the
-    /// greatest weight.
-    pub fn edges(&self, k: usize, knn_temperature: f64, weights: &[f64]) -> Vec<&'static str> {
+    /// greatest weight if it is the same at every token, the greatest bonus.
+    pub fn edges(&self, knn: &KnnParameters) -> Vec<&'static str> {
         let temperatures = &self.knn_temperature;
-        let greatest = self.knn_weight.iter().copied().fold(0.0, f64::max);
-        let is_end = [temperatures.first(), temperatures.last()].contains(&Some(&knn_temperature));
+        let is_end = [temperatures.first(), temperatures.last()].contains(&Some(&knn.knn_temperature));
+        let weight = self.greatest_weight();
+        let bonus = self.match_bonus.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let heaviest = self.knn_weight.len() > 1 && weight < 1.0 && knn.gate.is_none() && knn.knn_weight == weight;
         let all = [
-            (self.k.len() > 1 && k == self.max_k(), "k"),
+            (self.k.len() > 1 && knn.k == self.max_k(), "k"),
             (temperatures.len() > 1 && is_end, "knn_temperature"),
-            (self.knn_weight.len() > 1 && greatest < 1.0 && weights.contains(&greatest), "knn_weight"),
+            (heaviest, "knn_weight"),
+            (self.match_bonus.len() > 1 && knn.match_bonus == bonus, "match_bonus"),
         ];
         all.into_iter().filter(|(at_the_end, _)| *at_the_end).map(|(_, name)| name).collect()
     }
@@ -70,95 +88,137 @@ impl Grid {
     pub fn max_k(&self) -> usize {
         self.k.iter().copied().max().unwrap_or(0)
     }
+
+    /// The greatest weight: what a gate leaves a part of.
+    pub fn greatest_weight(&self) -> f64 {
+        self.knn_weight.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// All combinations but for the weight, which is 1.
+    fn points(&self) -> Vec<KnnParameters> {
+        let mut out = Vec::new();
+        for &k in &self.k {
+            for &knn_temperature in &self.knn_temperature {
+                for &match_bonus in &self.match_bonus {
+                    let knn = KnnParameters::new(k, 1.0, knn_temperature);
+                    out.push(KnnParameters { match_tokens: self.match_tokens, match_bonus, ..knn });
+                }
+            }
+        }
+        out
+    }
+}
+
+fn is_temperature(t: f64) -> bool {
+    t > 0.0 && t.is_finite()
+}
+
+fn rises(temperatures: &[f64]) -> bool {
+    temperatures.iter().all(|t| is_temperature(*t)) && temperatures.is_sorted()
+}
+
+/// What neighbours say of each token of some evidence, at a point of the grid.
+pub(crate) struct Point {
+    pub(crate) knn: KnnParameters,
+    pub(crate) weighed: Vec<Option<Weighed>>,
+}
+
+/// All points of a grid: rules of many kinds are tuned on them.
+pub struct Points<'a> {
+    pub(crate) grid: &'a Grid,
+    pub(crate) evidence: &'a [&'a Evidence],
+    pub(crate) points: Vec<Point>,
+}
+
+impl<'a> Points<'a> {
+    /// Weighs the neighbours of each token at each point.
+    pub fn of(grid: &'a Grid, evidence: &'a [&'a Evidence]) -> Result<Self, EvalError> {
+        grid.check()?;
+        let weigh = |knn: KnnParameters| {
+            let mut sums = Sums::default();
+            Point { knn, weighed: evidence.iter().map(|e| e.weigh(&knn, &mut sums)).collect() }
+        };
+        Ok(Self { grid, evidence, points: grid.points().into_par_iter().map(weigh).collect() })
+    }
 }
 
 /// The best of a grid.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
     /// Where it lies.
     pub parameters: KnnParameters,
     /// Σ −ln p there.
     pub nats: f64,
-    /// What of it lies at an end of the grid, which may then be too narrow.
-    pub edges: Vec<&'static str>,
 }
 
-/// The point of the grid with the least loss; the first one of several.
+/// The point of the grid, with a weight that is the same at every token, with the least loss; the first one of several.
 pub fn tune(grid: &Grid, evidence: &[&Evidence]) -> Result<Tuned, EvalError> {
-    grid.check()?;
-    let mut best: Option<Tuned> = None;
-    for &k in &grid.k {
-        for &knn_temperature in &grid.knn_temperature {
-            let found: Vec<Option<f64>> = evidence.iter().map(|e| e.neighbor_probability(k, knn_temperature)).collect();
-            for &knn_weight in &grid.knn_weight {
-                let of_token = |(e, p): (&&Evidence, &Option<f64>)| match p {
-                    Some(p) => -mixture::mix_one(e.parametric_log_probability, *p, knn_weight),
-                    None => -e.parametric_log_probability,
-                };
-                let nats: f64 = evidence.iter().zip(&found).map(of_token).sum();
-                if best.as_ref().is_none_or(|b| nats < b.nats) {
-                    let parameters = KnnParameters { k, knn_weight, knn_temperature };
-                    best = Some(Tuned { parameters, nats, edges: grid.edges(k, knn_temperature, &[knn_weight]) });
-                }
-            }
-        }
-    }
-    best.ok_or(EvalError::EmptyGrid("point"))
+    let (ruled, nats) = tune_rule(RuleKind::Fixed, &Points::of(grid, evidence)?, true)?;
+    let parameters = ruled.parameters().ok_or(EvalError::EmptyGrid("point"))?;
+    Ok(Tuned { parameters, nats })
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use silo_core::Gate;
 
     use super::*;
-
-    fn evidence() -> impl Strategy<Value = Vec<Evidence>> {
-        let neighbors = prop::collection::vec((0.0f32..50.0, any::<bool>()), 0..8);
-        let one = (-9.0f64..-0.01, neighbors).prop_map(|(parametric_log_probability, mut neighbors)| {
-            neighbors.sort_by(|a, b| a.0.total_cmp(&b.0));
-            Evidence { parametric_log_probability, tempered: Vec::new(), neighbors }
-        });
-        prop::collection::vec(one, 1..12)
-    }
+    use crate::tests::evidence;
 
     proptest! {
         /// Against scoring every point by itself, as the engine scores a token.
         #[test]
-        fn the_best_point_is_the_best_of_all(evidence in evidence()) {
+        fn the_best_point_is_the_best_of_all(evidence in prop::collection::vec(evidence(), 1..12)) {
             let (k, knn_temperature, knn_weight) = (vec![2, 5], vec![1.0, 10.0, 100.0], vec![0.0, 0.3, 0.8]);
-            let grid = Grid { k, knn_temperature, knn_weight, model_temperature: vec![1.0] };
+            let match_bonus = vec![0.0, 0.7, -0.2];
+            let grid = Grid { k, knn_temperature, knn_weight, match_bonus, match_tokens: 16, model_temperature: vec![1.0] };
             let all: Vec<&Evidence> = evidence.iter().collect();
             let tuned = tune(&grid, &all).unwrap();
-            let loss = |p: &KnnParameters| all.iter().map(|e| -e.log_probability(p)).sum::<f64>();
+            let mut sums = Sums::default();
+            let mut loss = |p: &KnnParameters| all.iter().map(|e| -e.log_probability(p, &mut sums)).sum::<f64>();
             prop_assert!((loss(&tuned.parameters) - tuned.nats).abs() < 1e-9);
-            for &k in &grid.k {
-                for &knn_temperature in &grid.knn_temperature {
-                    for &knn_weight in &grid.knn_weight {
-                        let other = loss(&KnnParameters { k, knn_weight, knn_temperature });
-                        prop_assert!(other >= tuned.nats - 1e-9);
-                    }
+            for point in grid.points() {
+                for &knn_weight in &grid.knn_weight {
+                    let other = loss(&KnnParameters { knn_weight, ..point });
+                    prop_assert!(other >= tuned.nats - 1e-9);
                 }
             }
         }
     }
 
+    fn grid() -> Grid {
+        let (k, knn_temperature, knn_weight) = (vec![4, 16], vec![1.0, 2.0, 4.0], vec![0.0, 0.5, 0.9]);
+        Grid {
+            k,
+            knn_temperature,
+            knn_weight,
+            match_bonus: vec![0.0, 0.4],
+            match_tokens: 16,
+            model_temperature: vec![1.0],
+        }
+    }
+
     #[test]
     fn ends_of_the_grid_are_named() {
-        let (k, knn_temperature, knn_weight) = (vec![4, 16], vec![1.0, 2.0, 4.0], vec![0.0, 0.5, 0.9]);
-        let grid = Grid { k, knn_temperature, knn_weight, model_temperature: vec![1.0] };
-        assert_eq!(grid.edges(4, 2.0, &[0.0, 0.5]), Vec::<&str>::new());
-        assert_eq!(grid.edges(16, 4.0, &[0.0, 0.9]), ["k", "knn_temperature", "knn_weight"]);
-        let one = Grid { k: vec![4], knn_temperature: vec![2.0], knn_weight: vec![1.0, 0.5], ..grid };
-        assert_eq!(one.edges(4, 2.0, &[1.0]), Vec::<&str>::new(), "nothing lies beyond");
+        let grid = grid();
+        assert_eq!(grid.edges(&KnnParameters::new(4, 0.5, 2.0)), Vec::<&str>::new());
+        let end = KnnParameters { match_bonus: 0.4, ..KnnParameters::new(16, 0.9, 4.0) };
+        assert_eq!(grid.edges(&end), ["k", "knn_temperature", "knn_weight", "match_bonus"]);
+        let gated = KnnParameters { gate: Some(Gate::default()), ..KnnParameters::new(4, 0.9, 2.0) };
+        assert_eq!(grid.edges(&gated), Vec::<&str>::new(), "a gate never leaves all of the weight");
+        let one =
+            Grid { k: vec![4], knn_temperature: vec![2.0], knn_weight: vec![1.0, 0.5], match_bonus: vec![0.4], ..grid };
+        let end = KnnParameters { match_bonus: 0.4, ..KnnParameters::new(4, 1.0, 2.0) };
+        assert_eq!(one.edges(&end), Vec::<&str>::new(), "nothing lies beyond");
     }
 
     #[test]
     fn senseless_grids_are_refused() {
-        let grid = Grid { k: vec![1], knn_temperature: vec![], knn_weight: vec![0.5], model_temperature: vec![1.0] };
-        assert!(tune(&grid, &[]).unwrap_err().to_string().contains("no knn_temperature"));
-        let zero = Grid { knn_temperature: vec![0.0, 1.0], ..grid.clone() };
-        assert!(tune(&zero, &[]).unwrap_err().to_string().contains("must be above 0"));
-        let heavy = Grid { knn_temperature: vec![1.0], knn_weight: vec![2.0], ..grid };
-        assert!(tune(&heavy, &[]).unwrap_err().to_string().contains("from 0 to 1"));
+        let refused = |grid: Grid| tune(&grid, &[]).unwrap_err().to_string();
+        assert!(refused(Grid { knn_temperature: vec![], ..grid() }).contains("no knn_temperature"));
+        assert!(refused(Grid { knn_temperature: vec![0.0, 1.0], ..grid() }).contains("must be above 0"));
+        assert!(refused(Grid { knn_weight: vec![2.0], ..grid() }).contains("from 0 to 1"));
+        assert!(refused(Grid { match_bonus: vec![f64::NAN], ..grid() }).contains("must be numbers"));
     }
 }

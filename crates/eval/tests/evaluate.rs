@@ -1,5 +1,6 @@
 //! The table against scoring every text by itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -9,12 +10,14 @@ use silo_core::{
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, KnnOverrides, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
-    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, evaluate, parametric_loss,
+    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, evaluate,
+    parametric_loss,
 };
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
 
-const SIZES: Sizes = Sizes { store_bytes: 900, validation_tokens: 60, test_tokens: 100, window_tokens: 0 };
+const SIZES: Sizes =
+    Sizes { store_bytes: 900, validation_tokens: 60, test_tokens: 100, window_tokens: 0, stored: StoredText::Train };
 
 fn document(source: &str, i: usize, split: Split) -> CorpusDocument {
     let text = format!("{source} tells tale number {i}, of {} ships and {} storms.", i % 4, i % 3);
@@ -88,6 +91,8 @@ fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
         k: Some(p.k),
         knn_weight: Some(p.knn_weight),
         knn_temperature: Some(p.knn_temperature),
+        match_tokens: Some(p.match_tokens),
+        match_bonus: Some(p.match_bonus),
     });
     let filter = Filter { allow_sources, ..Filter::default() };
     let mut loss = Loss::default();
@@ -102,6 +107,23 @@ fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
         loss.n_bytes += text.n_bytes;
     }
     loss
+}
+
+/// What is stored and what is tuned on are different documents, all of them held out.
+#[test]
+fn held_out_text_can_be_stored() {
+    let root = tempfile::tempdir().unwrap();
+    corpus(root.path(), &["alpha"]);
+    let tokenizer = ByteTokenizer::default();
+    let all = Sizes { store_bytes: 1 << 20, validation_tokens: 1 << 20, ..SIZES };
+    let [train, held_out] = [StoredText::Train, StoredText::Validation]
+        .map(|stored| Domain::read(root.path(), "alpha", Sizes { stored, ..all }, &tokenizer).unwrap());
+    let tuned_on = |domain: &Domain| domain.validation.iter().map(|t| t.tokens.clone()).collect::<BTreeSet<_>>();
+    let stored =
+        |domain: &Domain| domain.stored.iter().map(|d| tokenizer.encode(&d.text).unwrap()).collect::<BTreeSet<_>>();
+    assert_eq!((tuned_on(&train).len(), stored(&held_out).len(), tuned_on(&held_out).len()), (10, 5, 5));
+    assert_eq!(&stored(&held_out) | &tuned_on(&held_out), tuned_on(&train));
+    assert_eq!(held_out.test, train.test);
 }
 
 #[test]
@@ -131,6 +153,8 @@ fn every_cell_is_what_the_engine_scores() {
         k: vec![2, 16],
         knn_temperature: vec![0.1, 1.0, 10.0],
         knn_weight: vec![0.2, 0.6],
+        match_bonus: vec![0.0, 0.3],
+        match_tokens: 3,
         model_temperature: vec![0.5, 1.0, 2.0],
     };
     let cache =
@@ -139,15 +163,15 @@ fn every_cell_is_what_the_engine_scores() {
     let progress = |_: &str| gathered.set(gathered.get() + 1);
     let with = Gatherer { engine: &engine, grid: &grid, cache: Some(&cache), progress: &progress };
     let (results, together) = evaluate(&with, &domains).unwrap();
-    let (tuned, trust_by_distance) = together.calibrated.ruled.calibrated().unwrap();
+    let tuned = together.calibrated.parameters;
     let tuned_on = domains.iter().map(|d| d.source.clone()).collect();
     let neutral = EngineConfig::default().knn;
-    let calibrated = start(Some(Calibration { model: hash, tuned_on, tuned, trust_by_distance, neutral }));
+    let calibrated = start(Some(Calibration { model: hash, tuned_on, tuned, neutral }));
     // The second time nothing is searched for.
     let before = gathered.replace(0);
     assert_eq!(
         (evaluate(&with, &domains).unwrap(), before, gathered.get()),
-        ((results.clone(), together.clone()), 16, 0)
+        ((results.clone(), together.clone()), 17, 0)
     );
     for (domain, result) in domains.iter().zip(&results) {
         assert_eq!(result.measurements.len(), 10);

@@ -121,7 +121,7 @@ impl Governor {
         let mut steps =
             [SequenceStep { cache: cache.as_mut(), tokens: &input, logits: Positions::None, keys: Positions::Last }];
         let output = self.model.step(&mut steps, &AtomicBool::new(false))?.remove(0);
-        let query = NeighborQuery { snapshot, mask: &mask, key: output.keys.row(0), k: look.k };
+        let query = NeighborQuery { snapshot, mask: &mask, key: output.keys.row(0), k: look.k, text: &[] };
         let found = self.store().neighbors(&[query])?.remove(0);
         let shown = |n: &silo_core::Neighbor| {
             let mut entry = self.store().entry(snapshot, n, CONTEXT_TOKENS)?; // nothing, if it was removed just now

@@ -65,7 +65,13 @@ pub(crate) fn retrieval(
         query_tokens: set(c.query_tokens, defaults.query_tokens),
         max_passage_tokens: set(c.max_passage_tokens, defaults.max_passage_tokens),
     });
-    let knn = KnnOverrides { k: m.k.map(|k| k as usize), knn_weight: m.knn_weight, knn_temperature: m.knn_temperature };
+    let knn = KnnOverrides {
+        k: m.k.map(|k| k as usize),
+        knn_weight: m.knn_weight,
+        knn_temperature: m.knn_temperature,
+        match_tokens: m.match_tokens.map(|n| n as usize),
+        match_bonus: m.match_bonus,
+    };
     let (filter, influence_cap) = (filter(m.filter, caller)?, m.influence_cap);
     Ok(Retrieval { mode, filter, without: Vec::new(), knn, influence_cap, context })
 }

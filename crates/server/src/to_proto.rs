@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use silo_core::{Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
+use silo_core::{Gate, Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
 use silo_engine::{
     Depth, DocumentId, FinishReason, Finished, InForce, LeftOut, Mode, NeighborShare, PassageId, Score, SourceCredit,
     TokenCredit, TokenEvent,
@@ -49,8 +49,14 @@ pub(crate) fn in_force(p: &InForce) -> v1::InForce {
         context_query_tokens: p.context.query_tokens as u32,
         context_max_passage_tokens: p.context.max_passage_tokens as u32,
         influence_cap: p.influence_cap,
-        trust_steps: p.trust.as_ref().map_or(0, |trust| trust.parts.len() as u32),
-        trust_hash: p.trust.as_ref().map(|trust| trust.hash().to_string()).unwrap_or_default(),
+        match_tokens: p.knn.match_tokens as u32,
+        match_bonus: p.knn.match_bonus,
+        gate: p.knn.gate.map(|Gate { bias, distance, model_entropy, neighbor_entropy }| v1::Gate {
+            bias,
+            distance,
+            model_entropy,
+            neighbor_entropy,
+        }),
     }
 }
 

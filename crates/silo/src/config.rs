@@ -95,12 +95,10 @@ impl ServeConfig {
         fault(e.max_queued == 0, "engine.max_queued is 0; it must be 1 or more");
         fault(e.max_scoring == 0, "engine.max_scoring is 0; it must be 1 or more");
         fault(e.prefill_chunk_tokens == 0, "engine.prefill_chunk_tokens is 0; it must be 1 or more");
-        fault(e.knn.k == 0 || e.knn.k > e.max_k, "engine.knn.k must be from 1 to engine.max_k");
-        fault(!(0.0..=1.0).contains(&e.knn.knn_weight), "engine.knn.knn_weight must be from 0 to 1");
-        fault(
-            e.knn.knn_temperature.is_nan() || e.knn.knn_temperature <= 0.0,
-            "engine.knn.knn_temperature must be above 0",
-        );
+        fault(e.knn.k > e.max_k, "engine.knn.k must be at most engine.max_k");
+        for what in e.knn.faults() {
+            fault(true, &format!("engine.knn.{what}"));
+        }
         fault(
             !(e.min_influence_cap > 0.0 && e.min_influence_cap <= e.influence_cap && e.influence_cap <= 1.0),
             "engine.influence_cap must be from engine.min_influence_cap, which is above 0, to 1 (1 for no cap)",

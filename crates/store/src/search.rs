@@ -9,7 +9,7 @@ use std::sync::Arc;
 use fixedbitset::FixedBitSet;
 use silo_core::{
     ContentHash, Detokenizer, Entry, Epoch, Neighbor, NeighborQuery, NeighborSearch, Passage, PassageQuery,
-    PassageSearch, Purpose, SearchError, ShardId, ShardIndex, ShardMask, Snapshot, Tokenizer,
+    PassageSearch, Purpose, SearchError, ShardId, ShardIndex, ShardMask, Snapshot, TokenId, Tokenizer,
 };
 use silo_lexical::{self as lexical, Hit};
 use silo_vector::{
@@ -123,9 +123,13 @@ fn by_logical_id(a: (&Shard, u32), b: (&Shard, u32)) -> Ordering {
     sources.then_with(|| a.0.logical(a.1).cmp(&b.0.logical(b.1)))
 }
 
-fn neighbor(visible: &Visible<'_>, c: &Candidate) -> Neighbor {
-    let (value, row) = visible.shard.value_and_lasting_row(c.row);
-    Neighbor { distance: c.distance, value, shard: visible.index, row }
+fn neighbor(visible: &Visible<'_>, c: &Candidate, text: &[TokenId]) -> Neighbor {
+    let (value, row, matched) = visible.shard.value_row_matched(c.row, text);
+    Neighbor { distance: c.distance, value, shard: visible.index, row, matched }
+}
+
+fn vectors<'a>(queries: &[NeighborQuery<'a>]) -> Vec<Query<'a>> {
+    queries.iter().map(|query| Query { key: query.key, k: query.k }).collect()
 }
 
 /// What a query got.
@@ -136,9 +140,13 @@ struct Answer {
 }
 
 impl Answer {
-    fn new<'a>(nearest: &[Candidate], ranked: &[Candidate], of: impl Fn(u32) -> &'a Visible<'a>) -> Self {
+    fn new<'a>(
+        (nearest, ranked): (&[Candidate], &[Candidate]),
+        query: &NeighborQuery<'_>,
+        of: impl Fn(u32) -> &'a Visible<'a>,
+    ) -> Self {
         Self {
-            neighbors: nearest.iter().map(|c| neighbor(of(c.part), c)).collect(),
+            neighbors: nearest.iter().map(|c| neighbor(of(c.part), c, query.text)).collect(),
             rests_on: ranked.iter().map(|c| (of(c.part).id, c.row)).collect(),
         }
     }
@@ -151,12 +159,12 @@ impl Answer {
 
 impl Store {
     /// Looks at every entry, for queries that see the same shards.
-    fn scan_all(&self, key_dim: usize, visible: &[Visible<'_>], queries: &[Query<'_>]) -> Vec<Answer> {
+    fn scan_all(&self, key_dim: usize, visible: &[Visible<'_>], queries: &[NeighborQuery<'_>]) -> Vec<Answer> {
         let of = |id: u32| &visible[id as usize];
         let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((of(a.0).shard, a.1), (of(b.0).shard, b.1));
         let parts: Vec<Part<'_>> = visible.iter().zip(0..).map(|(v, id)| v.part(id, queries.len())).collect();
-        let found = self.threads().install(|| exact_search(key_dim, &parts, queries, &order));
-        found.iter().map(|nearest| Answer::new(nearest, nearest, of)).collect()
+        let found = self.threads().install(|| exact_search(key_dim, &parts, &vectors(queries), &order));
+        found.iter().zip(queries).map(|(nearest, query)| Answer::new((nearest, nearest), query, of)).collect()
     }
 
     /// Looks into inverted lists, for queries that see the same shards.
@@ -164,7 +172,7 @@ impl Store {
         &self,
         merged: &Merged,
         visible: &[Visible<'_>],
-        queries: &[Query<'_>],
+        queries: &[NeighborQuery<'_>],
         (probe, quantizer): (Probe, &Quantizer),
     ) -> Vec<Answer> {
         let mut parts: Vec<Option<ListPart<'_>>> = Vec::with_capacity(merged.slots.len());
@@ -180,8 +188,9 @@ impl Store {
         let of = |slot: u32| &visible[of_slot[slot as usize]];
         let order = |a: (u32, u32), b: (u32, u32)| by_logical_id((of(a.0).shard, a.1), (of(b.0).shard, b.1));
         let collection = Collection { merged: &merged.lists, parts: &parts };
-        let found = self.threads().install(|| ivf_search(quantizer, collection, queries, probe, &order));
-        found.iter().map(|found| Answer::new(&found.nearest, &found.ranked, of)).collect()
+        let found = self.threads().install(|| ivf_search(quantizer, collection, &vectors(queries), probe, &order));
+        let pairs = found.iter().zip(queries);
+        pairs.map(|(found, query)| Answer::new((&found.nearest, &found.ranked), query, of)).collect()
     }
 }
 
@@ -249,12 +258,11 @@ impl Store {
             let alike = |&i: &usize| std::ptr::eq(queries[i].snapshot, snapshot) && queries[i].mask == mask;
             let (group, rest): (Vec<usize>, Vec<usize>) = left.into_iter().partition(alike);
             left = rest;
-            let vectors: Vec<Query<'_>> =
-                group.iter().map(|&i| Query { key: queries[i].key, k: queries[i].k }).collect();
+            let asked: Vec<NeighborQuery<'_>> = group.iter().map(|&i| queries[i]).collect();
             let visible = visible(live, snapshot, mask, Purpose::Knn);
             let found = match lists.zip(live.merged.as_deref()) {
-                Some((recipe, merged)) => self.scan_lists(merged, &visible, &vectors, recipe),
-                None => self.scan_all(live.key_dim, &visible, &vectors),
+                Some((recipe, merged)) => self.scan_lists(merged, &visible, &asked, recipe),
+                None => self.scan_all(live.key_dim, &visible, &asked),
             };
             out.extend(group.into_iter().zip(found));
         }

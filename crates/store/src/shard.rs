@@ -238,13 +238,17 @@ impl Shard {
         (ContentHash(record.hash), u64::from(row) - record.first_entry)
     }
 
-    /// The token that entry `row` of the files predicts, and the row by which the entry is known, now and after other documents are gone from
-    /// the files.
-    pub(crate) fn value_and_lasting_row(&self, row: u32) -> (TokenId, u32) {
+    /// The token that entry `row` of the files predicts; the row by which the entry is known, now and after other documents are gone from
+    /// the shard; and how many tokens of its document before that token are the last ones of `text`.
+    pub(crate) fn value_row_matched(&self, row: u32, text: &[TokenId]) -> (TokenId, u32, u16) {
         let record = self.record_of(row);
         let entry = u64::from(row) - record.first_entry;
-        let token = record.first_token + record.n_tokens - record.n_entries + entry;
-        (self.tokens.slice::<u32>()[token as usize], (record.first_row + entry) as u32)
+        let value = record.first_token + record.n_tokens - record.n_entries + entry;
+        let (first, value) = (record.first_token as usize, value as usize);
+        let tokens = self.tokens.slice::<u32>();
+        let alike = tokens[first..value].iter().rev().zip(text.iter().rev()).take_while(|(a, b)| a == b);
+        let matched = alike.take(usize::from(u16::MAX)).count() as u16;
+        (tokens[value], (record.first_row + entry) as u32, matched)
     }
 
     /// The document of an entry: its place in the files, and the place of the entry's value among its tokens.

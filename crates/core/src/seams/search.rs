@@ -15,6 +15,8 @@ pub struct Neighbor {
     pub shard: ShardIndex,
     /// Its row in the shard: good for looking it up, also after other documents of the shard are gone; not for ordering or showing.
     pub row: u32,
+    /// How many tokens before the value are the last ones of the query's text, counted back from the last up to the first that differs.
+    pub matched: u16,
 }
 
 /// One question for neighbours.
@@ -28,6 +30,8 @@ pub struct NeighborQuery<'a> {
     pub key: &'a [f32],
     /// At most this many neighbours.
     pub k: usize,
+    /// The last tokens of the text that goes on, as many as are to be compared with those before each neighbour's value; it changes nothing else.
+    pub text: &'a [TokenId],
 }
 
 /// Why a search failed.

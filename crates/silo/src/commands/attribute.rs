@@ -179,8 +179,14 @@ fn answer_json(a: &v1::AttributeResponseResponse) -> Value {
 
 fn in_force(p: v1::InForce) -> Value {
     json!({
-        "k": p.k, "knn_weight": p.knn_weight, "knn_temperature": p.knn_temperature, "trust_steps": p.trust_steps,
-        "trust_hash": p.trust_hash,
+        "k": p.k, "knn_weight": p.knn_weight, "knn_temperature": p.knn_temperature, "match_tokens": p.match_tokens,
+        "match_bonus": p.match_bonus, "gate": p.gate.map(gate),
+    })
+}
+
+fn gate(g: v1::Gate) -> Value {
+    json!({
+        "bias": g.bias, "distance": g.distance, "model_entropy": g.model_entropy, "neighbor_entropy": g.neighbor_entropy,
     })
 }
 

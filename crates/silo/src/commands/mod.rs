@@ -84,6 +84,12 @@ pub struct RetrievalArguments {
     /// Divides the squared distance of the neighbours [default: as calibrated].
     #[arg(long)]
     knn_temperature: Option<f64>,
+    /// So many tokens before a neighbour's value are compared with the text's last ones [default: as calibrated].
+    #[arg(long)]
+    match_tokens: Option<u32>,
+    /// Added to the logarithm of a neighbour's weight for each of them that is the same [default: as calibrated].
+    #[arg(long, allow_negative_numbers = true)]
+    match_bonus: Option<f64>,
     /// Greatest part of the neighbours' weight that one source has at a token [default: as configured].
     #[arg(long)]
     influence_cap: Option<f64>,
@@ -117,6 +123,8 @@ impl RetrievalArguments {
             knn_temperature: self.knn_temperature,
             context: None,
             influence_cap: self.influence_cap,
+            match_tokens: self.match_tokens,
+            match_bonus: self.match_bonus,
         }
     }
 }

@@ -184,7 +184,7 @@ fn beside(store: &Store, stop: &AtomicBool, may_fail: bool) {
         let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
         for b in 97..123 {
             let key = ScriptedModel::key(98, b);
-            store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 9 }]).unwrap();
+            store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 9, text: &[] }]).unwrap();
         }
     }
 }

@@ -34,8 +34,11 @@ impl World {
         }
         let k = [1, 2, 5, 17, 60, 1000][self.rng.random_range(0..6)];
         let mask = snapshot.mask(&filter, Purpose::Knn);
-        let found =
-            self.store().neighbors(&[NeighborQuery { snapshot, mask: &mask, key: &query, k }]).unwrap().remove(0);
+        let found = self
+            .store()
+            .neighbors(&[NeighborQuery { snapshot, mask: &mask, key: &query, k, text: &[] }])
+            .unwrap()
+            .remove(0);
         let described: Vec<_> = found
             .iter()
             .map(|n| {

@@ -234,7 +234,7 @@ impl World {
         let snapshot = self.store().snapshot();
         let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
         let key = ScriptedModel::key(self.rng.random_range(98..123), self.rng.random_range(98..123));
-        let query = NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 12 };
+        let query = NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 12, text: &[] };
         let described = |n: Neighbor| {
             let entry = self.store().entry(&snapshot, &n, 2).unwrap();
             (n, (entry.source, entry.document, entry.position))

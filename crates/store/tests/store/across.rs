@@ -53,7 +53,7 @@ fn in_the_midst(lists: bool, seed: u64) -> [usize; 2] {
         let mut key = || key_after(rng.random_range(LETTERS), rng.random_range(LETTERS));
         let keys: Vec<Vec<f32>> = (0..8).map(|_| key()).collect();
         let queries: Vec<NeighborQuery<'_>> =
-            keys.iter().map(|key| NeighborQuery { snapshot: &pinned, mask: &mask, key, k: 9 }).collect();
+            keys.iter().map(|key| NeighborQuery { snapshot: &pinned, mask: &mask, key, k: 9, text: &[] }).collect();
         let before = store.neighbors(&queries).unwrap();
         let of = pinned.shards.choose(&mut rng).unwrap();
         let victim = store.documents(of.id).unwrap().choose(&mut rng).unwrap().hash;

@@ -83,7 +83,7 @@ fn purge(store: &Store) -> Purged {
 fn search(store: &Store, filter: &Filter, key: &[f32], k: usize) -> Vec<Neighbor> {
     let snapshot = store.snapshot();
     let mask = snapshot.mask(filter, Purpose::Knn);
-    store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k }]).unwrap().remove(0)
+    store.neighbors(&[NeighborQuery { snapshot: &snapshot, mask: &mask, key, k, text: &[] }]).unwrap().remove(0)
 }
 
 /// A neighbour without row numbers: what may be compared between stores.
@@ -119,6 +119,33 @@ fn an_entry_is_found_with_its_value_and_described() {
     let entry = store.entry(&store.snapshot(), &found[0], 6).unwrap();
     assert_eq!((entry.context.as_str(), entry.continuation.as_str(), entry.position), ("the ca", "t", 6));
     assert_eq!((entry.title.as_str(), entry.uri.as_str()), ("A title", "test:one/22"));
+}
+
+/// By both ways to search: what a neighbour goes on from is compared with the query's text, within its document.
+#[test]
+fn what_stands_before_a_neighbour_is_compared_with_the_text() {
+    for recipe in [recipe(), inverted()] {
+        let root = tempfile::tempdir().unwrap();
+        let store = open_with(root.path(), recipe).unwrap();
+        let texts = ["a cat sat", "the cat sat", "cat sat on the cat"];
+        add(&store, "one", &texts).unwrap();
+        let snapshot = store.snapshot();
+        let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
+        let tokens = |text: &str| text.bytes().map(|b| u32::from(b) + 1).collect::<Vec<_>>();
+        for text in ["", "t", "cat", "the cat", "o the cat", "in the cat sat"] {
+            let (key, text) = (key_after(b'c', b'a'), tokens(text));
+            let query = NeighborQuery { snapshot: &snapshot, mask: &mask, key: &key, k: 40, text: &text };
+            let found = store.neighbors(&[query]).unwrap().remove(0);
+            assert!(found.len() > 20, "{}", found.len());
+            for neighbor in &found {
+                let (document, position) = store.place(&snapshot, neighbor).unwrap();
+                let own = texts.iter().find(|t| self::document("one", t).hash() == document).unwrap();
+                let before = &tokens(own)[..position as usize];
+                let alike = before.iter().rev().zip(text.iter().rev()).take_while(|(a, b)| a == b).count();
+                assert_eq!(usize::from(neighbor.matched), alike, "{own} {position}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -218,7 +245,7 @@ fn a_batch_gives_each_query_what_it_gets_alone() {
     let keys: Vec<Vec<f32>> =
         [(b't', b'o'), (b' ', b'b'), (b'q', b'u')].iter().map(|&(a, b)| key_after(a, b)).collect();
     let queries: Vec<NeighborQuery<'_>> = (keys.iter().zip([&all, &one, &all]).zip([3, 5, 0]))
-        .map(|((key, mask), k)| NeighborQuery { snapshot: &snapshot, mask, key, k })
+        .map(|((key, mask), k)| NeighborQuery { snapshot: &snapshot, mask, key, k, text: &[] })
         .collect();
     let together = store.neighbors(&queries).unwrap();
     for (query, expected) in queries.iter().zip(together) {

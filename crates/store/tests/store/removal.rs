@@ -28,7 +28,7 @@ fn a_removal_is_immediate_durable_and_leaves_no_file() {
     let pinned = store.snapshot();
     let mask = pinned.mask(&Filter::default(), Purpose::Knn);
     let key = key_after(b'w', b'i');
-    let query = silo_core::NeighborQuery { snapshot: &pinned, mask: &mask, key: &key, k: 1 };
+    let query = silo_core::NeighborQuery { snapshot: &pinned, mask: &mask, key: &key, k: 1, text: &[] };
     assert_eq!(store.neighbors(&[query]).unwrap()[0][0].distance, 0.0);
 
     let removal = remove(&store, added.id);

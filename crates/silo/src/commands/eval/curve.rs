@@ -5,11 +5,11 @@ use serde::Serialize;
 use serde_json::json;
 use silo_core::{Filter, KnnParameters, ShardId, SnapshotProvider, SourceId};
 use silo_engine::{Evidence, Mode};
-use silo_eval::{Gathered, Loss, Ruled, View, store_parts, tune};
+use silo_eval::{Gathered, Loss, View, store_parts, tune};
 
 use super::page::{Measured, Table, bits, sum};
 use super::plot::{Axis, Line, Plot};
-use super::{Ground, Run, weights};
+use super::{Ground, Run};
 
 /// The losses with a part of the store.
 #[derive(Debug, Serialize)]
@@ -20,7 +20,7 @@ struct Point {
     x: f64,
     /// Entries that are seen.
     n_entries: u64,
-    /// With which parameters (the greatest weight, where it goes by distance); `None` where nothing is seen.
+    /// With which parameters; `None` where nothing is seen.
     parameters: Option<KnnParameters>,
     /// Of all domains.
     test: Loss,
@@ -28,7 +28,7 @@ struct Point {
     domains: Vec<Loss>,
 }
 
-/// Bits per byte with more and more of each domain's text in the store; k, weight and temperature tuned anew for each size.
+/// Bits per byte with more and more of each domain's text in the store; how neighbours weigh is tuned anew for each size.
 pub fn store_size(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let shares: Vec<f64> = ground.config.eval.store_shares.iter().copied().chain([1.0]).collect();
@@ -43,7 +43,7 @@ pub fn store_size(run: &Run) -> Result<Measured<'static>> {
         eprintln!("{:.1} % of the store", 100.0 * share);
         let validation: Vec<Gathered> = gather(&ground, &view, true)?;
         let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
-        let tuned = Ruled::fixed(tune(&ground.config.eval.grid, &all)?.parameters);
+        let tuned = tune(&ground.config.eval.grid, &all)?.parameters;
         let n_entries = entries(&ground, &view.filter);
         points.push(point(&ground, format!("{:.1} %", 100.0 * share), *share, (&view, n_entries), Some(tuned))?);
     }
@@ -68,7 +68,7 @@ fn size_finding(points: &[Point]) -> String {
 /// Bits per byte while the sources are withdrawn one after the other, in the order of their names.
 pub fn removal(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
-    let calibrated = weights::chosen(&ground)?.ruled;
+    let calibration = ground.calibration(&ground.chosen()?);
     let sources: Vec<SourceId> = ground.domains.iter().map(|d| d.source.clone()).collect();
     let mut points = Vec::new();
     for n in 0..sources.len() {
@@ -77,8 +77,8 @@ pub fn removal(run: &Run) -> Result<Measured<'static>> {
         eprintln!("{label}");
         let n_entries = entries(&ground, &view.filter);
         // As a server does: what was tuned on a source that is gone does not hold.
-        let ruled = if n == 0 { calibrated.clone() } else { Ruled::fixed(ground.config.engine.knn) };
-        points.push(point(&ground, label, n as f64, (&view, n_entries), Some(ruled))?);
+        let parameters = if n == 0 { calibration.tuned } else { calibration.neutral };
+        points.push(point(&ground, label, n as f64, (&view, n_entries), Some(parameters))?);
     }
     let last = alone(&ground)?;
     points.push(Point { label: format!("without {}", sources[sources.len() - 1]), x: sources.len() as f64, ..last });
@@ -101,7 +101,7 @@ fn removal_finding(points: &[Point]) -> String {
 }
 
 const STORE_SIZE: &str = "Bits per byte on test text of kNN over the whole store, of which more and more is seen: of each domain the first documents, by \
-    their hashes. k, weight and temperature were tuned on the validation text of all domains together, for each size.";
+    their hashes. k, weight, temperature and match bonus were tuned on the validation text of all domains together, for each size.";
 
 const REMOVAL: &str = "Bits per byte on test text of kNN over the whole store while one source after the other is withdrawn, and stays withdrawn. With all \
     there, neighbours weigh as on a server that was calibrated on the validation text of all; after the first withdrawal the neutral ones of the configuration, as \
@@ -149,14 +149,9 @@ fn point(
     label: String,
     x: f64,
     (view, n_entries): (&View, u64),
-    ruled: Option<Ruled>,
+    parameters: Option<KnnParameters>,
 ) -> Result<Point> {
-    let loss = |g: &Gathered| match &ruled {
-        None => g.loss(None),
-        Some(ruled) => g.loss_by(|e| ruled.log_probability(e)),
-    };
-    let domains: Vec<Loss> = gather(ground, view, false)?.iter().map(loss).collect();
-    let parameters = ruled.and_then(|ruled| ruled.calibrated()).map(|(parameters, _)| parameters);
+    let domains: Vec<Loss> = gather(ground, view, false)?.iter().map(|g| g.loss(parameters.as_ref())).collect();
     let test = sum(&domains);
     Ok(Point { label, x, n_entries, parameters, test, domains })
 }
@@ -169,11 +164,12 @@ fn measured<'a>(
     points: &[Point],
 ) -> Measured<'a> {
     let names: Vec<String> = ground.domains.iter().map(|d| d.source.to_string()).collect();
-    let head = ["seen", "entries", "k", "greatest weight", "temperature", "all domains"].map(str::to_owned);
+    let head = ["seen", "entries", "k", "weight", "temperature", "match bonus", "all domains"].map(str::to_owned);
     let cells = |p: &Point| {
         let of = |show: &dyn Fn(&KnnParameters) -> String| p.parameters.as_ref().map(show).unwrap_or_default();
-        let tuned =
-            [of(&|p| p.k.to_string()), of(&|p| p.knn_weight.to_string()), of(&|p| p.knn_temperature.to_string())];
+        let weight = |p: &KnnParameters| if p.gate.is_some() { "gate".into() } else { p.knn_weight.to_string() };
+        let distances = [of(&|p| p.k.to_string()), of(&weight), of(&|p| p.knn_temperature.to_string())];
+        let tuned = distances.into_iter().chain([of(&|p| p.match_bonus.to_string())]);
         let first = [p.label.clone(), p.n_entries.to_string()];
         first.into_iter().chain(tuned).chain([bits(&p.test)]).chain(p.domains.iter().map(bits)).collect()
     };

@@ -4,18 +4,19 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use serde_json::json;
-use silo_eval::{DomainResult, Loss, Measurement, Scope, Setting, Together, evaluate};
+use silo_core::KnnParameters;
+use silo_eval::{DomainResult, Grid, Loss, Measurement, Scope, Setting, Together, evaluate};
 
 use super::page::{Measured, Table, bits};
 use super::plot::{Axis, Line, Plot};
 use super::reference::{Closed, Reference, find, gaps, references};
-use super::{Ground, Run};
+use super::{Ground, Run, parameters};
 use crate::config::{EvalConfig, ReferenceModel};
 
 const WHAT: &str = "Held-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the model's \
     context (or `eval.sizes.window_tokens`) that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
-    far, and are retrieved again every stride. Weight, temperature and k were chosen on validation text, per domain and mode (\"shared\": one choice for \
-    all; \"calibrated\": one choice for all, with a weight that may go by the distance of the nearest neighbour); test text was scored once with them. The draws are those of hashes: nothing is random.";
+    far, and are retrieved again every stride. How neighbours weigh was chosen on validation text: one weight for each domain and mode (\"shared\": one for \
+    all; \"calibrated\": one choice for all, with a gate where that is better, as `silo eval calibrate` chooses it); test text was scored once with that. The draws are those of hashes: nothing is random.";
 
 /// Columns of the tables, in the order of a reader's interest.
 const COLUMNS: [(&str, Setting, Scope); 10] = [
@@ -39,7 +40,8 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     let references = references(&ground)?;
     let (results, together) = evaluate(&ground.gatherer(), &ground.domains)?;
     let closed = gaps(&results, &references, &COLUMNS[1..], ground.config.eval.min_gap_bits);
-    let (facts, tables) = (ground.facts(run), markdown(&results, &together, &references, &closed));
+    let (facts, tables) =
+        (ground.facts(run), markdown(&results, (&together, &ground.config.eval.grid), &references, &closed));
     let whole = json!({
         "made": facts, "together": together, "domains": results, "references": references, "gap_closed": closed,
     });
@@ -51,7 +53,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         what: WHAT,
         finding: finding(&results, &closed) + &unequal(&ground.config),
         whole,
-        raw: raw(&results, &references, &together.calibrated.kind.name()),
+        raw: raw(&results, &references),
         tables,
         picture: Some((plot, lines(&results, &references))),
     })
@@ -116,7 +118,7 @@ fn lines(results: &[DomainResult], references: &[Reference]) -> Vec<Line> {
 }
 
 /// A row for each cell and each model to compare with: all that was measured.
-fn raw(results: &[DomainResult], references: &[Reference], calibrated: &str) -> Table {
+fn raw(results: &[DomainResult], references: &[Reference]) -> Table {
     let head = [
         "domain",
         "setting",
@@ -124,6 +126,7 @@ fn raw(results: &[DomainResult], references: &[Reference], calibrated: &str) -> 
         "k",
         "knn_weight",
         "knn_temperature",
+        "match_bonus",
         "weight_rule",
         "model_temperature",
         "validation_nats",
@@ -143,12 +146,10 @@ fn raw(results: &[DomainResult], references: &[Reference], calibrated: &str) -> 
         for m in &result.measurements {
             let number = |x: Option<f64>| x.map(|x| x.to_string()).unwrap_or_default();
             let p = m.parameters;
-            let rule = match (m.setting, p) {
-                (_, None) => String::new(),
-                (Setting::KnnCalibrated, _) => calibrated.to_owned(),
-                _ => "fixed".to_owned(),
-            };
-            let of = [p.map(|p| p.k as f64), p.map(|p| p.knn_weight), p.map(|p| p.knn_temperature)].map(number);
+            let rule = p.map_or("", |p| if p.gate.is_some() { "gate" } else { "fixed" }).to_owned();
+            let shown: [fn(KnnParameters) -> f64; 4] =
+                [|p| p.k as f64, |p| p.knn_weight, |p| p.knn_temperature, |p| p.match_bonus];
+            let of = shown.map(|show| number(p.map(show)));
             let knn = of.into_iter().chain([rule, number(m.model_temperature)]);
             let first = [result.domain.clone(), text(json!(m.setting)), text(json!(m.scope))];
             let losses = [loss(&m.validation), loss(&m.test)].concat();
@@ -156,7 +157,7 @@ fn raw(results: &[DomainResult], references: &[Reference], calibrated: &str) -> 
         }
         for reference in references {
             let first = [result.domain.clone(), format!("reference: {}", reference.name), "none".into()];
-            let nothing = vec![String::new(); 8];
+            let nothing = vec![String::new(); 9];
             let test = &reference.test[i];
             rows.push(first.into_iter().chain(nothing).chain(loss(test)).chain(figures(test)).collect());
         }
@@ -164,7 +165,12 @@ fn raw(results: &[DomainResult], references: &[Reference], calibrated: &str) -> 
     Table::new(head, rows)
 }
 
-fn markdown(results: &[DomainResult], together: &Together, references: &[Reference], closed: &[Closed]) -> String {
+fn markdown(
+    results: &[DomainResult],
+    (together, grid): (&Together, &Grid),
+    references: &[Reference],
+    closed: &[Closed],
+) -> String {
     let mut out = String::new();
     for (title, show) in [
         ("Bits per byte on test text", (|m| bits(&m.test)) as fn(&Measurement) -> String),
@@ -178,16 +184,13 @@ fn markdown(results: &[DomainResult], together: &Together, references: &[Referen
         let table = Table::new(head, results.iter().map(row).collect());
         out += &format!("## {title}\n\n{}\n", table.markdown());
     }
-    let (shared, p) = (&together.shared, together.shared.parameters);
+    let [shared, calibrated] = [together.shared.parameters, together.calibrated.parameters];
     out += &format!(
-        "Shared parameters, tuned on the validation text of all domains together: k {}, weight {}, temperature {}. Calibrated: \
-         a weight {}, as `silo eval calibrate` chooses it.\n",
-        p.k,
-        p.knn_weight,
-        p.knn_temperature,
-        together.calibrated.kind.name()
+        "Shared, tuned on the validation text of all domains together: {}. Calibrated: {}.\n",
+        parameters(&shared),
+        parameters(&calibrated)
     );
-    let all = ("all together", shared.edges.iter().chain(&together.edges).copied().collect::<BTreeSet<_>>());
+    let all = ("all together", [shared, calibrated].iter().flat_map(|p| grid.edges(p)).collect::<BTreeSet<_>>());
     let edges = results.iter().map(|r| (r.domain.as_str(), r.edges.clone())).chain([all]);
     let edges = edges.filter(|(_, edges)| !edges.is_empty());
     let edges: Vec<String> = edges.map(|(of, edges)| format!("{of} ({})", join(edges))).collect();

@@ -9,7 +9,7 @@ use silo_eval::{Domain, Loss, Prompt, StoredWords, distinct, divergence, generat
 
 use super::page::{Measured, Table, bits, sum};
 use super::reference::Alone;
-use super::{Ground, Run, weights};
+use super::{Ground, Run};
 
 const WHAT: &str = "Pieces of each domain's test text, from as many of its documents as there are, begin a text, which is gone on with at temperature 1, in several ways; neighbours as a server has them that was calibrated on the domains' \
     validation text. *Judge*: bits per byte that \
@@ -89,7 +89,7 @@ impl<'a> Scene<'a> {
         let judge = references.find(|r| r.knows_domains && !r.is_per_domain());
         let judge = judge
             .context("eval.references names no model that knows the domains: it is the judge of what is generated")?;
-        let calibration = ground.calibration(&weights::chosen(ground)?)?;
+        let calibration = ground.calibration(&ground.chosen()?);
         let guard = ground.config.engine.guard.clone();
         let engine = |guard: GuardConfig| {
             let stream_buffer_tokens = ground.config.eval.generation.new_tokens + 1;

@@ -11,7 +11,7 @@ use silo_core::{
 };
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
-use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, store_parts};
+use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, store_parts};
 use silo_store::{NewShard, Store};
 
 use super::Run;
@@ -70,18 +70,21 @@ impl Ground {
         Gatherer { engine: &self.engine, grid, cache, progress: &|what| eprintln!("{what}") }
     }
 
+    /// What suits the validation text of all domains together.
+    pub fn chosen(&self) -> Result<Chosen> {
+        Ok(Together::choose(&self.gatherer(), &self.domains)?.1.calibrated)
+    }
+
     /// Entries of the whole store.
     pub fn n_entries(&self) -> u64 {
         self.store.snapshot().shards.iter().map(|s| s.n_entries).sum()
     }
 
     /// A calibration with a rule that was chosen on the validation text of all domains.
-    pub fn calibration(&self, chosen: &Chosen) -> Result<Calibration> {
-        let (tuned, trust_by_distance) =
-            chosen.ruled.calibrated().context("servers do not have the rule that was chosen")?;
+    pub fn calibration(&self, chosen: &Chosen) -> Calibration {
         let tuned_on = self.domains.iter().map(|d| d.source.clone()).collect();
         let (model, neutral) = (self.model.card().hash, self.config.engine.knn);
-        Ok(Calibration { model, tuned_on, tuned, trust_by_distance, neutral })
+        Calibration { model, tuned_on, tuned: chosen.parameters, neutral }
     }
 
     /// What a result is made with: enough to make it again.

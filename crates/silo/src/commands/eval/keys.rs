@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
+use silo_core::KnnParameters;
 use silo_engine::{Evidence, Mode};
-use silo_eval::{Gathered, Loss, Scope, SearchQuality, Tuned, search_quality, tune};
+use silo_eval::{Gathered, Loss, Scope, SearchQuality, search_quality, tune};
 use silo_store::Recipe;
 
 use super::page::{Measured, Table, bits, sum};
@@ -12,8 +13,8 @@ use super::speed::{sample_keys, shard_bytes};
 use super::{Ground, Run};
 use crate::config::{ComparedRecipe, EvalConfig, read_eval_config};
 
-const WHAT: &str = "The same domains in stores of several recipes, each with everything in one mixed store: bits per byte on test text of kNN with k, weight \
-    and temperature tuned on the validation text of all domains together; the share of the exact neighbours that a search finds, its time for one query \
+const WHAT: &str = "The same domains in stores of several recipes, each with everything in one mixed store: bits per byte on test text of kNN with one \
+    weight at every token, tuned with k, temperature and match bonus on the validation text of all domains together; the share of the exact neighbours that a search finds, its time for one query \
     alone, and bytes of an entry, text and indexes included. The store named below is that of the last row.";
 
 /// What came of a recipe.
@@ -21,7 +22,9 @@ const WHAT: &str = "The same domains in stores of several recipes, each with eve
 struct Row {
     name: String,
     recipe: Recipe,
-    tuned: Tuned,
+    tuned: KnnParameters,
+    /// What of it lies at an end of the grid.
+    edges: Vec<&'static str>,
     validation: Loss,
     /// Of the model alone.
     alone: Loss,
@@ -81,9 +84,8 @@ fn row(ground: &Ground, compared: &ComparedRecipe) -> Result<Row> {
     };
     let (validation, test) = (gather(true)?, gather(false)?);
     let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
-    let tuned = tune(with.grid, &all)?;
-    let best = tuned.parameters;
-    let loss = |of: &[Gathered]| of.iter().map(|g| g.loss(Some(&best))).collect::<Vec<_>>();
+    let tuned = tune(with.grid, &all)?.parameters;
+    let loss = |of: &[Gathered]| of.iter().map(|g| g.loss(Some(&tuned))).collect::<Vec<_>>();
     let domains = loss(&test);
     let keys = sample_keys(ground, ground.config.eval.speed.queries)?;
     let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
@@ -91,6 +93,7 @@ fn row(ground: &Ground, compared: &ComparedRecipe) -> Result<Row> {
         name: compared.name.clone(),
         recipe: ground.store.recipe().clone(),
         tuned,
+        edges: with.grid.edges(&tuned),
         validation: sum(&loss(&validation)),
         alone: sum(&test.iter().map(|g| g.loss(None)).collect::<Vec<_>>()),
         test: sum(&domains),
@@ -108,6 +111,7 @@ fn table(config: &EvalConfig, rows: &[Row]) -> Table {
         "k",
         "weight",
         "temperature",
+        "match bonus",
         "validation",
         "test",
         "recall",
@@ -117,8 +121,9 @@ fn table(config: &EvalConfig, rows: &[Row]) -> Table {
         "at an end of the grid",
     ];
     let cells = |row: &Row| {
-        let p = row.tuned.parameters;
-        let tuned = [p.k.to_string(), p.knn_weight.to_string(), p.knn_temperature.to_string()];
+        let p = row.tuned;
+        let tuned =
+            [p.k.to_string(), p.knn_weight.to_string(), p.knn_temperature.to_string(), p.match_bonus.to_string()];
         let search = &row.search;
         let cost = [
             format!("{:.4}", search.recall),
@@ -133,7 +138,7 @@ fn table(config: &EvalConfig, rows: &[Row]) -> Table {
             .chain(tuned)
             .chain(losses)
             .chain(cost)
-            .chain([row.tuned.edges.join(", ")])
+            .chain([row.edges.join(", ")])
             .chain(row.domains.iter().map(bits))
             .collect()
     };

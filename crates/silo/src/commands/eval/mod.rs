@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use silo_core::KnnParameters;
+use silo_core::{Gate, KnnParameters};
 
 use crate::config::ConfigFile;
 use crate::output;
@@ -118,18 +118,29 @@ impl Bench {
     }
 }
 
+/// In words.
+fn parameters(knn: &KnnParameters) -> String {
+    let KnnParameters { k, knn_weight, knn_temperature, match_bonus, .. } = knn;
+    let weight = match knn.gate {
+        None => format!("weight {knn_weight}"),
+        Some(Gate { bias, distance, model_entropy, neighbor_entropy }) => format!(
+            "weight {knn_weight} times a gate (bias {bias:.3}, distance {distance:.3}, model's entropy {model_entropy:.3}, neighbours' entropy \
+             {neighbor_entropy:.3})"
+        ),
+    };
+    format!("{weight}, k {k}, temperature {knn_temperature}, {match_bonus} for a token that matches")
+}
+
 fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
     let ground = Ground::open(&command.config)?;
-    let chosen = weights::chosen(&ground)?;
-    let calibration = ground.calibration(&chosen)?;
+    let chosen = ground.chosen()?;
+    let calibration = ground.calibration(&chosen);
     write(&command.output, format!("{:#}\n", json!(calibration)))?;
     if as_json {
         return output::json(&calibration);
     }
-    let KnnParameters { k, knn_weight, knn_temperature } = calibration.tuned;
-    let (kind, path) = (chosen.kind.name(), command.output.display());
-    println!("weight {kind}, at most {knn_weight}; k {k}, temperature {knn_temperature}: {path}");
-    let edges = chosen.ruled.edges(&ground.config.eval.grid);
+    println!("{}: {}", parameters(&calibration.tuned), command.output.display());
+    let edges = ground.config.eval.grid.edges(&calibration.tuned);
     if !edges.is_empty() {
         eprintln!("at an end of eval.grid, which may be too narrow: {}", edges.join(", "));
     }

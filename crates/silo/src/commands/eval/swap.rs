@@ -22,7 +22,7 @@ struct Row {
 }
 
 const WHAT: &str = "Bits per byte on test text of kNN over the whole store, where p of the model and the neighbours come from one model or from two: each has encoded \
-    the store and the text for itself. k, weight and temperature were tuned on the validation text of all domains together, for each pair.";
+    the store and the text for itself. k, weight, temperature and match bonus were tuned on the validation text of all domains together, for each pair.";
 
 /// Evidence of a model on validation and test text, domain by domain.
 struct Side {

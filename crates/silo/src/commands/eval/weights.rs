@@ -3,17 +3,11 @@
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
-use silo_engine::{Evidence, Mode};
-use silo_eval::{Chosen, Gathered, Loss, Points, RuleKind, Ruled, Scope, choose_rule, tune_rule, tune_shared};
+use silo_engine::{Evidence, Mode, Sums};
+use silo_eval::{Gathered, Loss, Points, RuleKind, Ruled, Scope, Together, tune_rule};
 
 use super::page::{Measured, Table, bits, sum};
 use super::{Ground, Run};
-
-/// What a server is calibrated with.
-pub fn chosen(ground: &Ground) -> Result<Chosen> {
-    let with = ground.gatherer();
-    Ok(choose_rule(with.grid, &tune_shared(&with, &ground.domains)?.0)?)
-}
 
 /// A rule, tuned on the validation text of all domains together, with the whole store.
 #[derive(Debug, Serialize)]
@@ -31,32 +25,44 @@ struct Row {
     hurt: f64,
 }
 
+/// Kinds of rules, each tuned without and with matches; the first is kNN-LM as it was published.
+const KINDS: [RuleKind; 6] = [
+    RuleKind::Fixed,
+    RuleKind::Distance { bins: 8 },
+    RuleKind::Distance { bins: 64 },
+    RuleKind::Distance { bins: 256 },
+    RuleKind::Confidence,
+    RuleKind::Gate,
+];
+
 pub fn run(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let with = ground.gatherer();
-    let (validation, _) = tune_shared(&with, &ground.domains)?;
+    let (validation, Together { calibrated: chosen, .. }) = Together::choose(&with, &ground.domains)?;
     let test = |domain| with.gather(domain, &domain.test, Scope::Mixed, Mode::Knn);
     let test: Vec<Gathered> = ground.domains.iter().map(test).collect::<Result<_, _>>()?;
-    let chosen = choose_rule(with.grid, &validation)?;
     let bytes = validation.iter().map(|g| g.n_bytes).sum::<u64>();
     let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
     let points = Points::of(with.grid, &all)?;
     let mut rows = Vec::new();
-    for (i, kind) in RuleKind::SERVED.into_iter().chain([RuleKind::Confidence]).enumerate() {
-        eprintln!("tuning: {}", kind.name());
-        let (tuned, _) = tune_rule(kind, &points)?;
-        let nats = chosen.between_halves.get(i);
+    for (matches, kind) in [false, true].iter().flat_map(|matches| KINDS.map(|kind| (*matches, kind))) {
+        let name = if matches { format!("{}, with matches", kind.name()) } else { kind.name() };
+        eprintln!("tuning: {name}");
+        let (tuned, _) = tune_rule(kind, &points, matches)?;
+        let served = RuleKind::SERVED.iter().position(|served| matches && *served == kind);
+        let nats = served.map(|i| chosen.between_halves[i]);
         let between_halves = nats.map(|nats| nats / std::f64::consts::LN_2 / bytes as f64);
-        rows.push(Row { between_halves, ..row(kind.name(), tuned, &validation, &test) });
+        rows.push(Row { between_halves, ..row(name, tuned, &validation, &test) });
     }
-    let kind = RuleKind::SERVED.iter().position(|k| *k == chosen.kind).unwrap_or_default();
+    let is_chosen = |row: &&Row| row.tuned.parameters() == Some(chosen.parameters);
+    let finding = rows.iter().find(is_chosen).map(|row| finding(&rows[0], row)).unwrap_or_default();
     let names: Vec<&str> = ground.domains.iter().map(|d| d.source.as_str()).collect();
     let raw = table(&rows, &names);
     Ok(Measured {
         name: "weights",
         title: "How much neighbours weigh at a token",
         what: WHAT,
-        finding: finding(&rows[0], &rows[kind]),
+        finding,
         whole: json!({"made": ground.facts(run), "rules": rows}),
         tables: raw.markdown(),
         raw,
@@ -70,47 +76,60 @@ fn finding(fixed: &Row, chosen: &Row) -> String {
         chosen.name
     );
     let gain = fixed.test.bits_per_byte() - chosen.test.bits_per_byte();
-    match (chosen.name == fixed.name, gain >= 0.0) {
-        (true, _) => format!("{of}."),
-        (_, true) => format!("{of}: {gain:.4} bits per byte better on test text than a fixed weight."),
-        (_, false) => format!("{of}; on test text it is {:.4} bits per byte worse than a fixed weight.", -gain),
+    if gain >= 0.0 {
+        format!("{of}: {gain:.4} bits per byte better on test text than a fixed weight and distances alone.")
+    } else {
+        format!("{of}; on test text it is {:.4} bits per byte worse than a fixed weight and distances alone.", -gain)
     }
 }
 
 const WHAT: &str = "Bits per byte of kNN over the whole store. Each rule was tuned, with k and temperature, on the validation text of all domains \
     together, and scored once on their test text. *Fixed*: one weight everywhere. *By distance*: bins of equally many tokens by the distance of the \
     nearest neighbour, a weight each (Drozdov et al. 2022). *By relative confidence*: a sigmoid of nearest over farthest distance (NEST, Li et al. \
-    2024). *Between halves*: each half of the \
+    2024). *Gate*: a logistic regression on the distance of the nearest neighbour and the entropies of what the model and the neighbours say. *With \
+    matches*: a neighbour gains for each token before it that is the text's as well. *Between halves*: each half of the \
     validation text with what was tuned on the other. *Helped* and *hurt*: test tokens that are more and less probable than to the model alone.";
 
 fn row(name: String, tuned: Ruled, validation: &[Gathered], test: &[Gathered]) -> Row {
-    let loss = |of: &Gathered| of.loss_by(|e| tuned.log_probability(e));
-    let domains: Vec<Loss> = test.iter().map(loss).collect();
-    let all: Vec<&Evidence> = test.iter().flat_map(|g| &g.evidence).collect();
-    let share = |better: &dyn Fn(f64, f64) -> bool| {
-        let n = all.iter().filter(|e| better(tuned.log_probability(e), e.parametric_log_probability)).count();
-        n as f64 / all.len().max(1) as f64
+    let mut sums = Sums::default();
+    let (mut n, mut n_helped, mut n_hurt) = (0, 0, 0);
+    let validation: Vec<Loss> = validation.iter().map(|g| g.loss_by(|e| tuned.log_probability(e, &mut sums))).collect();
+    let mut on_test = |e: &Evidence| {
+        let (with, alone) = (tuned.log_probability(e, &mut sums), e.parametric_log_probability);
+        n += 1;
+        n_helped += usize::from(with > alone);
+        n_hurt += usize::from(with < alone);
+        with
     };
+    let domains: Vec<Loss> = test.iter().map(|g| g.loss_by(&mut on_test)).collect();
+    let share = |of: usize| of as f64 / n.max(1) as f64;
     Row {
         name,
-        validation: sum(&validation.iter().map(loss).collect::<Vec<_>>()),
+        validation: sum(&validation),
         between_halves: None,
         test: sum(&domains),
-        helped: share(&|with, alone| with > alone),
-        hurt: share(&|with, alone| with < alone),
+        helped: share(n_helped),
+        hurt: share(n_hurt),
         domains,
         tuned,
     }
 }
 
 fn table(rows: &[Row], domains: &[&str]) -> Table {
-    let head = ["rule", "k", "temperature", "validation", "between halves", "test", "helped", "hurt"];
+    let head = ["rule", "k", "temperature", "match bonus", "validation", "between halves", "test", "helped", "hurt"];
     let cells = |row: &Row| {
         let percent = |part: f64| format!("{:.1} %", 100.0 * part);
-        let (k, temperature) = (row.tuned.k.to_string(), row.tuned.knn_temperature.to_string());
+        let knn = row.tuned.knn;
+        let tuned = [knn.k.to_string(), knn.knn_temperature.to_string(), knn.match_bonus.to_string()];
         let between = row.between_halves.map(|bits| format!("{bits:.4}")).unwrap_or_default();
-        let first = [row.name.clone(), k, temperature, bits(&row.validation), between, bits(&row.test)];
-        first.into_iter().chain([percent(row.helped), percent(row.hurt)]).chain(row.domains.iter().map(bits)).collect()
+        let losses = [bits(&row.validation), between, bits(&row.test)];
+        [row.name.clone()]
+            .into_iter()
+            .chain(tuned)
+            .chain(losses)
+            .chain([percent(row.helped), percent(row.hurt)])
+            .chain(row.domains.iter().map(bits))
+            .collect()
     };
     Table::new(head.iter().chain(domains).copied(), rows.iter().map(cells).collect())
 }
