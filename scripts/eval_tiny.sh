@@ -25,6 +25,8 @@ evaluate all --config configs/eval_test.toml --output "$work/results"
 sed -e 's#golden/gqa#golden/mha#' -e "s#$work/store#$work/other#" configs/eval_test.toml >"$work/other.toml"
 evaluate swap --config configs/eval_test.toml --other "$work/other.toml" --output "$work/results"
 evaluate calibrate --config configs/eval_test.toml --output "$work/results/calibration.json"
+evaluate calibrate --config configs/eval_test.toml --set "eval.sizes.stored='validation'" --set "store.root='$work/neutral'" \
+  --output "$work/results/neutral.json"
 for page in domains weights store-size removal-curve context keys generation swap; do
   for file in "$page.md" "$page.csv" "$page.json"; do
     [ -s "$work/results/$file" ] || { echo "silo eval all wrote no $file" >&2; exit 1; }

@@ -138,25 +138,36 @@ fn who_sets_the_weight_gets_it_at_every_token() {
     }
 }
 
-/// Without a source other neighbours come, and the weight is another: the bound says by how much.
+/// Without a source other neighbours come, and the gate says something else: the bound says by how much, with a cap and without.
 #[test]
 fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
     let world = two_sources();
     let engine = world.calibrated(&["one"]);
-    let two = "two".parse().unwrap();
-    let request = world.request(KnnOverrides::default(), Filter::default());
-    let compared = engine.compare_without(&request, &[two], &never()).unwrap();
-    let filter = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
-    let without = engine.score(&world.request(KnnOverrides::default(), filter), &never()).unwrap();
-    assert_eq!((compared.with.knn, compared.without.knn), (tuned(), tuned()));
-    let mut n_beyond = 0;
-    for (token, other) in compared.tokens.iter().zip(&without.tokens) {
-        assert_eq!(token.without.to_bits(), other.log_probability.to_bits());
-        let bound = token.bound.expect("the same rule holds with and without");
-        assert!(token.total_variation <= bound + 1e-12, "{token:?}");
-        n_beyond += usize::from(token.total_variation > tuned().knn_weight * token.mass + 1e-12);
+    let (mut by_gate, mut by_matches) = (0, 0);
+    for (match_bonus, cap) in [(-0.5, None), (0.0, None), (2.0, None), (3.0, Some(0.3)), (0.5, Some(0.6))] {
+        let asked = |filter| {
+            let knn = KnnOverrides { k: Some(3), match_bonus: Some(match_bonus), ..KnnOverrides::default() };
+            let mut request = world.request(knn, filter);
+            request.retrieval.influence_cap = cap;
+            request
+        };
+        let request = asked(Filter::default());
+        let two = "two".parse().unwrap();
+        let compared = engine.compare_without(&request, &[two], &never()).unwrap();
+        let filter = Filter { deny_sources: vec!["two".parse().unwrap()], ..Filter::default() };
+        let without = engine.score(&asked(filter), &never()).unwrap();
+        assert!(compared.with.knn.gate.is_some() && compared.with.knn == compared.without.knn);
+        for (token, other) in compared.tokens.iter().zip(&without.tokens) {
+            assert_eq!(token.without.to_bits(), other.log_probability.to_bits());
+            let Some(bound) = token.bound else { continue };
+            assert!(token.total_variation <= bound + 1e-12, "{token:?}");
+            by_gate += usize::from(bound > tuned().knn_weight * token.mass + 1e-12);
+            by_matches += usize::from(token.total_variation > tuned().knn_weight * token.mass + 1e-12);
+        }
+        let bounded = compared.tokens.iter().filter(|t| t.bound.is_some()).count();
+        assert!(cap.is_some() || bounded == compared.tokens.len());
     }
-    assert!(n_beyond > 0, "at some token the change of the weight counts");
+    assert!(by_gate > 0 && by_matches > 0, "at some token more than the mass counts: {by_gate} {by_matches}");
 }
 
 #[test]

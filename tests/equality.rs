@@ -64,9 +64,9 @@ fn source(name: &str, tier: Tier) -> Source {
 
 /// Where a request does not set the weight, a gate does.
 fn gated() -> EngineConfig {
-    let gate = Gate { bias: 1.0, distance: -0.2, model_entropy: 0.1, neighbor_entropy: -0.3 };
+    let gate = Gate { bias: 3.0, distance: -0.2, model_entropy: 0.1, neighbor_entropy: -0.3 };
     EngineConfig {
-        knn: KnnParameters { gate: Some(gate), ..KnnParameters::new(64, 0.8, 10.0) },
+        knn: KnnParameters { gate: Some(gate), match_bonus: 0.4, ..KnnParameters::new(64, 0.95, 10.0) },
         ..EngineConfig::default()
     }
 }
@@ -375,12 +375,11 @@ impl SnapshotProvider for Withdrawing {
     }
 }
 
-/// Greedy, with neighbours that weigh much.
+/// Greedy, with neighbours that weigh what the gate leaves.
 fn request(prompt: Vec<u32>, n: usize) -> GenerateRequest {
     let mut request = GenerateRequest::new(prompt, n);
     request.sampling.temperature = 0.0;
-    let knn =
-        KnnOverrides { k: Some(64), knn_weight: Some(0.9), knn_temperature: Some(4.0), ..KnnOverrides::default() };
+    let knn = KnnOverrides { k: Some(64), knn_temperature: Some(4.0), ..KnnOverrides::default() };
     request.retrieval = Retrieval { mode: Mode::Knn, knn, ..Retrieval::default() };
     request
 }

@@ -6,7 +6,7 @@ mod access;
 mod arrows;
 /// Shares, comparisons, answers that are kept, the ledger, runs of words.
 mod attribution;
-/// A weight by distance, against the rule; what was tuned on a source goes with it.
+/// A gate and what matches, against the formula; what was tuned on a source goes with it.
 mod calibration;
 /// Removed equals never added, with the default model and at random.
 mod equality;

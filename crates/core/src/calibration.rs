@@ -15,11 +15,11 @@ pub struct KnnParameters {
     pub knn_weight: f64,
     /// Divides the negative squared L2 distance; above 0.
     pub knn_temperature: f64,
-    /// So many tokens before a neighbour's value are compared with the last ones of the text.
+    /// So many tokens before a neighbour's value are compared with the last ones of the text, from 0 to 65,535.
     #[serde(default = "match_tokens")]
     pub match_tokens: usize,
-    /// Added to the logarithm of a neighbour's weight for each of them that is the same, counted back from the last one up to the first that is
-    /// not. 0: only the distance counts. Below 0: copies of the text are kept away.
+    /// Added to the logarithm of a neighbour's weight, in nats, for each of them that is the same, counted back from the last one up to the first
+    /// that is not; from −100 to 100. 0: only the distance counts. Below 0: copies of the text are kept away.
     #[serde(default)]
     pub match_bonus: f64,
     /// What part of `knn_weight` neighbours have at a token; all of it, if there is none.
@@ -27,34 +27,45 @@ pub struct KnnParameters {
     pub gate: Option<Gate>,
 }
 
+/// Keeps the sums of a gate finite.
+const MAX_COEFFICIENT: f64 = 1e6;
+
+/// Whether a neighbour may gain so much for a token that matches.
+pub fn is_match_bonus(bonus: f64) -> bool {
+    bonus.abs() <= KnnParameters::MAX_MATCH_BONUS
+}
+
 fn match_tokens() -> usize {
     KnnParameters::MATCH_TOKENS
 }
 
 impl KnnParameters {
-    /// The default of `match_tokens`: more did not tell neighbours apart any better where they were tried.
+    /// The default of `match_tokens`.
     pub const MATCH_TOKENS: usize = 16;
+    /// The greatest `match_bonus`, and the negative of the least.
+    pub const MAX_MATCH_BONUS: f64 = 100.0;
 
     /// Those of kNN-LM as it was published: a fixed weight, and only the distance counts.
     pub fn new(k: usize, knn_weight: f64, knn_temperature: f64) -> Self {
         Self { k, knn_weight, knn_temperature, match_tokens: Self::MATCH_TOKENS, match_bonus: 0.0, gate: None }
     }
 
-    /// The logarithm of what a neighbour weighs, but for what all weigh together.
-    pub fn log_weight(&self, distance: f32, matched: u16) -> f64 {
-        self.match_bonus * f64::from(matched) - f64::from(distance) / self.knn_temperature
+    /// The logarithm of what a neighbour weighs beside the nearest one, had that nothing that matches: never above what its matches give it, so that
+    /// no temperature, however small, makes all of them infinitely light.
+    pub fn log_weight(&self, nearest: f32, distance: f32, matched: u16) -> f64 {
+        self.match_bonus * f64::from(matched) - (f64::from(distance) - f64::from(nearest)) / self.knn_temperature
     }
 
     /// What is wrong with them, each beginning with the name of what it is.
     pub fn faults(&self) -> Vec<&'static str> {
-        let finite = |gate: Gate| gate.coefficients().iter().all(|c| c.is_finite());
+        let moderate = |gate: Gate| gate.coefficients().iter().all(|c| c.abs() <= MAX_COEFFICIENT);
         let all = [
             (self.k == 0, "k must be 1 or more"),
             (!(0.0..=1.0).contains(&self.knn_weight), "knn_weight must be from 0 to 1"),
             (!(self.knn_temperature > 0.0 && self.knn_temperature.is_finite()), "knn_temperature must be above 0"),
             (self.match_tokens > usize::from(u16::MAX), "match_tokens must be at most 65535"),
-            (!self.match_bonus.is_finite(), "match_bonus must be a number"),
-            (!self.gate.is_none_or(finite), "gate must have numbers"),
+            (!is_match_bonus(self.match_bonus), "match_bonus must be from -100 to 100"),
+            (!self.gate.is_none_or(moderate), "gate must have numbers from -1000000 to 1000000"),
         ];
         all.into_iter().filter(|(wrong, _)| *wrong).map(|(_, what)| what).collect()
     }
@@ -104,10 +115,11 @@ impl Gate {
 /// Parameters tuned on the text of named sources. Nothing that was tuned on removable data survives it: as soon as one of the
 /// sources is gone, the neutral parameters take over, in the same epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Calibration {
     /// The model that it was tuned with.
     pub model: ContentHash,
-    /// Sources whose text it was tuned on.
+    /// Sources whose text it was tuned on, if that may be withdrawn.
     pub tuned_on: Vec<SourceId>,
     /// What was found best there.
     pub tuned: KnnParameters,
@@ -139,9 +151,24 @@ mod tests {
         // 1 − 0.5·√16 + 0.25·2 − 1·0.5 = −1
         let part = gate.part(&Gate::features(16.0, 2.0, 0.5));
         assert!((part - 1.0 / (1.0 + 1f64.exp())).abs() < 1e-15, "{part}");
-        let far = Gate { distance: -1e300, ..gate }.part(&Gate::features(f32::MAX, 0.0, 0.0));
+        let far = Gate { distance: -1e6, ..gate }.part(&Gate::features(f32::MAX, 0.0, 0.0));
         assert_eq!((far, Gate::default().part(&Gate::features(1.0, 1.0, 1.0))), (0.0, 0.5));
         assert_eq!(Gate::of_coefficients(gate.coefficients()), gate);
+    }
+
+    /// What an earlier form said of distances must not be left out in silence.
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let knn = "{\"k\": 1, \"knn_weight\": 0.5, \"knn_temperature\": 1.0}";
+        let of = |more: &str| {
+            let model = ContentHash::of(b"a model");
+            let text =
+                format!("{{\"model\": \"{model}\", \"tuned_on\": [], \"tuned\": {knn}, \"neutral\": {knn}{more}}}");
+            serde_json::from_str::<Calibration>(&text)
+        };
+        assert_eq!(of("").unwrap().tuned, KnnParameters::new(1, 0.5, 1.0));
+        let error = of(", \"trust_by_distance\": {\"ends\": [], \"parts\": [1.0]}").unwrap_err().to_string();
+        assert!(error.contains("trust_by_distance"), "{error}");
     }
 
     #[test]

@@ -102,7 +102,9 @@ impl NeighborDistribution {
 }
 
 fn softmax(neighbors: &[Neighbor], knn: &KnnParameters) -> Vec<f64> {
-    let mut weights: Vec<f64> = neighbors.iter().map(|n| knn.log_weight(n.distance, n.matched)).collect();
+    let Some(nearest) = neighbors.first() else { return Vec::new() };
+    let log_weight = |n: &Neighbor| knn.log_weight(nearest.distance, n.distance, n.matched);
+    let mut weights: Vec<f64> = neighbors.iter().map(log_weight).collect();
     let max = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     weights.iter_mut().for_each(|w| *w = (*w - max).exp());
     let sum: f64 = weights.iter().sum();
@@ -259,6 +261,40 @@ mod tests {
         let knn = NeighborDistribution::new(&alike, &parameters(1.0));
         assert!((knn.entropy() - 1.5 * 2f64.ln()).abs() < 1e-15, "of tokens, not of neighbours");
         assert_eq!(NeighborDistribution::default().entropy(), 0.0);
+    }
+
+    proptest! {
+        /// Where the ones that go are followed by others, no more mass moves than either had; whatever the gate leaves each time, no more than by
+        /// that besides.
+        #[test]
+        fn what_others_in_its_place_move_is_bounded_too(
+            logits in prop::collection::vec(-20.0f32..20.0, 8), neighbors in arbitrary_neighbors(), weight in 0.0f64..=1.0,
+            k in 1usize..30, parts in prop::array::uniform2(0.0f64..=1.0),
+        ) {
+            let lm = log_softmax(&logits);
+            let nearest = |gone: &dyn Fn(&Neighbor) -> bool| -> Vec<Neighbor> {
+                neighbors.iter().filter(|n| !gone(n)).take(k).copied().collect()
+            };
+            let (all, rest) = (nearest(&|_| false), nearest(&|n| n.shard.0 == 0));
+            let [with, without] = [(&all, parts[0]), (&rest, parts[1])].map(|(n, part)| NeighborDistribution::new(n, &parameters(10.0)).gated(part));
+            let mass = |of: &NeighborDistribution, n: &[Neighbor], counts: &dyn Fn(&Neighbor) -> bool| {
+                n.iter().zip(of.weights()).filter(|(n, _)| counts(n)).map(|(_, a)| a).sum::<f64>() * of.mass()
+            };
+            let goes = mass(&with, &all, &|n| n.shard.0 == 0);
+            let comes = mass(&without, &rest, &|n| !all.contains(n));
+            let change = if rest.is_empty() { 0.0 } else { (parts[0] - parts[1]).abs() };
+            let moved = total_variation(&interpolate(&lm, &with, weight), &interpolate(&lm, &without, weight));
+            prop_assert!(moved <= weight * (goes.max(comes) + change) + 1e-9, "{moved} {goes} {comes} {change}");
+        }
+    }
+
+    #[test]
+    fn the_smallest_temperature_leaves_the_nearest() {
+        let neighbors = [neighbor(2.0, 1, 0), neighbor(2.0, 2, 0), Neighbor { matched: 9, ..neighbor(3.0, 3, 0) }];
+        for match_bonus in [0.0, -100.0, 100.0] {
+            let knn = KnnParameters { match_bonus, ..KnnParameters::new(3, 1.0, f64::from_bits(1)) };
+            assert_eq!(NeighborDistribution::new(&neighbors, &knn).weights(), [0.5, 0.5, 0.0]);
+        }
     }
 
     #[test]

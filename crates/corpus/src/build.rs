@@ -22,7 +22,7 @@ const MIN_BYTES: usize = 200;
 /// Jaccard similarity of near-duplicates.
 const NEAR_DUPLICATE: f64 = 0.8;
 /// Held-out documents with more of their 13-grams elsewhere are contaminated.
-const MAX_OVERLAP: f64 = 0.2;
+pub const MAX_OVERLAP: f64 = 0.2;
 /// Sources of fewer files are split by part.
 const FEW_FILES: usize = 20;
 /// Bytes of a file in which its licence header is looked for.

@@ -19,7 +19,7 @@ mod resolve;
 mod shape;
 mod split;
 
-pub use build::{BuildReport, CorpusBuilder, SourceReport};
+pub use build::{BuildReport, CorpusBuilder, MAX_OVERLAP, SourceReport};
 pub use declaration::{Importer, Override, Role, SourceDeclaration, read_declarations};
 pub use dedup::{NearDuplicates, Overlap};
 pub use error::CorpusError;

@@ -1,6 +1,6 @@
 //! What is refused before it begins.
 
-use silo_core::{ModelError, TokenId};
+use silo_core::{ModelError, TokenId, is_match_bonus};
 
 use crate::{Engine, EngineError, GenerateRequest, Retrieval};
 
@@ -44,11 +44,12 @@ impl Engine {
         if let Some(t) = retrieval.knn.knn_temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
             return invalid("retrieval.knn_temperature", t.to_string(), "it must be above 0".into());
         }
-        if let Some(n) = retrieval.knn.match_tokens.filter(|n| *n > usize::from(u16::MAX)) {
-            return invalid("retrieval.match_tokens", n.to_string(), format!("it must be at most {}", u16::MAX));
+        let most = self.config.max_match_tokens;
+        if let Some(n) = retrieval.knn.match_tokens.filter(|n| *n > most) {
+            return invalid("retrieval.match_tokens", n.to_string(), format!("it must be at most {most}"));
         }
-        if let Some(b) = retrieval.knn.match_bonus.filter(|b| !b.is_finite()) {
-            return invalid("retrieval.match_bonus", b.to_string(), "it must be a number".into());
+        if let Some(b) = retrieval.knn.match_bonus.filter(|b| !is_match_bonus(*b)) {
+            return invalid("retrieval.match_bonus", b.to_string(), "it must be from -100 to 100".into());
         }
         let (least, most) = (self.config.min_influence_cap, self.config.influence_cap);
         if let Some(c) = retrieval.influence_cap.filter(|c| !(least..=most).contains(c)) {

@@ -46,7 +46,7 @@ pub struct ComparedToken {
 /// What one view says of a token.
 struct Said {
     log_p: Vec<f64>,
-    /// Part of the neighbours' weight that those have which the other view does not see or find.
+    /// Part of the neighbours' weight that those have which the other view does not see or, where a bound is wanted, find.
     mass: f64,
     /// Part of their weight that the gate leaves neighbours; `None` without neighbours.
     part: Option<f64>,
@@ -88,7 +88,7 @@ impl Engine {
         let mut tokens = Vec::with_capacity(request.tokens.len());
         let bounded = self.is_bounded(request, &with, &other);
         for span in self.spans(request)? {
-            self.compare_span(request, (&with, &other), &span, cancel, &mut |position, a, b| {
+            self.compare_span(request, (&with, &other), (&span, bounded), cancel, &mut |position, a, b| {
                 let token = request.tokens[position] as usize;
                 tokens.push(ComparedToken {
                     position,
@@ -114,7 +114,7 @@ impl Engine {
         &self,
         request: &ScoreRequest,
         (with, without): (&Pinned, &Pinned),
-        span: &Span,
+        (span, bounded): (&Span, bool),
         cancel: &AtomicBool,
         each: &mut dyn FnMut(usize, Said, Said),
     ) -> Result<(), EngineError> {
@@ -122,8 +122,9 @@ impl Engine {
         if !request.retrieval.mode.context() {
             // The model says the same with and without: it reads once.
             return self.visit_span(request, &[with, without], span, cancel, &mut |position, logits, found| {
-                let known: HashSet<_> = found[0].neighbors.iter().map(|n| (n.shard, n.row)).collect();
-                let comes = |neighbor: &Neighbor| !known.contains(&(neighbor.shard, neighbor.row));
+                let known = found[0].neighbors.iter().filter(|_| bounded).map(|n| (n.shard, n.row));
+                let known: HashSet<_> = known.collect();
+                let comes = |neighbor: &Neighbor| bounded && !known.contains(&(neighbor.shard, neighbor.row));
                 each(position, said(logits, found[0], with, gone), said(logits, found[1], without, comes));
             });
         }

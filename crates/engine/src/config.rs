@@ -23,6 +23,8 @@ pub struct EngineConfig {
     pub stalled_reader_seconds: u64,
     /// Greatest k of a request.
     pub max_k: usize,
+    /// Greatest `match_tokens` of a request: so many tokens are compared for each of k neighbours at a token.
+    pub max_match_tokens: usize,
     /// Greatest number of passages of a request.
     pub max_context_passages: usize,
     /// And of one that asks for each of them to be left out, for which the model reads the text again.
@@ -49,6 +51,7 @@ impl Default for EngineConfig {
             stream_buffer_tokens: 16,
             stalled_reader_seconds: 60,
             max_k: 8192,
+            max_match_tokens: 256,
             max_context_passages: 16,
             max_left_out_passages: 4,
             knn: KnnParameters::new(1024, 0.25, 10.0),

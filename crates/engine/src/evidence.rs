@@ -53,11 +53,12 @@ pub struct Sums {
 }
 
 impl Evidence {
-    /// Weighs the first k neighbours; `None` without a neighbour.
+    /// Weighs the first k neighbours, of which at least as many tokens were compared as `knn` asks for; `None` without a neighbour.
     pub fn weigh(&self, knn: &KnnParameters, sums: &mut Sums) -> Option<Weighed> {
         let neighbors = &self.neighbors[..self.neighbors.len().min(knn.k)];
         let nearest = neighbors.first()?.distance;
-        let log_weight = |n: &Retrieved| knn.log_weight(n.distance, n.matched);
+        let at_most = knn.match_tokens.min(usize::from(u16::MAX)) as u16;
+        let log_weight = |n: &Retrieved| knn.log_weight(nearest, n.distance, n.matched.min(at_most));
         let greatest = neighbors.iter().map(log_weight).fold(f64::NEG_INFINITY, f64::max);
         for neighbor in neighbors {
             sums.add(neighbor.value, (log_weight(neighbor) - greatest).exp());

@@ -127,6 +127,7 @@ impl Pinned {
 
     pub(crate) fn asks_the_same(&self, before: &Self) -> bool {
         let shards = |pinned: &Self| pinned.snapshot.shards.iter().map(|view| view.id).collect::<Vec<_>>();
-        self.knn_mask == before.knn_mask && self.knn.k == before.knn.k && shards(self) == shards(before)
+        let weighs = |pinned: &Self| (pinned.knn, pinned.influence_cap);
+        self.knn_mask == before.knn_mask && weighs(self) == weighs(before) && shards(self) == shards(before)
     }
 }

@@ -380,7 +380,7 @@ pub(crate) enum Liveness {
     Recalibrated,
     /// The sequence goes on with another snapshot.
     Repinned {
-        /// Of the same shards, and for as many neighbours.
+        /// Of the same shards, and with the same parameters.
         asks_the_same: bool,
     },
     /// The sequence has ended.

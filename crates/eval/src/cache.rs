@@ -21,6 +21,8 @@ pub struct EvidenceCache {
 
 /// Changes with the form of the files, and whenever engines answer otherwise than before.
 const FORMAT: u32 = 3;
+/// Changes whenever something else is chosen from the same evidence.
+const CHOICE: u32 = 1;
 
 impl EvidenceCache {
     /// Evidence of a model and a store, as `made_from` names them: whatever answers depend on.
@@ -45,7 +47,8 @@ impl EvidenceCache {
         choose: impl FnOnce() -> Result<T, EvalError>,
     ) -> Result<T, EvalError> {
         let pack = |choice: &T| json!(choice).to_string().into_bytes();
-        self.keep(question, "choice.json", choose, pack, |bytes| serde_json::from_slice(bytes).ok())
+        let question = json!({"choice": CHOICE, "of": question});
+        self.keep(&question, "choice", choose, pack, |bytes| serde_json::from_slice(bytes).ok())
     }
 
     fn keep<T>(
@@ -58,18 +61,31 @@ impl EvidenceCache {
     ) -> Result<T, EvalError> {
         let key = json!({"format": FORMAT, "made_from": self.made_from, "question": question});
         let path = self.folder.join(format!("{}.{kind}", ContentHash::of(key.to_string().as_bytes())));
-        if let Some(found) = fs::read(&path).ok().and_then(|bytes| unpack(&bytes)) {
+        if let Some(found) = fs::read(&path).ok().and_then(|bytes| unpack(opened(&bytes)?)) {
             return Ok(found);
         }
         let made = make()?;
         let partial = path.with_extension("partial");
-        fs::write(&partial, pack(&made)).map_err(EvalError::io(&partial))?;
+        fs::write(&partial, sealed(pack(&made))).map_err(EvalError::io(&partial))?;
         fs::rename(&partial, &path).map_err(EvalError::io(&path))?;
         Ok(made)
     }
 }
 
-/// Numbers in little-endian order; at the end SHA-256 of all before it.
+/// With SHA-256 of all at its end.
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let hash = ContentHash::of(&bytes);
+    bytes.extend(hash.0);
+    bytes
+}
+
+/// `None` if it is not what [`sealed`] made.
+fn opened(bytes: &[u8]) -> Option<&[u8]> {
+    let (rest, hash) = bytes.split_last_chunk::<32>()?;
+    (ContentHash::of(rest).0 == *hash).then_some(rest)
+}
+
+/// Numbers in little-endian order.
 fn pack(evidence: &Vec<Evidence>) -> Vec<u8> {
     let mut out = (evidence.len() as u64).to_le_bytes().to_vec();
     for token in evidence {
@@ -85,17 +101,11 @@ fn pack(evidence: &Vec<Evidence>) -> Vec<u8> {
             out.extend(matched.to_le_bytes());
         }
     }
-    let hash = ContentHash::of(&out);
-    out.extend(hash.0);
     out
 }
 
 /// `None` if it is not what [`pack`] wrote.
-fn unpack(bytes: &[u8]) -> Option<Vec<Evidence>> {
-    let (mut rest, hash) = bytes.split_last_chunk::<32>()?;
-    if ContentHash::of(rest).0 != *hash {
-        return None;
-    }
+fn unpack(mut rest: &[u8]) -> Option<Vec<Evidence>> {
     let n = u64::from_le_bytes(take(&mut rest)?);
     let mut out = Vec::new();
     for _ in 0..n {
@@ -134,11 +144,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_packed_comes_back_and_what_is_damaged_does_not(evidence in prop::collection::vec(evidence(), 0..6), at in any::<prop::sample::Index>()) {
-            let mut bytes = pack(&evidence);
-            prop_assert_eq!(unpack(&bytes), Some(evidence));
+            let mut bytes = sealed(pack(&evidence));
+            prop_assert_eq!(opened(&bytes).and_then(unpack), Some(evidence));
             let at = at.index(bytes.len());
             bytes[at] ^= 1;
-            prop_assert_eq!(unpack(&bytes), None);
+            prop_assert_eq!(opened(&bytes), None);
         }
     }
 
@@ -165,9 +175,11 @@ mod tests {
         assert_eq!([ask(&cache, "x"), ask(&cache, "x"), ask(&cache, "y")], [1, 1, 2]);
         let other = EvidenceCache::new(folder.path(), json!({"root": "b"})).unwrap();
         assert_eq!(ask(&other, "x"), 3);
+        let choose = |n: u32| cache.choice(&json!("x"), || Ok(n)).unwrap();
+        assert_eq!([choose(1), choose(2)], [1, 1]);
         for file in fs::read_dir(folder.path()).unwrap() {
             fs::write(file.unwrap().path(), b"x").unwrap();
         }
-        assert_eq!(ask(&cache, "x"), 4);
+        assert_eq!((ask(&cache, "x"), choose(3)), (4, 3));
     }
 }

@@ -1,10 +1,11 @@
 //! Domains: what of a source goes to the store, and what is held out.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use silo_core::{Document, SourceId, TokenId, Tokenizer};
-use silo_corpus::{CorpusDocument, Split, about_bytes, read_documents};
+use silo_core::{ContentHash, Document, SourceId, TokenId, Tokenizer};
+use silo_corpus::{CorpusDocument, MAX_OVERLAP, Overlap, Split, about_bytes, read_documents};
 
 use crate::EvalError;
 
@@ -15,8 +16,8 @@ pub enum StoredText {
     /// Training text. Of a source that the model has not learnt, so new to it.
     #[default]
     Train,
-    /// Every second validation document; the others are tuned on. Also of a source that the model has learnt, this is new to it, as governed
-    /// text is: what parameters can be tuned on that hang on no governed source.
+    /// Every second validation document; the others are tuned on, but for those that have too much in common with what is stored. Also of a source
+    /// that the model has learnt, this is new to it, as governed text is: what neutral parameters can be tuned on. Openly licensed text only.
     Validation,
 }
 
@@ -107,10 +108,15 @@ impl Domain {
         let of = |split: Split| documents.iter().filter(move |d| d.split == split);
         // The store keeps what is too much like other text; held-out text must not be.
         let held_out = |split| of(split).filter(|d| d.excluded.is_none());
-        let every_second = |first| held_out(Split::Validation).skip(first).step_by(2);
-        let [stored, validation]: [Vec<&CorpusDocument>; 2] = match sizes.stored {
-            StoredText::Train => [of(Split::Train).collect(), held_out(Split::Validation).collect()],
-            StoredText::Validation => [0, 1].map(|first| every_second(first).collect()),
+        let validation: Vec<&CorpusDocument> = held_out(Split::Validation).collect();
+        let [stored, validation] = match sizes.stored {
+            StoredText::Train => [of(Split::Train).collect(), validation],
+            StoredText::Validation => {
+                if let Some(governed) = documents.iter().find(|d| !d.tier.is_open()) {
+                    return Err(EvalError::Governed { source_id: source.to_string(), uri: governed.uri.clone() });
+                }
+                halves(validation)
+            }
         };
         let domain = Self {
             source,
@@ -130,6 +136,19 @@ impl Domain {
         }
         Ok(domain)
     }
+}
+
+/// Every second document, parts of one together, and the others, but for those that have too much in common with the former.
+fn halves(documents: Vec<&CorpusDocument>) -> [Vec<&CorpusDocument>; 2] {
+    let whole = |d: &CorpusDocument| ContentHash::of(d.uri.split("&part=").next().unwrap_or_default().as_bytes());
+    let all: BTreeSet<ContentHash> = documents.iter().map(|d| whole(d)).collect();
+    let first: BTreeSet<&ContentHash> = all.iter().step_by(2).collect();
+    let (first, mut second): (Vec<_>, Vec<_>) = documents.into_iter().partition(|d| first.contains(&whole(d)));
+    let mut overlap = Overlap::default();
+    second.iter().for_each(|d| overlap.hold_out(&d.text));
+    first.iter().for_each(|d| overlap.look_at(&d.text));
+    second.retain(|d| overlap.share(&d.text) <= MAX_OVERLAP);
+    [first, second]
 }
 
 fn document(d: &CorpusDocument) -> Document {

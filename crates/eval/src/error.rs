@@ -16,6 +16,11 @@ pub enum EvalError {
     Tokenizer(#[from] silo_core::TokenizerError),
     #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other domains", path.display())]
     NoText { path: PathBuf, what: String },
+    #[error(
+        "'{source_id}' is governed ({uri}), and eval.sizes.stored is \"validation\": what is tuned so is tuned on openly licensed text alone; name other \
+         domains"
+    )]
+    Governed { source_id: String, uri: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the grid has no {0}; name at least one")]

@@ -32,15 +32,15 @@ pub enum Setting {
     Parametric,
     /// The model alone at the temperature that suits the domain's validation text: what is gained without a store.
     Tempered,
-    /// Neighbours, with parameters tuned on the domain's validation text.
+    /// Neighbours, as a server has them that was calibrated on the domain.
     Knn,
-    /// Neighbours, with one set of parameters for all domains.
+    /// Neighbours, with one weight at every token, the same for all domains.
     KnnShared,
-    /// Neighbours as a server has them that was calibrated on all domains together: parameters and rule of the weight.
+    /// Neighbours as a server has them that was calibrated on all domains together.
     KnnCalibrated,
     /// Passages in front.
     Context,
-    /// Both, tuned on the domain's validation text.
+    /// Both, calibrated on the domain.
     KnnAndContext,
 }
 
@@ -252,12 +252,12 @@ impl Gathered {
 
 /// Adds the cells of one scope and mode: the model alone (which has read the passages in the context mode), and with neighbours.
 fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Together) -> Result<(), EvalError> {
-    let own = tune(grid, &pair.validation.evidence.iter().collect::<Vec<_>>())?;
+    let own = choose_rule(grid, std::slice::from_ref(&pair.validation))?.parameters;
     let mut settings = match pair.mode {
         Mode::KnnAndContext | Mode::Context => {
-            vec![(Setting::Context, None), (Setting::KnnAndContext, Some(own.parameters))]
+            vec![(Setting::Context, None), (Setting::KnnAndContext, Some(own))]
         }
-        Mode::Parametric | Mode::Knn => vec![(Setting::Knn, Some(own.parameters))],
+        Mode::Parametric | Mode::Knn => vec![(Setting::Knn, Some(own))],
     };
     // The model alone sees no store: it is entered once.
     if (pair.mode, pair.scope) == (Mode::Knn, Scope::Mixed) {
@@ -266,7 +266,7 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Toget
         settings.push((Setting::KnnShared, Some(together.shared.parameters)));
         settings.push((Setting::KnnCalibrated, Some(together.calibrated.parameters)));
     }
-    result.edges.extend(grid.edges(&own.parameters));
+    result.edges.extend(grid.edges(&own));
     for (setting, parameters) in settings {
         let (validation, test) = (pair.validation.loss(parameters.as_ref()), pair.test.loss(parameters.as_ref()));
         let scope = pair.scope;

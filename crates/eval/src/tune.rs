@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use silo_core::KnnParameters;
+use silo_core::{KnnParameters, is_match_bonus};
 use silo_engine::{Evidence, Sums, Weighed};
 
 use crate::{EvalError, RuleKind, tune_rule};
@@ -58,7 +58,8 @@ impl Grid {
             (!rises(&self.knn_temperature), "knn_temperature must be above 0 and rise"),
             (!self.model_temperature.iter().all(|t| is_temperature(*t)), "model_temperature must be above 0"),
             (!self.knn_weight.iter().all(|w| (0.0..=1.0).contains(w)), "knn_weight must be from 0 to 1"),
-            (!self.match_bonus.iter().all(|b| b.is_finite()), "match_bonus must be numbers"),
+            (!self.match_bonus.iter().all(|b| is_match_bonus(*b)), "match_bonus must be from -100 to 100"),
+            (!self.match_bonus.contains(&0.0), "match_bonus must have 0 among them: what matching is compared with"),
             (self.match_tokens > usize::from(u16::MAX), "match_tokens must be at most 65535"),
         ];
         match senseless.iter().find(|(wrong, _)| *wrong) {
@@ -72,7 +73,7 @@ impl Grid {
     pub fn edges(&self, knn: &KnnParameters) -> Vec<&'static str> {
         let temperatures = &self.knn_temperature;
         let is_end = [temperatures.first(), temperatures.last()].contains(&Some(&knn.knn_temperature));
-        let weight = self.greatest_weight();
+        let weight = self.knn_weight.iter().copied().fold(0.0, f64::max);
         let bonus = self.match_bonus.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let heaviest = self.knn_weight.len() > 1 && weight < 1.0 && knn.gate.is_none() && knn.knn_weight == weight;
         let all = [
@@ -89,9 +90,9 @@ impl Grid {
         self.k.iter().copied().max().unwrap_or(0)
     }
 
-    /// The greatest weight: what a gate leaves a part of.
-    pub fn greatest_weight(&self) -> f64 {
-        self.knn_weight.iter().copied().fold(0.0, f64::max)
+    /// The greatest weight that leaves the model some: what a gate leaves a part of.
+    pub fn gated_weight(&self) -> f64 {
+        self.knn_weight.iter().copied().filter(|w| *w < 1.0).fold(0.0, f64::max)
     }
 
     /// All combinations but for the weight, which is 1.
@@ -207,10 +208,9 @@ mod tests {
         assert_eq!(grid.edges(&end), ["k", "knn_temperature", "knn_weight", "match_bonus"]);
         let gated = KnnParameters { gate: Some(Gate::default()), ..KnnParameters::new(4, 0.9, 2.0) };
         assert_eq!(grid.edges(&gated), Vec::<&str>::new(), "a gate never leaves all of the weight");
-        let one =
-            Grid { k: vec![4], knn_temperature: vec![2.0], knn_weight: vec![1.0, 0.5], match_bonus: vec![0.4], ..grid };
-        let end = KnnParameters { match_bonus: 0.4, ..KnnParameters::new(4, 1.0, 2.0) };
-        assert_eq!(one.edges(&end), Vec::<&str>::new(), "nothing lies beyond");
+        let (k, knn_temperature, knn_weight) = (vec![4], vec![2.0], vec![1.0, 0.5]);
+        let one = Grid { k, knn_temperature, knn_weight, match_bonus: vec![0.0], ..grid };
+        assert_eq!(one.edges(&KnnParameters::new(4, 1.0, 2.0)), Vec::<&str>::new(), "nothing lies beyond");
     }
 
     #[test]
@@ -219,6 +219,7 @@ mod tests {
         assert!(refused(Grid { knn_temperature: vec![], ..grid() }).contains("no knn_temperature"));
         assert!(refused(Grid { knn_temperature: vec![0.0, 1.0], ..grid() }).contains("must be above 0"));
         assert!(refused(Grid { knn_weight: vec![2.0], ..grid() }).contains("from 0 to 1"));
-        assert!(refused(Grid { match_bonus: vec![f64::NAN], ..grid() }).contains("must be numbers"));
+        assert!(refused(Grid { match_bonus: vec![f64::NAN], ..grid() }).contains("-100 to 100"));
+        assert!(refused(Grid { match_bonus: vec![0.4], ..grid() }).contains("0 among them"));
     }
 }

@@ -1,6 +1,7 @@
 //! How much neighbours weigh at a token: the same everywhere, by how near the nearest one is, by how much nearer it is than the farthest, or as a
 //! gate says.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use silo_core::{Gate, KnnParameters};
 use silo_engine::{Evidence, Sums, Weighed};
@@ -128,16 +129,15 @@ const SCALES: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8];
 /// The rule of a kind that is best on some evidence, over the points of the grid; and Σ −ln p there. Without `matches`, only over those where what
 /// stands before a neighbour does not count.
 pub fn tune_rule(kind: RuleKind, points: &Points<'_>, matches: bool) -> Result<(Ruled, f64), EvalError> {
-    let mut best: Option<(Ruled, f64)> = None;
-    for point in points.points.iter().filter(|point| matches || point.knn.match_bonus == 0.0) {
-        for rule in candidates(kind, points.grid, points.evidence, point) {
-            let nats = loss(points.evidence, point, &rule);
-            if best.as_ref().is_none_or(|(_, least)| nats < *least) {
-                best = Some((Ruled { knn: point.knn, rule }, nats));
-            }
-        }
-    }
-    best.ok_or(EvalError::EmptyGrid("point"))
+    let of_point = |point: &Point| {
+        let rules = candidates(kind, points.grid, points.evidence, point).into_iter();
+        let tuned = rules.map(|rule| (loss(points.evidence, point, &rule), Ruled { knn: point.knn, rule }));
+        tuned.reduce(|best, other| if other.0 < best.0 { other } else { best })
+    };
+    let wanted = points.points.par_iter().filter(|point| matches || point.knn.match_bonus == 0.0);
+    let best: Vec<Option<(f64, Ruled)>> = wanted.map(of_point).collect();
+    let best = best.into_iter().flatten().reduce(|best, other| if other.0 < best.0 { other } else { best });
+    best.map(|(nats, ruled)| (ruled, nats)).ok_or(EvalError::EmptyGrid("point"))
 }
 
 fn loss(evidence: &[&Evidence], point: &Point, rule: &WeightRule) -> f64 {
@@ -197,7 +197,7 @@ fn candidates(kind: RuleKind, grid: &Grid, evidence: &[&Evidence], point: &Point
             .flat_map(|&alpha| SCALES.iter().map(move |&scale| WeightRule::Confidence { alpha, scale }))
             .collect(),
         RuleKind::Gate => {
-            let weight = grid.greatest_weight();
+            let weight = grid.gated_weight();
             let (gate, _) = fit_gate(&found(evidence, point), weight);
             vec![WeightRule::Gate { weight, gate }]
         }

@@ -8,7 +8,7 @@ use silo_core::{
     Calibration, ContentHash, Datastore, Filter, KeySite, LanguageModel, Permissions, Source, Tier, Tokenizer,
 };
 use silo_corpus::{CorpusDocument, Split, write_documents};
-use silo_engine::{Engine, EngineConfig, KnnOverrides, Mode, Retrieval, ScoreRequest};
+use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
     Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, evaluate,
     parametric_loss,
@@ -76,7 +76,7 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
     store
 }
 
-/// Loss of a domain's test text, scored by the engine with a measurement's own setting.
+/// Loss of a domain's test text, scored by an engine that has a measurement's parameters.
 fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
     let mode = match m.setting {
         Setting::Parametric | Setting::Tempered => Mode::Parametric,
@@ -85,22 +85,11 @@ fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
         Setting::KnnAndContext => Mode::KnnAndContext,
     };
     let allow_sources = if m.scope == Scope::Matched { vec![domain.source.clone()] } else { Vec::new() };
-    // A calibrated engine knows them by itself.
-    let parameters = m.parameters.filter(|_| m.setting != Setting::KnnCalibrated);
-    let knn = parameters.map_or(KnnOverrides::default(), |p| KnnOverrides {
-        k: Some(p.k),
-        knn_weight: Some(p.knn_weight),
-        knn_temperature: Some(p.knn_temperature),
-        match_tokens: Some(p.match_tokens),
-        match_bonus: Some(p.match_bonus),
-    });
     let filter = Filter { allow_sources, ..Filter::default() };
     let mut loss = Loss::default();
     for text in &domain.test {
-        let request = ScoreRequest::new(
-            text.tokens.clone(),
-            Retrieval { mode, filter: filter.clone(), knn, ..Retrieval::default() },
-        );
+        let request =
+            ScoreRequest::new(text.tokens.clone(), Retrieval { mode, filter: filter.clone(), ..Retrieval::default() });
         let score = engine.score(&request, &AtomicBool::new(false)).unwrap();
         loss.nats -= score.tokens.iter().map(|t| t.log_probability).sum::<f64>();
         loss.n_tokens += score.tokens.len() as u64;
@@ -113,7 +102,11 @@ fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
 #[test]
 fn held_out_text_can_be_stored() {
     let root = tempfile::tempdir().unwrap();
-    corpus(root.path(), &["alpha"]);
+    corpus(root.path(), &["alpha", "governed"]);
+    let path = root.path().join("alpha.jsonl.zst");
+    let mut documents = silo_corpus::read_documents(&path).unwrap();
+    documents.iter_mut().for_each(|d| d.tier = Tier::Permissive);
+    write_documents(&path, &documents).unwrap();
     let tokenizer = ByteTokenizer::default();
     let all = Sizes { store_bytes: 1 << 20, validation_tokens: 1 << 20, ..SIZES };
     let [train, held_out] = [StoredText::Train, StoredText::Validation]
@@ -124,6 +117,9 @@ fn held_out_text_can_be_stored() {
     assert_eq!((tuned_on(&train).len(), stored(&held_out).len(), tuned_on(&held_out).len()), (10, 5, 5));
     assert_eq!(&stored(&held_out) | &tuned_on(&held_out), tuned_on(&train));
     assert_eq!(held_out.test, train.test);
+    let governed = Sizes { stored: StoredText::Validation, ..all };
+    let error = Domain::read(root.path(), "governed", governed, &tokenizer).unwrap_err().to_string();
+    assert!(error.contains("'governed'") && error.contains("openly licensed"), "{error}");
 }
 
 #[test]
@@ -144,15 +140,15 @@ fn every_cell_is_what_the_engine_scores() {
     let tokenizer: Arc<dyn Tokenizer> = Arc::new(tokenizer);
     let hash = model.card().hash;
     let parts = (Arc::new(model) as Arc<dyn LanguageModel>, tokenizer, store as Arc<dyn Datastore>);
-    let start = |calibration| {
+    let start = |config, calibration| {
         let (model, tokenizer, store) = parts.clone();
-        Engine::start(EngineConfig::default(), calibration, model, tokenizer, store).unwrap()
+        Engine::start(config, calibration, model, tokenizer, store).unwrap()
     };
-    let engine = start(None);
+    let engine = start(EngineConfig::default(), None);
     let grid = Grid {
         k: vec![2, 16],
         knn_temperature: vec![0.1, 1.0, 10.0],
-        knn_weight: vec![0.2, 0.6],
+        knn_weight: vec![0.2, 0.9],
         match_bonus: vec![0.0, 0.3],
         match_tokens: 3,
         model_temperature: vec![0.5, 1.0, 2.0],
@@ -166,18 +162,23 @@ fn every_cell_is_what_the_engine_scores() {
     let tuned = together.calibrated.parameters;
     let tuned_on = domains.iter().map(|d| d.source.clone()).collect();
     let neutral = EngineConfig::default().knn;
-    let calibrated = start(Some(Calibration { model: hash, tuned_on, tuned, neutral }));
+    let calibration = Calibration { model: hash, tuned_on, tuned, neutral };
+    let calibrated = start(EngineConfig::default(), Some(calibration));
     // The second time nothing is searched for.
     let before = gathered.replace(0);
     assert_eq!(
         (evaluate(&with, &domains).unwrap(), before, gathered.get()),
         ((results.clone(), together.clone()), 17, 0)
     );
+    let mut gated = 0;
     for (domain, result) in domains.iter().zip(&results) {
         assert_eq!(result.measurements.len(), 10);
         for m in result.measurements.iter().filter(|m| m.setting != Setting::Tempered) {
-            let engine = if m.setting == Setting::KnnCalibrated { &calibrated } else { &engine };
+            let knn = m.parameters.unwrap_or(EngineConfig::default().knn);
+            let configured = start(EngineConfig { knn, ..EngineConfig::default() }, None);
+            let engine = if m.setting == Setting::KnnCalibrated { &calibrated } else { &configured };
             let expected = scored(engine, domain, m);
+            gated += usize::from(knn.gate.is_some());
             assert_eq!((m.test.n_tokens, m.test.n_bytes), (expected.n_tokens, expected.n_bytes));
             assert!((m.test.nats - expected.nats).abs() < 1e-9 * expected.nats, "{m:?} {expected:?}");
         }
@@ -193,5 +194,6 @@ fn every_cell_is_what_the_engine_scores() {
         assert!(own.validation.nats <= all.validation.nats, "what is tuned per domain is best on its validation text");
         assert!(own.test.nats < cell(Setting::Parametric, Scope::Mixed).test.nats);
     }
+    assert!(gated > 0, "some cell has a gate");
     assert!(Domain::read(root.path(), "gamma", SIZES, &ByteTokenizer::default()).is_err());
 }

@@ -96,6 +96,10 @@ impl ServeConfig {
         fault(e.max_scoring == 0, "engine.max_scoring is 0; it must be 1 or more");
         fault(e.prefill_chunk_tokens == 0, "engine.prefill_chunk_tokens is 0; it must be 1 or more");
         fault(e.knn.k > e.max_k, "engine.knn.k must be at most engine.max_k");
+        fault(
+            e.knn.match_tokens > e.max_match_tokens,
+            "engine.knn.match_tokens must be at most engine.max_match_tokens",
+        );
         for what in e.knn.faults() {
             fault(true, &format!("engine.knn.{what}"));
         }
@@ -262,6 +266,7 @@ pub struct EvalSection {
     /// What is tried on validation text.
     pub grid: Grid,
     /// Runs that are timed.
+    #[serde(default)]
     pub speed: SpeedConfig,
 }
 
@@ -310,6 +315,7 @@ pub struct ComparedRecipe {
 
 /// Runs that are timed.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
 pub struct SpeedConfig {
     /// Tokens of a prompt.
     pub prompt_tokens: usize,
@@ -324,8 +330,14 @@ pub struct SpeedConfig {
     /// Neighbours of each.
     pub k: usize,
     /// Numbers of lists that recall and cost are measured with too.
-    #[serde(default)]
     pub n_probe: Vec<usize>,
+}
+
+impl Default for SpeedConfig {
+    fn default() -> Self {
+        let (batches, n_probe) = (vec![1, 8], Vec::new());
+        Self { prompt_tokens: 128, new_tokens: 64, batches, runs: 5, queries: 200, k: 1024, n_probe }
+    }
 }
 
 /// Reads `configs/eval.toml` or one like it.
@@ -345,6 +357,17 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
             "engine.influence_cap must be 1: many settings are scored from one search, and a cap needs more",
         );
         fault(e.grid.max_k() > config.engine.max_k, "eval.grid.k must be at most engine.max_k");
+        for what in config.engine.knn.faults() {
+            fault(true, &format!("engine.knn.{what}"));
+        }
+        fault(
+            e.grid.match_tokens.max(config.engine.knn.match_tokens) > config.engine.max_match_tokens,
+            "eval.grid.match_tokens and engine.knn.match_tokens must be at most engine.max_match_tokens",
+        );
+        fault(
+            config.engine.knn.match_tokens > e.grid.match_tokens,
+            "engine.knn.match_tokens must be at most eval.grid.match_tokens: so many tokens are compared",
+        );
         fault(
             config.engine.knn.k > e.grid.max_k(),
             "engine.knn.k must be at most the greatest of eval.grid.k: so many neighbours are searched for",
@@ -429,7 +452,7 @@ mod tests {
         for name in ["train.toml", "reference.toml"] {
             read_train_config(&configs.join(name).as_path().into()).unwrap();
         }
-        for name in ["eval.toml", "eval_small.toml", "eval_smollm2.toml", "eval_test.toml"] {
+        for name in ["eval.toml", "eval_small.toml", "eval_smollm2.toml", "eval_test.toml", "neutral.toml"] {
             read_eval_config(&configs.join(name).as_path().into()).unwrap();
         }
         let indexes = configs.join("../indexes");

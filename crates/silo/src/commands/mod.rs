@@ -78,7 +78,7 @@ pub struct RetrievalArguments {
     /// Neighbours per token [default: as calibrated].
     #[arg(long)]
     k: Option<u32>,
-    /// Weight of the neighbours, from 0 to 1 [default: as calibrated].
+    /// Weight of the neighbours at every token, from 0 to 1 [default: as calibrated, by a gate if there is one].
     #[arg(long)]
     knn_weight: Option<f64>,
     /// Divides the squared distance of the neighbours [default: as calibrated].
@@ -87,7 +87,7 @@ pub struct RetrievalArguments {
     /// So many tokens before a neighbour's value are compared with the text's last ones [default: as calibrated].
     #[arg(long)]
     match_tokens: Option<u32>,
-    /// Added to the logarithm of a neighbour's weight for each of them that is the same [default: as calibrated].
+    /// Added to the logarithm of a neighbour's weight for each of them that is the same, in nats [default: as calibrated].
     #[arg(long, allow_negative_numbers = true)]
     match_bonus: Option<f64>,
     /// Greatest part of the neighbours' weight that one source has at a token [default: as configured].

@@ -15,8 +15,8 @@ use crate::config::{EvalConfig, ReferenceModel};
 
 const WHAT: &str = "Held-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the model's \
     context (or `eval.sizes.window_tokens`) that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
-    far, and are retrieved again every stride. How neighbours weigh was chosen on validation text: one weight for each domain and mode (\"shared\": one for \
-    all; \"calibrated\": one choice for all, with a gate where that is better, as `silo eval calibrate` chooses it); test text was scored once with that. The draws are those of hashes: nothing is random.";
+    far, and are retrieved again every stride. How neighbours weigh was chosen on validation text, a gate where that is better, as `silo eval calibrate` chooses: for each domain and \
+    mode apart, and for all domains together (\"calibrated once\"; \"one weight\": the best for all together without a gate); test text was scored once with that. The draws are those of hashes: nothing is random.";
 
 /// Columns of the tables, in the order of a reader's interest.
 const COLUMNS: [(&str, Setting, Scope); 10] = [
@@ -24,8 +24,8 @@ const COLUMNS: [(&str, Setting, Scope); 10] = [
     ("its temperature tuned", Setting::Tempered, Scope::Mixed),
     ("kNN, own shard", Setting::Knn, Scope::Matched),
     ("kNN, whole store", Setting::Knn, Scope::Mixed),
-    ("kNN, whole store, shared parameters", Setting::KnnShared, Scope::Mixed),
-    ("kNN, whole store, calibrated", Setting::KnnCalibrated, Scope::Mixed),
+    ("kNN, whole store, one weight", Setting::KnnShared, Scope::Mixed),
+    ("kNN, whole store, calibrated once", Setting::KnnCalibrated, Scope::Mixed),
     ("context, own shard", Setting::Context, Scope::Matched),
     ("context, whole store", Setting::Context, Scope::Mixed),
     ("both, own shard", Setting::KnnAndContext, Scope::Matched),
@@ -185,11 +185,7 @@ fn markdown(
         out += &format!("## {title}\n\n{}\n", table.markdown());
     }
     let [shared, calibrated] = [together.shared.parameters, together.calibrated.parameters];
-    out += &format!(
-        "Shared, tuned on the validation text of all domains together: {}. Calibrated: {}.\n",
-        parameters(&shared),
-        parameters(&calibrated)
-    );
+    out += &format!("One weight: {}. Calibrated once: {}.\n", parameters(&shared), parameters(&calibrated));
     let all = ("all together", [shared, calibrated].iter().flat_map(|p| grid.edges(p)).collect::<BTreeSet<_>>());
     let edges = results.iter().map(|r| (r.domain.as_str(), r.edges.clone())).chain([all]);
     let edges = edges.filter(|(_, edges)| !edges.is_empty());

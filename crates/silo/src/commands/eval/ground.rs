@@ -11,7 +11,7 @@ use silo_core::{
 };
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
-use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, store_parts};
+use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, StoredText, Together, store_parts};
 use silo_store::{NewShard, Store};
 
 use super::Run;
@@ -80,11 +80,14 @@ impl Ground {
         self.store.snapshot().shards.iter().map(|s| s.n_entries).sum()
     }
 
-    /// A calibration with a rule that was chosen on the validation text of all domains.
+    /// A calibration with what was chosen on the validation text of all domains. On held-out open text, it hangs on no source.
     pub fn calibration(&self, chosen: &Chosen) -> Calibration {
-        let tuned_on = self.domains.iter().map(|d| d.source.clone()).collect();
-        let (model, neutral) = (self.model.card().hash, self.config.engine.knn);
-        Calibration { model, tuned_on, tuned: chosen.parameters, neutral }
+        let (model, tuned) = (self.model.card().hash, chosen.parameters);
+        let (tuned_on, neutral) = match self.config.eval.sizes.stored {
+            StoredText::Train => (self.domains.iter().map(|d| d.source.clone()).collect(), self.config.engine.knn),
+            StoredText::Validation => (Vec::new(), tuned),
+        };
+        Calibration { model, tuned_on, tuned, neutral }
     }
 
     /// What a result is made with: enough to make it again.

@@ -31,7 +31,7 @@ use page::write;
 pub enum Eval {
     /// Bits per byte and perplexity of every domain in every mode, with parameters tuned on validation text.
     Ppl(Run),
-    /// Rules for the neighbours' weight at a token: fixed, by distance, by relative confidence; tuned on validation text.
+    /// Rules for the neighbours' weight at a token: fixed, by distance, by relative confidence, a gate; tuned on validation text.
     Weights(Run),
     /// Bits per byte over the size of the store.
     StoreSize(Run),
@@ -47,7 +47,7 @@ pub enum Eval {
     All(Run),
     /// Which part moves: keys and model exchanged between two evaluations of the same tokens.
     Swap(Swap),
-    /// Tune weight, temperature and k on the validation text of all domains, and whether the weight goes by distance; writes what `store.calibration` names.
+    /// Tune how neighbours weigh on the validation text of all domains, and whether a gate sets it; writes what `store.calibration` names.
     Calibrate(Calibrate),
 }
 

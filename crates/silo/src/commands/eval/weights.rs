@@ -1,6 +1,6 @@
 //! `silo eval weights`.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 use silo_engine::{Evidence, Mode, Sums};
@@ -45,17 +45,24 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
     let points = Points::of(with.grid, &all)?;
     let mut rows = Vec::new();
-    for (matches, kind) in [false, true].iter().flat_map(|matches| KINDS.map(|kind| (*matches, kind))) {
+    // Where there is nothing but 0 to choose, all are without.
+    let with_matches = with.grid.match_bonus.iter().any(|bonus| *bonus != 0.0);
+    let both = [false, true].into_iter().filter(|matches| with_matches || !matches);
+    for (matches, kind) in both.flat_map(|matches| KINDS.map(|kind| (matches, kind))) {
         let name = if matches { format!("{}, with matches", kind.name()) } else { kind.name() };
         eprintln!("tuning: {name}");
         let (tuned, _) = tune_rule(kind, &points, matches)?;
-        let served = RuleKind::SERVED.iter().position(|served| matches && *served == kind);
+        let served = RuleKind::SERVED.iter().position(|served| matches == with_matches && *served == kind);
         let nats = served.map(|i| chosen.between_halves[i]);
         let between_halves = nats.map(|nats| nats / std::f64::consts::LN_2 / bytes as f64);
         rows.push(Row { between_halves, ..row(name, tuned, &validation, &test) });
     }
     let is_chosen = |row: &&Row| row.tuned.parameters() == Some(chosen.parameters);
-    let finding = rows.iter().find(is_chosen).map(|row| finding(&rows[0], row)).unwrap_or_default();
+    let row = rows
+        .iter()
+        .find(is_chosen)
+        .context("what is chosen is none of the rules: eval.cache is of another build; delete it")?;
+    let finding = finding(&rows[0], row);
     let names: Vec<&str> = ground.domains.iter().map(|d| d.source.as_str()).collect();
     let raw = table(&rows, &names);
     Ok(Measured {
@@ -83,7 +90,7 @@ fn finding(fixed: &Row, chosen: &Row) -> String {
     }
 }
 
-const WHAT: &str = "Bits per byte of kNN over the whole store. Each rule was tuned, with k and temperature, on the validation text of all domains \
+const WHAT: &str = "Bits per byte of kNN over the whole store. Each rule was tuned, with k, temperature and match bonus, on the validation text of all domains \
     together, and scored once on their test text. *Fixed*: one weight everywhere. *By distance*: bins of equally many tokens by the distance of the \
     nearest neighbour, a weight each (Drozdov et al. 2022). *By relative confidence*: a sigmoid of nearest over farthest distance (NEST, Li et al. \
     2024). *Gate*: a logistic regression on the distance of the nearest neighbour and the entropies of what the model and the neighbours say. *With \
