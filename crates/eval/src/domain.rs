@@ -112,7 +112,7 @@ impl Domain {
         let [stored, validation] = match sizes.stored {
             StoredText::Train => [of(Split::Train).collect(), validation],
             StoredText::Validation => {
-                if let Some(governed) = documents.iter().find(|d| !d.tier.is_open()) {
+                if let Some(governed) = validation.iter().find(|d| !d.tier.is_open()) {
                     return Err(EvalError::Governed { source_id: source.to_string(), uri: governed.uri.clone() });
                 }
                 halves(validation)
