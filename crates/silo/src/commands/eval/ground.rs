@@ -175,14 +175,15 @@ fn command(arguments: impl Iterator<Item = String>) -> String {
     std::iter::once("silo".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// The commit of the working directory, and whether it differs from it.
+/// The commit of the working directory, and whether it differs from it, pages aside.
 fn commit() -> String {
     let git = |arguments: &[&str]| {
         let output = std::process::Command::new("git").args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".into() };
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());
+    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!*.md"])
+        .is_some_and(|s| !s.is_empty());
     if changed { format!("{commit}, with changes") } else { commit }
 }
 
