@@ -65,10 +65,8 @@ fn source(name: &str, tier: Tier) -> Source {
 /// Where a request does not set the weight, a gate does.
 fn gated() -> EngineConfig {
     let gate = Gate { bias: 3.0, distance: -0.2, model_entropy: 0.1, neighbor_entropy: -0.3 };
-    EngineConfig {
-        knn: KnnParameters { gate: Some(gate), match_bonus: 0.4, ..KnnParameters::new(64, 0.95, 10.0) },
-        ..EngineConfig::default()
-    }
+    let knn = KnnParameters { gate: Some(gate), match_bonus: 0.4, ..KnnParameters::new(64, 0.95, 10.0) };
+    EngineConfig { knn, ..EngineConfig::default() }
 }
 
 impl<'a> World<'a> {

@@ -10,7 +10,7 @@ use silo_core::{
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
-    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, evaluate,
+    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, Together, evaluate,
     parametric_loss,
 };
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
@@ -122,6 +122,37 @@ fn held_out_text_can_be_stored() {
     assert!(error.contains("'governed'") && error.contains("openly licensed"), "{error}");
 }
 
+/// What engines are made of.
+struct Parts {
+    model: Arc<dyn LanguageModel>,
+    tokenizer: Arc<dyn Tokenizer>,
+    store: Arc<dyn Datastore>,
+}
+
+impl Parts {
+    fn engine(&self, config: EngineConfig, calibration: Option<Calibration>) -> Engine {
+        let (model, tokenizer, store) = (self.model.clone(), self.tokenizer.clone(), self.store.clone());
+        Engine::start(config, calibration, model, tokenizer, store).unwrap()
+    }
+
+    fn calibration(&self, domains: &[Domain], together: &Together) -> Calibration {
+        let tuned_on = domains.iter().map(|d| d.source.clone()).collect();
+        let (tuned, neutral) = (together.calibrated.parameters, EngineConfig::default().knn);
+        Calibration { model: self.model.card().hash, tuned_on, tuned, neutral }
+    }
+}
+
+fn grid() -> Grid {
+    Grid {
+        k: vec![2, 16],
+        knn_temperature: vec![0.1, 1.0, 10.0],
+        knn_weight: vec![0.2, 0.9],
+        match_bonus: vec![0.0, 0.3],
+        match_tokens: 3,
+        model_temperature: vec![0.5, 1.0, 2.0],
+    }
+}
+
 #[test]
 fn every_cell_is_what_the_engine_scores() {
     let root = tempfile::tempdir().unwrap();
@@ -136,49 +167,32 @@ fn every_cell_is_what_the_engine_scores() {
         let bytes: usize = domain.stored.iter().map(|d| d.text.len()).sum();
         assert!((SIZES.store_bytes..SIZES.store_bytes + 100).contains(&bytes), "{bytes}");
     }
-    let store = Arc::new(store(&root.path().join("store"), &model, &domains));
-    let tokenizer: Arc<dyn Tokenizer> = Arc::new(tokenizer);
-    let hash = model.card().hash;
-    let parts = (Arc::new(model) as Arc<dyn LanguageModel>, tokenizer, store as Arc<dyn Datastore>);
-    let start = |config, calibration| {
-        let (model, tokenizer, store) = parts.clone();
-        Engine::start(config, calibration, model, tokenizer, store).unwrap()
-    };
-    let engine = start(EngineConfig::default(), None);
-    let grid = Grid {
-        k: vec![2, 16],
-        knn_temperature: vec![0.1, 1.0, 10.0],
-        knn_weight: vec![0.2, 0.9],
-        match_bonus: vec![0.0, 0.3],
-        match_tokens: 3,
-        model_temperature: vec![0.5, 1.0, 2.0],
-    };
+    let store = store(&root.path().join("store"), &model, &domains);
+    let parts = Parts { model: Arc::new(model), tokenizer: Arc::new(tokenizer), store: Arc::new(store) };
+    let engine = parts.engine(EngineConfig::default(), None);
+    let grid = grid();
     let cache =
         EvidenceCache::new(&root.path().join("evidence"), serde_json::json!("all that it was made from")).unwrap();
     let gathered = std::cell::Cell::new(0);
     let progress = |_: &str| gathered.set(gathered.get() + 1);
     let with = Gatherer { engine: &engine, grid: &grid, cache: Some(&cache), progress: &progress };
     let (results, together) = evaluate(&with, &domains).unwrap();
-    let tuned = together.calibrated.parameters;
-    let tuned_on = domains.iter().map(|d| d.source.clone()).collect();
-    let neutral = EngineConfig::default().knn;
-    let calibration = Calibration { model: hash, tuned_on, tuned, neutral };
-    let calibrated = start(EngineConfig::default(), Some(calibration));
     // The second time nothing is searched for.
     let before = gathered.replace(0);
     assert_eq!(
         (evaluate(&with, &domains).unwrap(), before, gathered.get()),
         ((results.clone(), together.clone()), 17, 0)
     );
-    let mut gated = 0;
+    let calibrated = parts.engine(EngineConfig::default(), Some(parts.calibration(&domains, &together)));
+    let gated = |m: &Measurement| m.parameters.is_some_and(|p| p.gate.is_some());
+    assert!(results.iter().flat_map(|r| &r.measurements).any(gated), "some cell has a gate");
     for (domain, result) in domains.iter().zip(&results) {
         assert_eq!(result.measurements.len(), 10);
         for m in result.measurements.iter().filter(|m| m.setting != Setting::Tempered) {
             let knn = m.parameters.unwrap_or(EngineConfig::default().knn);
-            let configured = start(EngineConfig { knn, ..EngineConfig::default() }, None);
+            let configured = parts.engine(EngineConfig { knn, ..EngineConfig::default() }, None);
             let engine = if m.setting == Setting::KnnCalibrated { &calibrated } else { &configured };
             let expected = scored(engine, domain, m);
-            gated += usize::from(knn.gate.is_some());
             assert_eq!((m.test.n_tokens, m.test.n_bytes), (expected.n_tokens, expected.n_bytes));
             assert!((m.test.nats - expected.nats).abs() < 1e-9 * expected.nats, "{m:?} {expected:?}");
         }
@@ -194,6 +208,5 @@ fn every_cell_is_what_the_engine_scores() {
         assert!(own.validation.nats <= all.validation.nats, "what is tuned per domain is best on its validation text");
         assert!(own.test.nats < cell(Setting::Parametric, Scope::Mixed).test.nats);
     }
-    assert!(gated > 0, "some cell has a gate");
     assert!(Domain::read(root.path(), "gamma", SIZES, &ByteTokenizer::default()).is_err());
 }
