@@ -8,7 +8,8 @@ use serde_json::json;
 use silo_core::{Filter, KnnParameters, SourceId};
 use silo_engine::{ContextParameters, Engine, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest, Sums};
 
-use crate::{Chosen, Domain, EvalError, EvidenceCache, Grid, Loss, RuleKind, Text, Tuned, choose_rule, tune};
+use crate::weight::choose_rule;
+use crate::{Chosen, Domain, EvalError, EvidenceCache, Grid, Loss, RuleKind, Text, Tuned, tune};
 
 /// What of the store is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

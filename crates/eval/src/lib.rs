@@ -32,4 +32,4 @@ pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, 
 pub use loss::Loss;
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 pub use tune::{Grid, Points, Tuned, tune};
-pub use weight::{Chosen, RuleKind, Ruled, WeightRule, choose_rule, tune_rule};
+pub use weight::{Chosen, RuleKind, Ruled, WeightRule, tune_rule};

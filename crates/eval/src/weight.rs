@@ -160,7 +160,7 @@ pub struct Chosen {
 }
 
 /// Of the rules that servers have, the one of the kind that holds best between the first and second halves of the texts.
-pub fn choose_rule(grid: &Grid, texts: &[Gathered]) -> Result<Chosen, EvalError> {
+pub(crate) fn choose_rule(grid: &Grid, texts: &[Gathered]) -> Result<Chosen, EvalError> {
     let halves = texts.iter().map(|g| g.evidence.split_at(g.evidence.len() / 2));
     let (first, second): (Vec<&[Evidence]>, Vec<&[Evidence]>) = halves.unzip();
     let [first, second] = [first, second].map(|half| half.into_iter().flatten().collect::<Vec<_>>());
