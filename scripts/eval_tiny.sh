@@ -30,7 +30,7 @@ if silo eval calibrate --config configs/eval_test.toml --set "eval.sizes.stored=
   echo "silo eval calibrate took governed text for neutral" >&2; exit 1
 fi
 grep -q "openly licensed text alone" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
-for page in domains weights store-size removal-curve context keys generation swap; do
+for page in domains weights overlap store-size removal-curve context keys generation swap; do
   for file in "$page.md" "$page.csv" "$page.json"; do
     [ -s "$work/results/$file" ] || { echo "silo eval all wrote no $file" >&2; exit 1; }
   done
@@ -38,7 +38,7 @@ done
 for picture in domains store-size removal-curve context; do
   [ -s "$work/results/$picture.svg" ] && [ -s "$work/results/$picture.png" ] || { echo "no picture of $picture" >&2; exit 1; }
 done
-[ "$(grep -c '^## ' "$work/results/summary.md")" -eq 7 ] || { cat "$work/results/summary.md" >&2; exit 1; }
+[ "$(grep -c '^## ' "$work/results/summary.md")" -eq 8 ] || { cat "$work/results/summary.md" >&2; exit 1; }
 # What was searched for is kept: the second run finds the same, to the last digit.
 cp "$work/results/domains.csv" "$work/first.csv"
 evaluate ppl --config configs/eval_test.toml --output "$work/results"

@@ -76,6 +76,8 @@ pub struct Text {
     pub tokens: Vec<TokenId>,
     /// Bytes of those of them that are scored.
     pub n_bytes: u64,
+    /// How many are scored.
+    pub n_scored: usize,
 }
 
 /// A domain.
@@ -178,7 +180,8 @@ fn texts<'a>(
         // Without a beginning of text nothing predicts the first token: its bytes are not scored.
         let first_scored = usize::from(tokenizer.beginning_of_text().is_none());
         let n_bytes = tokens.iter().skip(first_scored).map(|t| tokenizer.bytes(*t).len() as u64).sum();
-        out.push(Text { tokens, n_bytes });
+        let n_scored = tokens.len().saturating_sub(first_scored);
+        out.push(Text { tokens, n_bytes, n_scored });
     }
     Ok(out)
 }

@@ -25,6 +25,8 @@ pub enum EvalError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("the grid has no {0}; name at least one")]
     EmptyGrid(&'static str),
+    #[error("eval.overlap: {0}")]
+    SenselessOverlap(String),
     #[error("the grid is refused: {0}")]
     Grid(&'static str),
 }

@@ -154,18 +154,16 @@ pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainRe
     Ok((out, together))
 }
 
-/// Loss of the model alone on a domain's test text.
-pub fn parametric_loss(engine: &Engine, domain: &Domain) -> Result<Loss, EvalError> {
-    let mut loss = Loss::default();
-    for text in &domain.test {
+/// Loss of the model alone on each of a domain's test texts.
+pub fn parametric_losses(engine: &Engine, domain: &Domain) -> Result<Vec<Loss>, EvalError> {
+    let loss = |text: &Text| {
         let mut request = ScoreRequest::new(text.tokens.clone(), Retrieval::default());
         request.window_tokens = domain.window_tokens;
         let score = engine.score(&request, &AtomicBool::new(false))?;
-        loss.nats -= score.tokens.iter().map(|t| t.log_probability).sum::<f64>();
-        loss.n_tokens += score.tokens.len() as u64;
-        loss.n_bytes += text.n_bytes;
-    }
-    Ok(loss)
+        let nats = -score.tokens.iter().map(|t| t.log_probability).sum::<f64>();
+        Ok(Loss { nats, n_tokens: score.tokens.len() as u64, n_bytes: text.n_bytes })
+    };
+    domain.test.iter().map(loss).collect()
 }
 
 /// Evidence of some texts.

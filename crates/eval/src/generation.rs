@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn prompts_are_pieces_of_the_test_text() {
-        let text = |tokens: std::ops::Range<u32>| crate::Text { tokens: tokens.collect(), n_bytes: 0 };
+        let text = |tokens: std::ops::Range<u32>| crate::Text { tokens: tokens.collect(), n_bytes: 0, n_scored: 0 };
         let test = vec![text(0..7), text(10..12), text(20..26)];
         let source = "s".parse().unwrap();
         let domain = Domain { source, stored: vec![], validation: vec![], test, window_tokens: 0 };

@@ -15,6 +15,7 @@ mod gap;
 mod gate;
 mod generation;
 mod loss;
+mod overlap;
 mod speed;
 #[cfg(test)]
 mod tests;
@@ -25,11 +26,13 @@ pub use cache::EvidenceCache;
 pub use domain::{Domain, Sizes, StorePart, StoredText, Text, store_parts};
 pub use error::EvalError;
 pub use evaluate::{
-    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, View, evaluate, parametric_loss,
+    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, View, evaluate,
+    parametric_losses,
 };
 pub use gap::{GapClosed, GapLosses};
 pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, divergence, generate, judged};
 pub use loss::Loss;
+pub use overlap::{OverlapConfig, overlaps, without_matches};
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 pub use tune::{Grid, Points, Tuned, tune};
 pub use weight::{Chosen, RuleKind, Ruled, WeightRule, tune_rule};

@@ -11,7 +11,7 @@ use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
     Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, Together, evaluate,
-    parametric_loss,
+    parametric_losses,
 };
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -200,7 +200,9 @@ fn every_cell_is_what_the_engine_scores() {
             |setting, scope| result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope)).unwrap();
         let (alone, control) = (cell(Setting::Parametric, Scope::Mixed), cell(Setting::Tempered, Scope::Mixed));
         assert!(control.validation.nats <= alone.validation.nats, "temperature 1 is among those that are tried");
-        let nats = parametric_loss(&engine, domain).unwrap().nats;
+        let losses = parametric_losses(&engine, domain).unwrap();
+        assert!(losses.iter().zip(&domain.test).all(|(loss, text)| loss.n_tokens == text.n_scored as u64));
+        let nats = losses.iter().map(|loss| loss.nats).sum::<f64>();
         assert!((nats - alone.test.nats).abs() < 1e-9 * nats, "{nats} {alone:?}");
         let own = cell(Setting::Knn, Scope::Mixed);
         let all = cell(Setting::KnnShared, Scope::Mixed);

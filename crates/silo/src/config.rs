@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Deserialize;
 use silo_core::{Calibration, KeySite};
 use silo_engine::{ContextParameters, EngineConfig};
-use silo_eval::{GenerationSizes, Grid, Sizes};
+use silo_eval::{GenerationSizes, Grid, OverlapConfig, Sizes};
 use silo_govern::GovernConfig;
 use silo_server::ServerConfig;
 use silo_train::{TrainConfig, TrainError};
@@ -257,6 +257,9 @@ pub struct EvalSection {
     /// What `silo eval generation` generates.
     #[serde(default)]
     pub generation: GenerationSizes,
+    /// How `silo eval overlap` looks at what test text has in common with the store.
+    #[serde(default)]
+    pub overlap: OverlapConfig,
     /// Evidence is kept here: a run that was stopped goes on, and other settings are scored without another search.
     #[serde(default)]
     pub cache: Option<PathBuf>,
@@ -383,6 +386,9 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
         fault(s.batches.iter().any(|b| *b > most), "eval.speed.batches must be at most engine.max_active");
         if let Err(error) = e.grid.check() {
             fault(true, &format!("eval.grid: {error}"));
+        }
+        if let Err(error) = e.overlap.check(e.grid.match_tokens) {
+            fault(true, &error.to_string());
         }
     })
 }

@@ -3,16 +3,17 @@
 use anyhow::Result;
 
 use super::page::{Measured, write};
-use super::{Ground, Run, context, curve, domains, generation, keys, weights};
+use super::{Ground, Run, context, curve, domains, generation, keys, overlap, weights};
 use crate::output;
 
 type Measurement = fn(&Run) -> Result<Measured<'static>>;
 type Asked = fn(&Ground) -> bool;
 
 /// All that stand on one configuration, and whether it asks for them.
-const MEASUREMENTS: [(Measurement, Asked); 7] = [
+const MEASUREMENTS: [(Measurement, Asked); 8] = [
     (domains::run, |_| true),
     (weights::run, |_| true),
+    (overlap::run, |_| true),
     (curve::store_size, |g| !g.config.eval.store_shares.is_empty()),
     (curve::removal, |_| true),
     (context::run, |g| !g.config.eval.contexts.is_empty()),

@@ -7,6 +7,7 @@ mod domains;
 mod generation;
 mod ground;
 mod keys;
+mod overlap;
 mod page;
 mod plot;
 mod reference;
@@ -43,6 +44,8 @@ pub enum Eval {
     Keys(Run),
     /// What is generated, by a judge and against the store, with and without the verbatim guard.
     Generation(Run),
+    /// What test text has in common with the store, and what neighbours are worth without that.
+    Overlap(Run),
     /// All of the above that the configuration asks for, and a summary of them.
     All(Run),
     /// Which part moves: keys and model exchanged between two evaluations of the same tokens.
@@ -104,6 +107,7 @@ impl Eval {
             Self::Context(c) => context::run(&c)?.publish(&c, as_json),
             Self::Keys(c) => keys::run(&c)?.publish(&c, as_json),
             Self::Generation(c) => generation::run(&c)?.publish(&c, as_json),
+            Self::Overlap(c) => overlap::run(&c)?.publish(&c, as_json),
             Self::All(c) => all::run(&c, as_json),
             Self::Swap(c) => swap::run(&c)?.publish(&c.run, as_json),
             Self::Calibrate(c) => calibrate(&c, as_json),

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use silo_core::{KeySite, ModelCard, Tokenizer};
 use silo_engine::{Engine, EngineConfig};
-use silo_eval::{Domain, DomainResult, GapClosed, GapLosses, Loss, Measurement, Scope, Setting, parametric_loss};
+use silo_eval::{Domain, DomainResult, GapClosed, GapLosses, Loss, Measurement, Scope, Setting, parametric_losses};
 use silo_store::{Recipe, Store, StoreOptions};
 use tempfile::TempDir;
 
 use super::Ground;
+use super::page::sum;
 use crate::config::{DeviceConfig, ModelConfig, ReferenceModel};
 use crate::wiring;
 
@@ -28,6 +29,9 @@ pub struct Reference {
     pub hashes: Vec<String>,
     /// In the order of the domains.
     pub test: Vec<Loss>,
+    /// The same of each of a domain's texts.
+    #[serde(skip)]
+    pub texts: Vec<Vec<Loss>>,
 }
 
 /// The gap to a reference that a setting closes.
@@ -80,7 +84,7 @@ impl Alone {
 fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Reference> {
     eprintln!("{}, alone", reference.name);
     let (sizes, corpus) = (ground.config.eval.sizes, &ground.config.eval.corpus);
-    let (mut test, mut hashes, mut n_parameters) = (Vec::new(), Vec::new(), 0);
+    let (mut texts, mut hashes, mut n_parameters) = (Vec::new(), Vec::new(), 0);
     let mut loaded: Option<(PathBuf, Alone)> = None;
     for domain in &ground.domains {
         let path = reference.path_for(domain.source.as_str());
@@ -90,14 +94,15 @@ fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Reference> {
         };
         // By its own tokenizer: bits per byte are comparable, perplexities and gaps where the tokens are the same.
         let domain = Domain::read(corpus, domain.source.as_str(), sizes, &*alone.tokenizer)?;
-        test.push(parametric_loss(&alone.engine, &domain)?);
+        texts.push(parametric_losses(&alone.engine, &domain)?);
         hashes.push(alone.card.hash.to_string());
         n_parameters = alone.card.n_parameters;
         loaded = Some((path, alone));
     }
     hashes.dedup();
     let (name, knows_domains) = (reference.name.clone(), reference.knows_domains);
-    Ok(Reference { name, knows_domains, n_parameters, hashes, test })
+    let test = texts.iter().map(sum).collect();
+    Ok(Reference { name, knows_domains, n_parameters, hashes, test, texts })
 }
 
 /// The gaps to all references that know the domains, for settings as columns name them.
