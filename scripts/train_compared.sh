@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the models that docs/results/ compares with, each of the default model's size; none of them is served, and none is kept in the repository.
 #
-#   scripts/train_compared.sh tiers     public-domain text alone; with permissive; with attribution: from nothing, 8.2 million tokens each (the
+#   scripts/train_compared.sh tiers     public-domain text alone; with permissive; with attribution: from nothing, 4.9 million tokens each (the
 #                                       default model: 49.2), in the default model's tokens, which were learnt on all three
 #   scripts/train_compared.sh domains   for each domain of configs/eval.toml, the default model gone on with on its text in the store, twice
 #
@@ -16,7 +16,7 @@ silo=${SILO:-target/release/silo}
 train_tiers() {
   local name=$1 tiers=$2
   [ -e "work/models/$name/config.json" ] && return
-  "$silo" train --config configs/train.toml --set "name='$name'" --set "data.tiers=$tiers" --set optimizer.steps=500 \
+  "$silo" train --config configs/train.toml --set "name='$name'" --set "data.tiers=$tiers" --set optimizer.steps=300 --set optimizer.warmup_steps=30 \
     --set "tokenizer.path='models/silo-open-6m/tokenizer.json'" --set "paths.work='work/train/$name'" --set "paths.output='work/models/$name'"
 }
 
