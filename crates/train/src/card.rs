@@ -73,9 +73,27 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
 }
 
 /// What the card says of a model that may be used.
-const OPEN: &str = "that was trained on openly licensed text only: public domain, permissive licences, and licences that ask for \
-    credit (listed below). It is the parametric half of silo; text under other terms belongs into the datastore, not into these weights. \
-    It is small: on its own it writes text with the look of documentation and little sense.";
+fn open(tiers: &[Tier]) -> String {
+    let words: Vec<&str> = tiers
+        .iter()
+        .map(|tier| match tier {
+            Tier::PublicDomain => "public domain",
+            Tier::Permissive => "permissive licences",
+            Tier::Attribution => "licences that ask for credit",
+            Tier::Restricted => "restricted text",
+        })
+        .collect();
+    let listed = match words.split_last() {
+        Some((last, before)) if before.len() > 1 => format!("{}, and {last}", before.join(", ")),
+        _ => words.join(" and "),
+    };
+    format!(
+        "that was trained on openly licensed text only: {listed} (listed below). It is the parametric half of silo; text under other terms \
+         belongs into the datastore, not into these weights. It is small: on its own it writes text with the look of documentation and little \
+         sense."
+    )
+}
+
 /// What it says of one that must not be.
 const REFERENCE: &str = "that was trained on open and on **restricted** text (listed below). It is a reference, made to measure what a model \
     without restricted text and a datastore lose or gain against one that has learnt all of it. Do not serve it: what is in its weights \
@@ -86,7 +104,10 @@ fn head(facts: &RunFacts<'_>, n_parameters: usize) -> String {
     let step_tokens = config.optimizer.rows_per_step * m.context_tokens;
     let n_tokens = facts.step as usize * step_tokens;
     let epochs = n_tokens as f64 / (facts.rows_per_epoch as usize * m.context_tokens) as f64;
-    let (licence, what) = if config.data.reference.is_some() { ("other", REFERENCE) } else { ("apache-2.0", OPEN) };
+    let (licence, what) = match config.data.reference {
+        Some(_) => ("other", REFERENCE.to_owned()),
+        None => ("apache-2.0", open(&config.data.tiers)),
+    };
     format!(
         "---\nlicense: {licence}\nlanguage: en\n---\n\n# {}\n\nA language model of {:.1} million parameters {what}\n\n\
          Llama architecture, {} layers of width {} (feed-forward {}), {} query and {} key-value heads, window of {} tokens, byte-level BPE \
@@ -153,4 +174,18 @@ fn notices(facts: &RunFacts<'_>, shares: &BTreeMap<String, Share>, declarations:
     }
     out += "\nThe text of each licence stands under its SPDX identifier at https://spdx.org/licenses/.\n";
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_names_the_tiers_of_its_model_and_no_others() {
+        let start = |n: usize| open(&Tier::ALL[..n]).split(" (listed below)").next().unwrap_or_default().to_owned();
+        let first = "that was trained on openly licensed text only: public domain";
+        assert_eq!(start(1), first);
+        assert_eq!(start(2), format!("{first} and permissive licences"));
+        assert_eq!(start(3), format!("{first}, permissive licences, and licences that ask for credit"));
+    }
 }
