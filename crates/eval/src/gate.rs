@@ -3,28 +3,33 @@
 use silo_core::{Gate, GateFeatures};
 use silo_engine::{Evidence, Weighed};
 
-/// Steps at most; a dozen are the rule.
-const MAX_STEPS: usize = 100;
+/// Steps at most; on text a dozen are the rule.
+const MAX_STEPS: usize = 500;
 /// A step that gains less than this, in nats per token, is the last.
-const LEAST_GAIN: f64 = 1e-9;
+const LEAST_GAIN: f64 = 1e-12;
 /// Keeps coefficients small that nothing speaks for, in nats per token for a coefficient of 1.
 const RIDGE: f64 = 1e-6;
 /// Halvings of a step that does not gain.
 const MAX_HALVINGS: usize = 30;
+/// Halvings and doublings of one that does.
+const MAX_DOUBLINGS: usize = 20;
 
 const N: usize = 4;
 
 /// The gate with the least Σ −ln((1 − w)·p_lm + w·p_knn), w the gate's part of `weight` at each token; and that sum. Gauss–Newton steps, each
-/// halved until it gains.
+/// halved until it gains, and then halved or doubled as long as that gains more.
 pub(crate) fn fit_gate(tokens: &[(&Evidence, Weighed)], weight: f64) -> (Gate, f64) {
     let (mut at, mut loss) = start(tokens, weight);
     for _ in 0..MAX_STEPS {
         let step = gauss_newton(tokens, weight, &at);
-        let shorter = (0..MAX_HALVINGS).map(|i| {
-            let next = std::array::from_fn(|j| at[j] - step[j] * 0.5f64.powi(i as i32));
+        let by = |scale: f64| {
+            let next = std::array::from_fn(|j| at[j] - step[j] * scale);
             (next, penalised(tokens, weight, &next))
-        });
-        let Some((next, less)) = { shorter }.find(|(_, next)| *next < loss) else { break };
+        };
+        let scales = (0..MAX_HALVINGS).map(|i| 0.5f64.powi(i as i32));
+        let Some(scale) = { scales }.find(|scale| by(*scale).1 < loss) else { break };
+        // Steps are too long where the gate curves, and too short where the Hessian's other part is negative.
+        let (next, less) = [0.5, 2.0].into_iter().fold(by(scale), |best, factor| further(best, (scale, factor), &by));
         let gain = loss - less;
         (at, loss) = (next, less);
         if gain < LEAST_GAIN * tokens.len() as f64 {
@@ -33,6 +38,22 @@ pub(crate) fn fit_gate(tokens: &[(&Evidence, Weighed)], weight: f64) -> (Gate, f
     }
     let gate = Gate::of_coefficients(at);
     (gate, nats(tokens, weight, &gate))
+}
+
+/// The best of this step and of those that are shorter or longer by a factor again and again, as long as that gains.
+fn further(
+    mut best: (GateFeatures, f64),
+    (scale, factor): (f64, f64),
+    by: &dyn Fn(f64) -> (GateFeatures, f64),
+) -> (GateFeatures, f64) {
+    for i in 1..=MAX_DOUBLINGS {
+        let next = by(scale * factor.powi(i as i32));
+        if next.1.is_nan() || next.1 >= best.1 {
+            break;
+        }
+        best = next;
+    }
+    best
 }
 
 /// The best weight that is the same at every token, of a few.
