@@ -73,7 +73,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
             "{}\nNeighbours: {}.\n\n## Without what matches\n\n{}",
             bucket_table(config, &scored, &buckets).markdown(),
             parameters(&knn),
-            left_out_table(&left_out, &sum(&scored.ways[0].whole())).markdown()
+            left_out_table(&left_out, &sum(scored.ways[0].texts.iter().flatten())).markdown()
         ),
         picture: Some((plot, lines(&scored, &buckets))),
     })
@@ -97,11 +97,6 @@ fn scored(ground: &Ground, test: &[Gathered], knn: &KnnParameters) -> Result<Sco
 }
 
 impl Way {
-    /// All texts of each domain.
-    fn whole(&self) -> Vec<Loss> {
-        self.texts.iter().map(sum).collect()
-    }
-
     fn tokens(&self) -> Vec<u64> {
         self.texts.iter().flatten().map(|loss| loss.n_tokens).collect()
     }
@@ -132,14 +127,14 @@ impl Scored {
 fn leave_out(test: &[Gathered], matched: Option<u16>, knn: &KnnParameters) -> LeftOut {
     let mut sums = Sums::default();
     let least = matched.unwrap_or(u16::MAX);
-    let (mut n, mut n_touched) = (0, 0);
+    let (mut n, mut n_touched) = (0usize, 0);
     let mut log_p = |e: &Evidence| {
         n += 1;
         n_touched += usize::from(e.neighbors.iter().take(knn.k).any(|n| n.matched >= least));
         without_matches(e, least, knn, &mut sums)
     };
     let domains: Vec<Loss> = test.iter().map(|g| g.loss_by(&mut log_p)).collect();
-    LeftOut { matched, touched: f64::from(n_touched as u32) / f64::from(n.max(1)), test: sum(&domains), domains }
+    LeftOut { matched, touched: n_touched as f64 / n.max(1) as f64, test: sum(&domains), domains }
 }
 
 fn gain(from: &Loss, to: &Loss) -> f64 {
