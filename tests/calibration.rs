@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-use silo_core::{Calibration, Filter, Gate, KnnParameters, Selection, TokenId, mixture};
+use silo_core::{
+    Calibration, Filter, Gate, KnnParameters, NeighborQuery, NeighborSearch, Purpose, Selection, SnapshotProvider,
+    TokenId, mixture,
+};
 use silo_engine::{
     Depth, Engine, EngineConfig, Event, Evidence, FinishReason, GenerateRequest, KnnOverrides, Mode, Retrieval,
     ScoreRequest, Sums,
@@ -104,6 +107,32 @@ fn the_weight_at_a_token_is_what_the_gate_says() {
     assert!(least < 0.3 && greatest > 0.5, "the gate tells tokens apart: {least} to {greatest}");
     let matched = evidence.iter().flat_map(|e| &e.neighbors).map(|n| n.matched);
     assert_eq!(matched.max(), Some(3), "some neighbours go on from the same words");
+}
+
+/// What is exported for other ways to search: the very keys that are searched with, and what the model says in the same pass.
+#[test]
+fn what_is_observed_is_what_evidence_is_gathered_with() {
+    let world = two_sources();
+    let request = world.request(KnnOverrides::default(), Filter::default());
+    let observed = world.engine(neutral(), None).observe(&request, &never()).unwrap();
+    let evidence = world.evidence();
+    assert_eq!(observed.len(), evidence.len());
+    let snapshot = world.store.snapshot();
+    let mask = snapshot.mask(&Filter::default(), Purpose::Knn);
+    for (o, e) in observed.iter().zip(&evidence) {
+        assert_eq!(
+            (o.token, o.parametric_log_probability, o.model_entropy),
+            (e.token, e.parametric_log_probability, e.model_entropy)
+        );
+        let query = NeighborQuery { snapshot: &snapshot, mask: &mask, key: &o.key, k: tuned().k, text: &[] };
+        let found = world.store.neighbors(&[query]).unwrap().remove(0);
+        let found: Vec<(f32, TokenId)> = found.iter().map(|n| (n.distance, n.value)).collect();
+        assert_eq!(found, e.neighbors.iter().map(|n| (n.distance, n.value)).collect::<Vec<_>>());
+    }
+    let alone = Retrieval { mode: Mode::Parametric, ..Retrieval::default() };
+    let without = ScoreRequest::new(world.tokens(), alone);
+    let observed = world.engine(neutral(), None).observe(&without, &never()).unwrap();
+    assert!(observed.iter().all(|o| o.key.is_empty()), "a mode without neighbours has no keys");
 }
 
 /// What the model says is read with the text before the token, and so are the tokens that neighbours are compared with: in streams as in scores.

@@ -121,22 +121,23 @@ impl Engine {
         let gone = |neighbor: &Neighbor| !without.knn_mask.sees(neighbor.shard.0 as usize);
         if !request.retrieval.mode.context() {
             // The model says the same with and without: it reads once.
-            return self.visit_span(request, &[with, without], span, cancel, &mut |position, logits, found| {
+            return self.visit_span(request, &[with, without], span, cancel, &mut |seen| {
+                let (logits, found) = (seen.logits, seen.found);
                 let known = found[0].neighbors.iter().filter(|_| bounded).map(|n| (n.shard, n.row));
                 let known: HashSet<_> = known.collect();
                 let comes = |neighbor: &Neighbor| bounded && !known.contains(&(neighbor.shard, neighbor.row));
-                each(position, said(logits, found[0], with, gone), said(logits, found[1], without, comes));
+                each(seen.position, said(logits, found[0], with, gone), said(logits, found[1], without, comes));
             });
         }
         // Few tokens are read between two searches for passages, so few distributions are held.
         let mut first = Vec::with_capacity(span.len());
-        self.visit_span(request, &[with], span, cancel, &mut |_, logits, found| {
-            first.push(said(logits, found[0], with, gone));
+        self.visit_span(request, &[with], span, cancel, &mut |seen| {
+            first.push(said(seen.logits, seen.found[0], with, gone));
         })?;
         let mut first = first.into_iter();
-        self.visit_span(request, &[without], span, cancel, &mut |position, logits, found| {
+        self.visit_span(request, &[without], span, cancel, &mut |seen| {
             if let Some(with) = first.next() {
-                each(position, with, said(logits, found[0], without, |_| false));
+                each(seen.position, with, said(seen.logits, seen.found[0], without, |_| false));
             }
         })
     }

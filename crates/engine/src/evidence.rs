@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use silo_core::{Gate, GateFeatures, KnnParameters, TokenId, mixture};
 
 use crate::found::Found;
-use crate::score::Place;
+use crate::score::{Place, Seen};
 use crate::{Engine, EngineError, ScoreRequest};
 
 /// What the log-probability of one token is made of, for any way to weigh up to as many neighbours as were searched for.
@@ -32,6 +32,19 @@ pub struct Retrieved {
     pub value: TokenId,
     /// How many tokens before the value are the last ones of the text.
     pub matched: u16,
+}
+
+/// A token as the model alone sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// The token.
+    pub token: TokenId,
+    /// log p of it.
+    pub parametric_log_probability: f64,
+    /// Entropy of what the model says, in nats.
+    pub model_entropy: f64,
+    /// The hidden state at the configured site that neighbours would be searched for with: `[key_dim]`.
+    pub key: Vec<f32>,
 }
 
 /// What neighbours say of a token.
@@ -120,11 +133,33 @@ impl Engine {
         pinned.influence_cap = 1.0; // it depends on weights, of which there are many here
         let mut out = Vec::with_capacity(request.tokens.len());
         let _place = Place::take(self)?;
-        let mut each = |position: usize, logits: &[f32], found: &[&Found]| {
-            out.push(evidence(request.tokens[position], logits, found[0], temperatures));
+        let mut each = |seen: &Seen<'_>| {
+            out.push(evidence(request.tokens[seen.position], seen.logits, seen.found[0], temperatures));
         };
         for span in self.spans(request)? {
             self.visit_span(request, &[&pinned], &span, cancel, &mut each)?;
+        }
+        Ok(out)
+    }
+
+    /// What the model alone says of each token and what neighbours would be searched for with, in a mode that has them. Nothing is searched for.
+    pub fn observe(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Vec<Observation>, EngineError> {
+        let pinned = self.pin_for_score(request)?;
+        let mut out = Vec::with_capacity(request.tokens.len());
+        let _place = Place::take(self)?;
+        let mut each = |seen: &Seen<'_>| {
+            let token = request.tokens[seen.position];
+            let log_p = mixture::log_softmax(seen.logits);
+            out.push(Observation {
+                token,
+                parametric_log_probability: log_p[token as usize],
+                model_entropy: mixture::entropy(log_p.into_iter()),
+                key: seen.key.to_vec(),
+            });
+        };
+        for span in self.spans(request)? {
+            let layout = self.layout(request, &pinned, &span)?;
+            self.visit_input(request, &[], (&span, &layout.tokens), cancel, &mut each)?;
         }
         Ok(out)
     }

@@ -32,7 +32,7 @@ pub use config::EngineConfig;
 pub use credit::{Credit, Depth, DocumentId, LeftOut, NeighborShare, PassageId, SourceCredit, TokenCredit};
 pub use error::EngineError;
 pub use event::{Event, FinishReason, Finished, InForce, TokenEvent, Usage, View};
-pub use evidence::{Evidence, Retrieved, Sums, Weighed};
+pub use evidence::{Evidence, Observation, Retrieved, Sums, Weighed};
 pub use guard::{GuardConfig, OnRun};
 pub use request::{ContextParameters, GenerateRequest, KnnOverrides, Mode, OnRemoval, Retrieval, ScoreRequest};
 pub use scheduler::{Engine, EngineStatus, Generation};

@@ -48,8 +48,20 @@ pub struct ScoredToken {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Takes a position of the text, the logits that predict its token, and what was found in each view.
-pub(crate) type Visit<'a> = dyn FnMut(usize, &[f32], &[&Found]) + 'a;
+/// A position of the text, as the model and the store see it.
+pub(crate) struct Seen<'a> {
+    /// In the text.
+    pub(crate) position: usize,
+    /// What predicts its token.
+    pub(crate) logits: &'a [f32],
+    /// What neighbours are searched for with; empty in modes without them.
+    pub(crate) key: &'a [f32],
+    /// What was found in each view.
+    pub(crate) found: &'a [&'a Found],
+}
+
+/// Takes one position after the other.
+pub(crate) type Visit<'a> = dyn FnMut(&Seen<'_>) + 'a;
 
 /// A run of tokens that are scored from one input.
 pub(crate) struct Span {
@@ -97,17 +109,17 @@ impl Engine {
         for span in self.spans(request)? {
             let layout = self.layout(request, &pinned, &span)?;
             let first = tokens.len();
-            self.visit_input(request, &[&pinned], (&span, &layout.tokens), cancel, &mut |position, logits, found| {
-                tokens.push(self.scored(request, &pinned, position, logits, found[0]));
+            self.visit_input(request, &[&pinned], (&span, &layout.tokens), cancel, &mut |seen| {
+                tokens.push(self.scored(request, &pinned, seen));
             })?;
             let n_left_out = if request.leave_one_passage_out { layout.passages.len() } else { 0 };
             for i in 0..n_left_out {
                 let (passage, mut next) = (&layout.passages[i].0, first);
                 let input = layout.without(i);
-                self.visit_input(request, &[&pinned], (&span, &input), cancel, &mut |position, logits, found| {
-                    let token = request.tokens[position];
-                    let log_p_lm = mixture::log_softmax(logits)[token as usize];
-                    let log_probability = pinned.log_probability(log_p_lm, found[0], token);
+                self.visit_input(request, &[&pinned], (&span, &input), cancel, &mut |seen| {
+                    let token = request.tokens[seen.position];
+                    let log_p_lm = mixture::log_softmax(seen.logits)[token as usize];
+                    let log_probability = pinned.log_probability(log_p_lm, seen.found[0], token);
                     tokens[next].left_out.push(LeftOut { passage: passage.clone(), log_probability });
                     next += 1;
                 })?;
@@ -159,7 +171,7 @@ impl Engine {
     }
 
     /// What the model reads for a span; its last tokens are those of the span but the last.
-    fn layout(&self, request: &ScoreRequest, pinned: &Pinned, span: &Span) -> Result<Layout, EngineError> {
+    pub(crate) fn layout(&self, request: &ScoreRequest, pinned: &Pinned, span: &Span) -> Result<Layout, EngineError> {
         let tokenizer = &*self.shared.tokenizer;
         if !request.retrieval.mode.context() {
             let bos = tokenizer.beginning_of_text().into_iter();
@@ -193,8 +205,8 @@ impl Engine {
         self.visit_input(request, views, (span, &layout.tokens), cancel, each)
     }
 
-    /// The same with an input that ends as the span's does.
-    fn visit_input(
+    /// The same with an input that ends as the span's does; without a view, nothing is searched for.
+    pub(crate) fn visit_input(
         &self,
         request: &ScoreRequest,
         views: &[&Pinned],
@@ -220,7 +232,8 @@ impl Engine {
                 .collect::<Result<_, _>>()?;
             for (i, logits) in output.logits.rows().enumerate() {
                 let of_each: Vec<&Found> = found.iter().map(|found| found.get(i).unwrap_or(&nothing)).collect();
-                each(position, logits, &of_each);
+                let key = if knn { output.keys.row(i) } else { &[] };
+                each(&Seen { position, logits, key, found: &of_each });
                 position += 1;
             }
             read += chunk.len();
@@ -256,20 +269,13 @@ impl Engine {
         if views.iter().all(live) { Ok(()) } else { Err(EngineError::SourceRemoved) }
     }
 
-    fn scored(
-        &self,
-        request: &ScoreRequest,
-        pinned: &Pinned,
-        position: usize,
-        logits: &[f32],
-        found: &Found,
-    ) -> ScoredToken {
-        let token = request.tokens[position];
-        let log_p_lm = mixture::log_softmax(logits)[token as usize];
+    fn scored(&self, request: &ScoreRequest, pinned: &Pinned, seen: &Seen<'_>) -> ScoredToken {
+        let (token, found) = (request.tokens[seen.position], seen.found[0]);
+        let log_p_lm = mixture::log_softmax(seen.logits)[token as usize];
         let store: &dyn NeighborSearch = &*self.shared.store;
         let credit = request.depth.map(|d| credit::credit((store, pinned, d), log_p_lm, found, token));
         ScoredToken {
-            position,
+            position: seen.position,
             log_probability: pinned.log_probability(log_p_lm, found, token),
             parametric_log_probability: log_p_lm,
             knn_weight: mixture::effective_weight(&found.knn, pinned.knn.knn_weight),

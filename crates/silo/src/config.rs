@@ -254,6 +254,9 @@ pub struct EvalSection {
     /// Recipes that `silo eval keys` compares.
     #[serde(default)]
     pub recipes: Vec<ComparedRecipe>,
+    /// With what `silo eval swap` exchanges keys and model.
+    #[serde(default)]
+    pub swap: Option<SwapConfig>,
     /// What `silo eval generation` generates.
     #[serde(default)]
     pub generation: GenerationSizes,
@@ -313,6 +316,16 @@ pub struct ComparedRecipe {
     /// What tables call it.
     pub name: String,
     /// The recipe, as `indexes/ivf.toml`. Its store lies beside the evaluation's own.
+    pub recipe: PathBuf,
+}
+
+/// What keys and model are exchanged with.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SwapConfig {
+    /// A model with the same tokenizer.
+    pub model: PathBuf,
+    /// The recipe by which both models encode the domains, each in a store of its own beside the evaluation's. Quantisers are made for one
+    /// model: a recipe for exact search serves both.
     pub recipe: PathBuf,
 }
 

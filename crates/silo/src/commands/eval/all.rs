@@ -3,14 +3,14 @@
 use anyhow::Result;
 
 use super::page::{Measured, write};
-use super::{Ground, Run, context, curve, domains, generation, keys, overlap, weights};
+use super::{Ground, Run, context, curve, domains, generation, keys, overlap, swap, weights};
 use crate::output;
 
 type Measurement = fn(&Run) -> Result<Measured<'static>>;
 type Asked = fn(&Ground) -> bool;
 
 /// All that stand on one configuration, and whether it asks for them.
-const MEASUREMENTS: [(Measurement, Asked); 8] = [
+const MEASUREMENTS: [(Measurement, Asked); 9] = [
     (domains::run, |_| true),
     (weights::run, |_| true),
     (overlap::run, |_| true),
@@ -18,6 +18,7 @@ const MEASUREMENTS: [(Measurement, Asked); 8] = [
     (curve::removal, |_| true),
     (context::run, |g| !g.config.eval.contexts.is_empty()),
     (keys::run, |g| !g.config.eval.recipes.is_empty()),
+    (swap::run, |g| g.config.eval.swap.is_some()),
     (generation::run, |g| g.config.eval.references.iter().any(|r| r.knows_domains && !r.is_per_domain())),
 ];
 

@@ -48,7 +48,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         title: "Ways to retrieve passages",
         what: WHAT,
         finding: finding(&rows),
-        whole: json!({"made": ground.facts(run), "ways": rows}),
+        whole: json!({"made": ground.facts(&run.config), "ways": rows}),
         tables: raw.markdown(),
         raw,
         picture: Some((plot, rows.iter().map(line).collect())),

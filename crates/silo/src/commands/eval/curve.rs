@@ -182,7 +182,7 @@ fn measured<'a>(
     let all = line("all domains", &|p| &p.test);
     let each = names.iter().enumerate().map(|(i, name)| line(name, &|p| &p.domains[i]));
     let lines = [all].into_iter().chain(each).collect();
-    let whole = json!({"made": ground.facts(run), "points": points});
+    let whole = json!({"made": ground.facts(&run.config), "points": points});
     let tables = raw.markdown();
     Measured { name, title: plot.title, what, finding, whole, raw, tables, picture: Some((plot, lines)) }
 }

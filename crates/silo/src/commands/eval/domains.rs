@@ -41,7 +41,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     let (results, together) = evaluate(&ground.gatherer(), &ground.domains)?;
     let closed = gaps(&results, &references, &COLUMNS[1..], ground.config.eval.min_gap_bits);
     let (facts, tables) =
-        (ground.facts(run), markdown(&results, (&together, &ground.config.eval.grid), &references, &closed));
+        (ground.facts(&run.config), markdown(&results, (&together, &ground.config.eval.grid), &references, &closed));
     let whole = json!({
         "made": facts, "together": together, "domains": results, "references": references, "gap_closed": closed,
     });

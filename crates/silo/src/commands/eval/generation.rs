@@ -75,7 +75,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         what: WHAT,
         finding: finding(&rows),
         whole: json!({
-            "made": ground.facts(run), "sizes": ground.config.eval.generation, "calibration": scene.calibration, "guard": ground.config.engine.guard, "ways": rows,
+            "made": ground.facts(&run.config), "sizes": ground.config.eval.generation, "calibration": scene.calibration, "guard": ground.config.engine.guard, "ways": rows,
         }),
         tables: raw.markdown(),
         raw,

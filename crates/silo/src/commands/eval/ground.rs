@@ -1,6 +1,7 @@
 //! What every measurement stands on: model, store with the domains in it, engine, held-out text.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -12,9 +13,8 @@ use silo_core::{
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
 use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, StoredText, Together, store_parts};
-use silo_store::{NewShard, Store};
+use silo_store::{NewShard, Recipe, Store};
 
-use super::Run;
 use crate::config::{ConfigFile, EvalConfig, read_eval_config};
 use crate::wiring;
 
@@ -65,6 +65,27 @@ impl Ground {
         Ok(Self { config, model, tokenizer, store, engine, domains, cache, commit })
     }
 
+    /// The same domains in a store of another recipe, which lies beside the configured one, and perhaps with another model, which need not be
+    /// trained on openly licensed text.
+    pub fn beside(config: &EvalConfig, recipe: &Path, model: Option<&Path>) -> Result<Self> {
+        let read = Recipe::read(recipe)?;
+        let mut out = config.clone();
+        out.model.key_site = read.key_site;
+        out.store.recipe = recipe.to_owned();
+        let mut root = config.store.root.clone().into_os_string();
+        root.push(format!("-{}", read.hash()));
+        if let Some(model) = model {
+            out.model.path = model.to_owned();
+            out.model.require_open_training = false;
+            root.push("-");
+            root.push(model.file_name().unwrap_or(model.as_os_str()));
+        }
+        out.store.root = root.into();
+        // Sizes of the store are another comparison.
+        out.eval.store_shares.clear();
+        Self::of(out)
+    }
+
     pub fn gatherer(&self) -> Gatherer<'_> {
         let (grid, cache) = (&self.config.eval.grid, self.cache.as_ref());
         Gatherer { engine: &self.engine, grid, cache, progress: &|what| eprintln!("{what}") }
@@ -91,14 +112,14 @@ impl Ground {
     }
 
     /// What a result is made with: enough to make it again.
-    pub fn facts(&self, run: &Run) -> Value {
+    pub fn facts(&self, file: &ConfigFile) -> Value {
         let snapshot = self.store.snapshot();
         json!({
             "command": command(std::env::args().skip(1)),
             "commit": self.commit,
             "machine": machine(),
-            "config": run.config.path,
-            "set": run.config.set,
+            "config": file.path,
+            "set": file.set,
             "model": {"name": self.model.card().name, "hash": self.model.card().hash, "n_parameters": self.model.card().n_parameters},
             "recipe": {"name": self.store.recipe().name, "hash": self.store.recipe().hash()},
             "sizes": self.config.eval.sizes,

@@ -45,8 +45,9 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     let mut facts = Value::Null;
     for compared in &config.eval.recipes {
         eprintln!("recipe {}", compared.name);
-        let ground = Ground::of(with_recipe(&config, compared)?)?;
-        facts = ground.facts(run);
+        let ground =
+            Ground::beside(&config, &compared.recipe, None).with_context(|| format!("recipe '{}'", compared.name))?;
+        facts = ground.facts(&run.config);
         rows.push(row(&ground, compared)?);
     }
     let raw = table(&config, &rows);
@@ -60,20 +61,6 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         raw,
         picture: None,
     })
-}
-
-/// The evaluation over a store of another recipe, beside the configured one's.
-fn with_recipe(config: &EvalConfig, compared: &ComparedRecipe) -> Result<EvalConfig> {
-    let recipe = Recipe::read(&compared.recipe).with_context(|| format!("recipe '{}'", compared.name))?;
-    let mut out = config.clone();
-    out.model.key_site = recipe.key_site;
-    out.store.recipe = compared.recipe.clone();
-    let mut root = config.store.root.clone().into_os_string();
-    root.push(format!("-{}", recipe.hash()));
-    out.store.root = root.into();
-    // Sizes of the store are another comparison.
-    out.eval.store_shares.clear();
-    Ok(out)
 }
 
 fn row(ground: &Ground, compared: &ComparedRecipe) -> Result<Row> {

@@ -4,6 +4,7 @@ mod all;
 mod context;
 mod curve;
 mod domains;
+mod export;
 mod generation;
 mod ground;
 mod keys;
@@ -46,10 +47,13 @@ pub enum Eval {
     Generation(Run),
     /// What test text has in common with the store, and what neighbours are worth without that.
     Overlap(Run),
+    /// Which part moves: keys and model exchanged with another model that has encoded the same text.
+    Swap(Run),
     /// All of the above that the configuration asks for, and a summary of them.
     All(Run),
-    /// Which part moves: keys and model exchanged between two evaluations of the same tokens.
-    Swap(Swap),
+    /// Keys, values and what the model alone says, as safetensors: for trying other ways to search and to weigh. What is written holds the
+    /// text of the store, and is to be governed like it.
+    Export(Export),
     /// Tune how neighbours weigh on the validation text of all domains, and whether a gate sets it; writes what `store.calibration` names.
     Calibrate(Calibrate),
 }
@@ -75,14 +79,19 @@ pub struct Run {
     output: PathBuf,
 }
 
-/// Exchanges parts.
+/// Exports.
 #[derive(Debug, Args)]
-pub struct Swap {
+pub struct Export {
+    /// What is exported, as `configs/eval.toml`.
     #[command(flatten)]
-    run: Run,
-    /// The other evaluation: of a model with the same tokenizer, over a store of the same text that it encoded. What is set, is set in both.
+    config: ConfigFile,
+    /// The folder to write: DOMAIN.safetensors for each domain, and export.json.
     #[arg(long, value_name = "PATH")]
-    other: PathBuf,
+    output: PathBuf,
+    /// Encode the documents of a domain one after the other, in windows that cross their ends, as SILO's code does; for comparison alone,
+    /// since a withdrawn document stays in the keys of the next one.
+    #[arg(long)]
+    packed: bool,
 }
 
 /// Tunes.
@@ -108,8 +117,9 @@ impl Eval {
             Self::Keys(c) => keys::run(&c)?.publish(&c, as_json),
             Self::Generation(c) => generation::run(&c)?.publish(&c, as_json),
             Self::Overlap(c) => overlap::run(&c)?.publish(&c, as_json),
+            Self::Swap(c) => swap::run(&c)?.publish(&c, as_json),
             Self::All(c) => all::run(&c, as_json),
-            Self::Swap(c) => swap::run(&c)?.publish(&c.run, as_json),
+            Self::Export(c) => export::run(&c, as_json),
             Self::Calibrate(c) => calibrate(&c, as_json),
         }
     }

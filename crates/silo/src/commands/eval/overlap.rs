@@ -66,7 +66,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         what: WHAT,
         finding: finding(&buckets, &left_out),
         whole: json!({
-            "made": ground.facts(run), "parameters": knn, "overlap": config, "shares": scored.shares, "ways": scored.ways, "left_out": left_out,
+            "made": ground.facts(&run.config), "parameters": knn, "overlap": config, "shares": scored.shares, "ways": scored.ways, "left_out": left_out,
         }),
         raw: raw(&ground, &scored, &left_out),
         tables: format!(

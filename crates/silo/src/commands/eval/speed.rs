@@ -41,7 +41,7 @@ pub fn run(command: &Bench, as_json: bool) -> Result<()> {
     let memory = resident_bytes();
     eprintln!("building a shard");
     let building = build_speed(&ground)?;
-    let facts = ground.facts(run);
+    let facts = ground.facts(&run.config);
     let n_bytes: u64 = shard_bytes(&ground);
     let ready = start_to_ready(ground)?;
     let whole = json!({

@@ -1,14 +1,14 @@
 //! `silo eval swap`: which part moves, the keys or the model.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, Scope, tune};
 
 use super::page::{Measured, Table, bits, sum};
-use super::{Ground, Swap};
-use crate::config::ConfigFile;
+use super::{Ground, Run};
+use crate::config::{SwapConfig, read_eval_config};
 
 /// A model with the keys of one.
 #[derive(Debug, Serialize)]
@@ -31,13 +31,16 @@ struct Side {
     test: Vec<Gathered>,
 }
 
-pub fn run(command: &Swap) -> Result<Measured<'static>> {
-    let run = &command.run;
-    let ground = Ground::open(&run.config)?;
-    let other = Ground::open(&ConfigFile { path: command.other.clone(), set: run.config.set.clone() })?;
+pub fn run(run: &Run) -> Result<Measured<'static>> {
+    let config = read_eval_config(&run.config)?;
+    let Some(SwapConfig { model, recipe }) = &config.eval.swap else {
+        bail!("eval.swap names no model to exchange with: add [eval.swap] with model and recipe");
+    };
+    let ground = Ground::beside(&config, recipe, None)?;
+    let other = Ground::beside(&config, recipe, Some(model)).context("eval.swap")?;
     let same =
         ground.domains.len() == other.domains.len() && ground.domains.iter().zip(&other.domains).all(|(a, b)| a == b);
-    ensure!(same, "the two evaluations are not of the same tokens: they need the same domains, sizes, and tokenizer");
+    ensure!(same, "the model that eval.swap names cuts text into other tokens: it needs the same tokenizer");
     let sides = [side(&ground)?, side(&other)?];
     let mut rows = Vec::new();
     for model in &sides {
@@ -57,7 +60,7 @@ pub fn run(command: &Swap) -> Result<Measured<'static>> {
         title: "Keys and model exchanged",
         what: WHAT,
         finding: finding(&rows),
-        whole: json!({"made": ground.facts(run), "other": other.facts(run), "pairs": rows}),
+        whole: json!({"made": ground.facts(&run.config), "other": other.facts(&run.config), "pairs": rows}),
         tables: raw.markdown(),
         raw,
         picture: None,

@@ -70,7 +70,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         title: "How much neighbours weigh at a token",
         what: WHAT,
         finding,
-        whole: json!({"made": ground.facts(run), "rules": rows}),
+        whole: json!({"made": ground.facts(&run.config), "rules": rows}),
         tables: raw.markdown(),
         raw,
         picture: None,
