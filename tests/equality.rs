@@ -8,9 +8,9 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use silo_core::{
-    ContentHash, Document, Entry, Epoch, Filter, Gate, KeySite, KnnParameters, LanguageModel, Neighbor, NeighborQuery,
-    NeighborSearch, Passage, PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection, ShardId, ShardMask,
-    Snapshot, SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
+    ContentHash, Document, Entry, Epoch, Filter, Gate, GateTerms, KeySite, KnnParameters, LanguageModel, Neighbor,
+    NeighborQuery, NeighborSearch, Passage, PassageQuery, PassageSearch, Permissions, Run, SearchError, Selection,
+    ShardId, ShardMask, Snapshot, SnapshotProvider, Source, SourceId, SpanSearch, Tier, Tokenizer,
 };
 use silo_engine::{
     ContextParameters, Depth, Engine, EngineConfig, EngineError, Event, GenerateRequest, Generation, KnnOverrides,
@@ -64,7 +64,9 @@ fn source(name: &str, tier: Tier) -> Source {
 
 /// Where a request does not set the weight, a gate does.
 fn gated() -> EngineConfig {
-    let gate = Gate { bias: 3.0, distance: -0.2, model_entropy: 0.1, neighbor_entropy: -0.3 };
+    let terms =
+        GateTerms { bias: 3.0, nearest: -0.2, model_entropy: 0.1, neighbor_entropy: -0.3, ..GateTerms::default() };
+    let gate = Gate { sharp: terms, broad: GateTerms { bias: 1.0, nearest_64th: 0.1, log_values: -0.2, ..terms } };
     let knn = KnnParameters { gate: Some(gate), match_bonus: 0.4, ..KnnParameters::new(64, 0.95, 10.0) };
     EngineConfig { knn, ..EngineConfig::default() }
 }
@@ -332,10 +334,6 @@ impl NeighborSearch for Withdrawing {
         let found = self.store.neighbors_as_of(queries);
         withdraw();
         found
-    }
-
-    fn compares_all(&self) -> bool {
-        self.store.compares_all()
     }
 
     fn place(&self, snapshot: &Snapshot, neighbor: &Neighbor) -> Option<(ContentHash, u32)> {

@@ -22,7 +22,7 @@ pub struct KnnParameters {
     /// that is not; from −100 to 100. 0: only the distance counts. Below 0: copies of the text are kept away.
     #[serde(default)]
     pub match_bonus: f64,
-    /// What part of `knn_weight` neighbours have at a token; all of it, if there is none.
+    /// What part of `knn_weight` neighbours have at a token, and how sharply they weigh; all of it at `knn_temperature`, if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
 }
@@ -56,9 +56,18 @@ impl KnnParameters {
         self.match_bonus * f64::from(matched) - (f64::from(distance) - f64::from(nearest)) / self.knn_temperature
     }
 
+    /// Neighbours as a gate's shares see them: sharp, at half of the temperature, and broad, at twice of it.
+    pub fn kernels(&self) -> [Self; 2] {
+        let least = f64::from_bits(1); // of those above 0
+        [0.5, 2.0]
+            .map(|factor| Self { knn_temperature: (self.knn_temperature * factor).clamp(least, f64::MAX), ..*self })
+    }
+
     /// What is wrong with them, each beginning with the name of what it is.
     pub fn faults(&self) -> Vec<&'static str> {
-        let moderate = |gate: Gate| gate.coefficients().iter().all(|c| c.abs() <= MAX_COEFFICIENT);
+        let moderate = |gate: Gate| {
+            [gate.sharp, gate.broad].iter().flat_map(GateTerms::coefficients).all(|c| c.abs() <= MAX_COEFFICIENT)
+        };
         let all = [
             (self.k == 0, "k must be 1 or more"),
             (!(0.0..=1.0).contains(&self.knn_weight), "knn_weight must be from 0 to 1"),
@@ -71,44 +80,93 @@ impl KnnParameters {
     }
 }
 
-/// What part of `knn_weight` neighbours have at a token: σ(bias + Σ coefficient · what is known there), a logistic regression (as the networks that
-/// choose the weight in He et al. 2021, over fewer and plainer features).
+/// How much of `knn_weight` neighbours have at a token, and how sharply they weigh among themselves: p(y) = (1 − w·(s + b))·p_lm(y) +
+/// w·s·p_sharp(y) + w·b·p_broad(y), where w is `knn_weight`, p_sharp is kNN-LM's p_knn at half of `knn_temperature` and p_broad at twice of it.
+/// Shares 1 − s − b, s and b are a softmax of 0 and of the two terms' sums: a mixture of experts (Jacobs et al. 1991) whose gate is a logistic regression. (He et
+/// al. 2021 choose one weight, at one temperature, by a network.)
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gate {
+    /// For neighbours at half of the temperature.
+    pub sharp: GateTerms,
+    /// For neighbours at twice the temperature.
+    pub broad: GateTerms,
+}
+
+/// What a [`Gate`] sums up: each number times what is known at a token.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateTerms {
     /// Where nothing is known.
     pub bias: f64,
     /// For each unit of L2 distance (not squared) of the nearest neighbour.
-    pub distance: f64,
+    pub nearest: f64,
+    /// For each unit of L2 distance of the 64th nearest, or of the last one if there are fewer.
+    pub nearest_64th: f64,
     /// For each nat of the entropy of p_lm.
     pub model_entropy: f64,
-    /// For each nat of the entropy of p_knn.
+    /// For each nat of the entropy of p_knn at `knn_temperature`.
     pub neighbor_entropy: f64,
+    /// For each natural logarithm of the number of different values that neighbours have.
+    pub log_values: f64,
 }
 
-/// What a [`Gate`] knows at a token, with a 1 in front for its bias.
-pub type GateFeatures = [f64; 4];
+/// What a [`Gate`] knows at a token, with a 1 in front for the biases.
+pub type GateFeatures = [f64; GateTerms::N];
 
-impl Gate {
-    /// What a gate knows at a token: the squared distance of the nearest neighbour, and both entropies in nats.
-    pub fn features(nearest: f32, model_entropy: f64, neighbor_entropy: f64) -> GateFeatures {
-        [1.0, f64::from(nearest).max(0.0).sqrt(), model_entropy, neighbor_entropy]
-    }
+impl GateTerms {
+    /// Number of terms.
+    pub const N: usize = 6;
 
     /// What each of the features is multiplied with.
     pub fn coefficients(&self) -> GateFeatures {
-        [self.bias, self.distance, self.model_entropy, self.neighbor_entropy]
+        let Self { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values } = *self;
+        [bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values]
     }
 
-    /// The gate that multiplies with these.
-    pub fn of_coefficients([bias, distance, model_entropy, neighbor_entropy]: GateFeatures) -> Self {
-        Self { bias, distance, model_entropy, neighbor_entropy }
+    /// Those that multiply with these.
+    pub fn of_coefficients(coefficients: GateFeatures) -> Self {
+        let [bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values] = coefficients;
+        Self { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values }
     }
 
-    /// The part, from 0 to 1.
-    pub fn part(&self, features: &GateFeatures) -> f64 {
-        let x: f64 = self.coefficients().iter().zip(features).map(|(c, f)| c * f).sum();
-        1.0 / (1.0 + (-x).exp())
+    fn sum(&self, features: &GateFeatures) -> f64 {
+        self.coefficients().iter().zip(features).map(|(c, f)| c * f).sum()
+    }
+}
+
+impl Gate {
+    /// Which neighbour's distance a gate knows besides that of the nearest, counted from 1.
+    pub const RANK: usize = 64;
+
+    /// What a gate knows at a token: squared distances of its neighbours, nearest first, of which there is at least one; the entropies of p_lm and
+    /// p_knn, in nats; and how many different values the neighbours have.
+    pub fn features(
+        distances: impl ExactSizeIterator<Item = f32>,
+        [model_entropy, neighbor_entropy]: [f64; 2],
+        n_values: usize,
+    ) -> GateFeatures {
+        let last = distances.len().min(Self::RANK).saturating_sub(1);
+        let (mut nearest, mut at_rank) = (0.0, 0.0);
+        for (i, distance) in distances.take(Self::RANK).enumerate() {
+            let distance = f64::from(distance).max(0.0).sqrt();
+            if i == 0 {
+                nearest = distance;
+            }
+            if i == last {
+                at_rank = distance;
+            }
+        }
+        [1.0, nearest, at_rank, model_entropy, neighbor_entropy, (n_values.max(1) as f64).ln()]
+    }
+
+    /// The shares of sharp and of broad neighbours, from 0 to 1 and together at most 1.
+    pub fn shares(&self, features: &GateFeatures) -> [f64; 2] {
+        let sums = [self.sharp.sum(features), self.broad.sum(features)];
+        let greatest = sums[0].max(sums[1]).max(0.0);
+        let [sharp, broad] = sums.map(|sum| (sum - greatest).exp());
+        let all = (-greatest).exp() + sharp + broad;
+        [sharp / all, broad / all]
     }
 }
 
@@ -146,14 +204,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gate_is_a_logistic_regression() {
-        let gate = Gate { bias: 1.0, distance: -0.5, model_entropy: 0.25, neighbor_entropy: -1.0 };
-        // 1 − 0.5·√16 + 0.25·2 − 1·0.5 = −1
-        let part = gate.part(&Gate::features(16.0, 2.0, 0.5));
-        assert!((part - 1.0 / (1.0 + 1f64.exp())).abs() < 1e-15, "{part}");
-        let far = Gate { distance: -1e6, ..gate }.part(&Gate::features(f32::MAX, 0.0, 0.0));
-        assert_eq!((far, Gate::default().part(&Gate::features(1.0, 1.0, 1.0))), (0.0, 0.5));
-        assert_eq!(Gate::of_coefficients(gate.coefficients()), gate);
+    fn a_gate_is_a_softmax_of_sums() {
+        let sharp = GateTerms { bias: 1.0, nearest: -0.5, nearest_64th: 0.25, ..GateTerms::default() };
+        let broad = GateTerms {
+            bias: 0.5,
+            model_entropy: 0.25,
+            neighbor_entropy: -1.0,
+            log_values: 2.0,
+            ..GateTerms::default()
+        };
+        let features = Gate::features([16.0, 25.0, 36.0].into_iter(), [2.0, 0.5], 3);
+        assert_eq!(features, [1.0, 4.0, 6.0, 2.0, 0.5, 3f64.ln()]);
+        // 1 − 0.5·4 + 0.25·6 = 0.5, and 0.5 + 0.25·2 − 0.5 + 2·ln 3 = 0.5 + 2·ln 3
+        let [a, b] = [0.5f64.exp(), 0.5f64.exp() * 9.0];
+        let found = Gate { sharp, broad }.shares(&features);
+        assert!(
+            (found[0] - a / (1.0 + a + b)).abs() < 1e-15 && (found[1] - b / (1.0 + a + b)).abs() < 1e-15,
+            "{found:?}"
+        );
+        let far = Gate::features((0..100).map(|i| if i == 63 { f32::MAX } else { 1.0 }), [0.0, 0.0], 1);
+        assert_eq!(far[2], f64::from(f32::MAX).sqrt(), "that of the 64th");
+        let never = GateTerms { nearest_64th: -1e6, ..sharp };
+        assert_eq!(Gate { sharp: never, broad: never }.shares(&far), [0.0, 0.0]);
+        let always = GateTerms { nearest_64th: 1e6, ..sharp };
+        assert_eq!(Gate { sharp: always, broad: never }.shares(&far), [1.0, 0.0]);
+        assert_eq!(Gate::default().shares(&far), [1.0 / 3.0; 2]);
+        assert_eq!(GateTerms::of_coefficients(broad.coefficients()), broad);
+    }
+
+    #[test]
+    fn kernels_keep_their_temperature_above_nothing() {
+        let kernels = |temperature| KnnParameters::new(1, 1.0, temperature).kernels().map(|knn| knn.knn_temperature);
+        assert_eq!(kernels(16.0), [8.0, 32.0]);
+        for extreme in [f64::from_bits(1), f64::MAX] {
+            assert!(kernels(extreme).iter().all(|t| *t > 0.0 && t.is_finite()), "{extreme}");
+        }
     }
 
     /// What an earlier form said of distances must not be left out in silence.
@@ -184,7 +269,8 @@ mod tests {
         assert!(calibration(good, KnnParameters { knn_temperature: 0.0, ..good }).unwrap().contains("temperature"));
         assert!(calibration(good, KnnParameters { match_bonus: f64::NAN, ..good }).unwrap().contains("match_bonus"));
         assert!(calibration(KnnParameters { match_tokens: 1 << 16, ..good }, good).unwrap().contains("match_tokens"));
-        let gate = Some(Gate { distance: f64::INFINITY, ..Gate::default() });
+        let terms = GateTerms { log_values: f64::INFINITY, ..GateTerms::default() };
+        let gate = Some(Gate { broad: terms, ..Gate::default() });
         assert!(calibration(KnnParameters { gate, ..good }, good).unwrap().contains("gate"));
     }
 }

@@ -36,7 +36,7 @@ mod snapshot;
 mod source;
 pub mod units;
 
-pub use calibration::{Calibration, Gate, GateFeatures, KnnParameters, is_match_bonus};
+pub use calibration::{Calibration, Gate, GateFeatures, GateTerms, KnnParameters, is_match_bonus};
 pub use change::{Change, ChangeEntry, DocumentSet, StoreState};
 pub use detokenize::Detokenizer;
 pub use document::Document;

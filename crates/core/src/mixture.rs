@@ -5,7 +5,9 @@
 //! the neighbours; `knn_temperature` is τ. Beyond kNN-LM, m is the number of tokens before the neighbour's value that are the text's last ones,
 //! and `match_bonus` is β. All sums run in f64 and in the order of the slices, so the same inputs give the same bits.
 
-use crate::{KnnParameters, Neighbor, TokenId};
+use std::collections::HashMap;
+
+use crate::{KnnParameters, Neighbor, ShardIndex, TokenId};
 
 /// log softmax of `logits` at temperature 1.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
@@ -72,9 +74,15 @@ impl NeighborDistribution {
         &self.weights
     }
 
-    /// The same with a part of its mass, from 0 to 1; the rest is the model's.
-    pub fn gated(self, part: f64) -> Self {
-        Self { mass: self.mass * part, ..self }
+    /// Distributions over the same neighbours as one, each with a share of the mass; shares are at most 1 together, and the rest is the model's.
+    pub fn blend(neighbors: &[Neighbor], kernels: [(f64, Self); 2]) -> Self {
+        let [(a, first), (b, second)] = kernels;
+        let both = a + b;
+        if both == 0.0 {
+            return Self { mass: 0.0, ..first };
+        }
+        let weights = first.weights.iter().zip(&second.weights).map(|(x, y)| (a * x + b * y) / both).collect();
+        Self::of_weights(neighbors, weights, first.mass * both)
     }
 
     /// Part of the neighbours' weight that they have: 1, unless a cap on sources or a gate leaves the rest to the model.
@@ -166,6 +174,23 @@ pub fn total_variation(log_p: &[f64], log_q: &[f64]) -> f64 {
     log_p.iter().zip(log_q).map(|(p, q)| (p.exp() - q.exp()).abs()).sum::<f64>() / 2.0
 }
 
+/// What the total variation of two mixtures over one model can be at most, each given as neighbours, what they weigh, and `knn_weight`: half of the sum of
+/// |W − W'|, the weights of all neighbours, and of |A − A'| over single ones. For p(y) = (1 − W)·p_lm(y) + the sum of A over neighbours with value y. Where some neighbours
+/// go, nobody comes in their place and W stays, it is their part of W.
+pub fn most_moved([a, b]: [(&[Neighbor], &NeighborDistribution, f64); 2]) -> f64 {
+    let weights = |(neighbors, knn, knn_weight): (&[Neighbor], &NeighborDistribution, f64)| {
+        let all = effective_weight(knn, knn_weight);
+        let of_one = |(n, share): (&Neighbor, &f64)| ((n.shard, n.row), all * share);
+        (all, neighbors.iter().zip(knn.weights()).map(of_one).collect::<Vec<_>>())
+    };
+    let ((all, ones), (of_others, others)) = (weights(a), weights(b));
+    let mut known: HashMap<(ShardIndex, u32), f64> = others.iter().copied().collect();
+    // In the order of the neighbours, for the same bits.
+    let both = ones.iter().map(|(place, x)| (x - known.remove(place).unwrap_or(0.0)).abs()).sum::<f64>();
+    let new = others.iter().filter(|(place, _)| known.contains_key(place)).map(|(_, x)| x).sum::<f64>();
+    ((all - of_others).abs() + both + new) / 2.0
+}
+
 /// Shares of `token` in p(token) = (1 − w)·p_lm + w·p_knn: the model's part is (1 − w)·p_lm / p, that of a neighbour with that value is
 /// w·a_i / p, given with its place among the neighbours. Sums go in the neighbours' order, so that the shards in which a source's entries
 /// lie change no bit.
@@ -226,6 +251,7 @@ mod tests {
             let mut all: Vec<_> =
                 raw.into_iter().map(|(d, v, s, matched)| Neighbor { matched, ..neighbor(d, v, s) }).collect();
             all.sort_by(|a, b| a.distance.total_cmp(&b.distance));
+            all.iter_mut().enumerate().for_each(|(i, n)| n.row = i as u32);
             all
         })
     }
@@ -264,27 +290,51 @@ mod tests {
     }
 
     proptest! {
-        /// Where the ones that go are followed by others, no more mass moves than either had; whatever the gate leaves each time, no more than by
-        /// that besides.
+        /// Whoever goes and comes, and whatever a gate says each time.
         #[test]
-        fn what_others_in_its_place_move_is_bounded_too(
+        fn no_more_moves_than_weights_differ(
             logits in prop::collection::vec(-20.0f32..20.0, 8), neighbors in arbitrary_neighbors(), weight in 0.0f64..=1.0,
-            k in 1usize..30, parts in prop::array::uniform2(0.0f64..=1.0),
+            k in 1usize..30, shares in prop::array::uniform2(prop::array::uniform2(0.0f64..=0.5)),
         ) {
             let lm = log_softmax(&logits);
             let nearest = |gone: &dyn Fn(&Neighbor) -> bool| -> Vec<Neighbor> {
                 neighbors.iter().filter(|n| !gone(n)).take(k).copied().collect()
             };
-            let (all, rest) = (nearest(&|_| false), nearest(&|n| n.shard.0 == 0));
-            let [with, without] = [(&all, parts[0]), (&rest, parts[1])].map(|(n, part)| NeighborDistribution::new(n, &parameters(10.0)).gated(part));
-            let mass = |of: &NeighborDistribution, n: &[Neighbor], counts: &dyn Fn(&Neighbor) -> bool| {
-                n.iter().zip(of.weights()).filter(|(n, _)| counts(n)).map(|(_, a)| a).sum::<f64>() * of.mass()
+            let views = [nearest(&|_| false), nearest(&|n| n.shard.0 == 0)];
+            let blended = |n: &[Neighbor], [a, b]: [f64; 2]| {
+                let [sharp, broad] = parameters(10.0).kernels().map(|knn| NeighborDistribution::new(n, &knn));
+                NeighborDistribution::blend(n, [(a, sharp), (b, broad)])
             };
-            let goes = mass(&with, &all, &|n| n.shard.0 == 0);
-            let comes = mass(&without, &rest, &|n| !all.contains(n));
-            let change = if rest.is_empty() { 0.0 } else { (parts[0] - parts[1]).abs() };
+            let [with, without] = [0, 1].map(|i| blended(&views[i], shares[i]));
             let moved = total_variation(&interpolate(&lm, &with, weight), &interpolate(&lm, &without, weight));
-            prop_assert!(moved <= weight * (goes.max(comes) + change) + 1e-9, "{moved} {goes} {comes} {change}");
+            let most = most_moved([(&views[0], &with, weight), (&views[1], &without, weight)]);
+            prop_assert!(moved <= most + 1e-9, "{moved} {most}");
+            // With one weight and all of them in view, what goes is all that moves.
+            let all = NeighborDistribution::new(&neighbors, &parameters(10.0));
+            let rest: Vec<_> = neighbors.iter().filter(|n| n.shard.0 != 0).copied().collect();
+            if !rest.is_empty() {
+                let fewer = NeighborDistribution::new(&rest, &parameters(10.0));
+                let goes: f64 = neighbors.iter().zip(all.weights()).filter(|(n, _)| n.shard.0 == 0).map(|(_, a)| a).sum();
+                let most = most_moved([(&neighbors, &all, weight), (&rest, &fewer, weight)]);
+                // Weights of those that match are measured from the nearest that is left.
+                prop_assert!((most - weight * goes).abs() < 1e-9, "{most} {goes}");
+            }
+        }
+
+        /// Each kernel with its share, and the rest to the model.
+        #[test]
+        fn a_blend_is_the_sum_of_its_kernels(neighbors in arbitrary_neighbors(), shares in prop::array::uniform2(0.0f64..=0.5)) {
+            let kernels = parameters(10.0).kernels().map(|knn| NeighborDistribution::new(&neighbors, &knn));
+            let blend = NeighborDistribution::blend(&neighbors, [(shares[0], kernels[0].clone()), (shares[1], kernels[1].clone())]);
+            prop_assert!((blend.mass() - shares[0] - shares[1]).abs() < 1e-12 || neighbors.is_empty());
+            for y in 0..8u32 {
+                let expected: f64 = kernels.iter().zip(shares).map(|(kernel, share)| share * kernel.probability(y)).sum();
+                prop_assert!((blend.mass() * blend.probability(y) - expected).abs() < 1e-12);
+            }
+            let sum: f64 = blend.weights().iter().sum();
+            prop_assert!(neighbors.is_empty() || (sum - 1.0).abs() < 1e-12);
+            let nothing = NeighborDistribution::blend(&neighbors, kernels.map(|kernel| (0.0, kernel)));
+            prop_assert_eq!(effective_weight(&nothing, 0.7), 0.0);
         }
     }
 

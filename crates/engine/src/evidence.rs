@@ -47,11 +47,11 @@ pub struct Observation {
     pub key: Vec<f32>,
 }
 
-/// What neighbours say of a token.
+/// What neighbours say of a token, by any gate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weighed {
-    /// p_knn of the token.
-    pub probability: f64,
+    /// p_knn of the token, sharp and broad.
+    pub kernels: [f64; 2],
     /// What a gate knows.
     pub features: GateFeatures,
 }
@@ -59,64 +59,108 @@ pub struct Weighed {
 /// Room in which the weights of values are summed up, to be used again for the next token.
 #[derive(Debug, Default)]
 pub struct Sums {
-    /// By value; 0 between two uses.
-    of: Vec<f64>,
-    /// Those that are not 0.
+    /// By value: the last sum that it had a part in, and its part.
+    of: Vec<(u64, f64)>,
+    /// Values of this sum.
     values: Vec<TokenId>,
+    /// Number of this sum.
+    n: u64,
+}
+
+/// What neighbours say at one temperature.
+struct Summed {
+    /// p_knn of the token.
+    probability: f64,
+    /// Entropy of p_knn, in nats.
+    entropy: f64,
+    /// Different values.
+    n_values: usize,
 }
 
 impl Evidence {
-    /// Weighs the first k neighbours, of which at least as many tokens were compared as `knn` asks for; `None` without a neighbour.
+    /// p_knn of the token by the first k neighbours, of which at least as many tokens were compared as `knn` asks for; `None` without a
+    /// neighbour. Whatever a gate says.
+    pub fn probability(&self, knn: &KnnParameters, sums: &mut Sums) -> Option<f64> {
+        self.summed(knn, sums).map(|summed| summed.probability)
+    }
+
+    /// The same for a gate.
     pub fn weigh(&self, knn: &KnnParameters, sums: &mut Sums) -> Option<Weighed> {
-        let neighbors = &self.neighbors[..self.neighbors.len().min(knn.k)];
+        let Summed { entropy, n_values, .. } = self.summed(knn, sums)?;
+        let distances = self.first(knn.k).iter().map(|n| n.distance);
+        let features = Gate::features(distances, [self.model_entropy, entropy], n_values);
+        let [sharp, broad] = knn.kernels();
+        Some(Weighed { kernels: [self.probability(&sharp, sums)?, self.probability(&broad, sums)?], features })
+    }
+
+    fn first(&self, k: usize) -> &[Retrieved] {
+        &self.neighbors[..self.neighbors.len().min(k)]
+    }
+
+    fn summed(&self, knn: &KnnParameters, sums: &mut Sums) -> Option<Summed> {
+        let neighbors = self.first(knn.k);
         let nearest = neighbors.first()?.distance;
         let at_most = knn.match_tokens.min(usize::from(u16::MAX)) as u16;
         let log_weight = |n: &Retrieved| knn.log_weight(nearest, n.distance, n.matched.min(at_most));
         let greatest = neighbors.iter().map(log_weight).fold(f64::NEG_INFINITY, f64::max);
-        for neighbor in neighbors {
-            sums.add(neighbor.value, (log_weight(neighbor) - greatest).exp());
-        }
-        let (of_token, all, entropy) = sums.take(self.token);
-        Some(Weighed { probability: of_token / all, features: Gate::features(nearest, self.model_entropy, entropy) })
+        sums.begin();
+        neighbors.iter().for_each(|n| sums.add(n.value, (log_weight(n) - greatest).exp()));
+        Some(sums.end(self.token))
     }
 
     /// log p of the token with these parameters, as [`Engine::score`] computes it.
     pub fn log_probability(&self, knn: &KnnParameters, sums: &mut Sums) -> f64 {
-        let part = |weighed: &Weighed| knn.gate.map_or(1.0, |gate| gate.part(&weighed.features));
-        let weighed = self.weigh(knn, sums);
-        weighed.map_or(self.parametric_log_probability, |w| self.mixed(&w, knn.knn_weight * part(&w)))
+        let found = match knn.gate {
+            None => self.probability(knn, sums).map(|p_knn| self.mixed(p_knn, knn.knn_weight)),
+            Some(gate) => self.weigh(knn, sums).map(|weighed| self.gated(&weighed, knn.knn_weight, &gate)),
+        };
+        found.unwrap_or(self.parametric_log_probability)
     }
 
     /// log p of the token where neighbours that say this have a weight.
-    pub fn mixed(&self, weighed: &Weighed, weight: f64) -> f64 {
-        mixture::mix_one(self.parametric_log_probability, weighed.probability, weight)
+    pub fn mixed(&self, p_knn: f64, weight: f64) -> f64 {
+        mixture::mix_one(self.parametric_log_probability, p_knn, weight)
+    }
+
+    /// The same where a gate leaves them a part of it.
+    pub fn gated(&self, weighed: &Weighed, weight: f64, gate: &Gate) -> f64 {
+        let [sharp, broad] = gate.shares(&weighed.features);
+        let both = sharp + broad;
+        if both == 0.0 {
+            return self.parametric_log_probability;
+        }
+        self.mixed((sharp * weighed.kernels[0] + broad * weighed.kernels[1]) / both, weight * both)
     }
 }
 
 impl Sums {
+    fn begin(&mut self) {
+        self.n += 1;
+        self.values.clear();
+    }
+
     fn add(&mut self, value: TokenId, weight: f64) {
         let at = value as usize;
         if at >= self.of.len() {
-            self.of.resize(at + 1, 0.0);
+            self.of.resize(at + 1, (0, 0.0));
         }
-        if self.of[at] == 0.0 {
-            self.values.push(value); // again, if the weight is 0 as well, which adds nothing
+        let (last, sum) = &mut self.of[at];
+        if *last == self.n {
+            *sum += weight;
+        } else {
+            (*last, *sum) = (self.n, weight);
+            self.values.push(value);
         }
-        self.of[at] += weight;
     }
 
-    /// The sum of a value, that of all, and the entropy of their distribution in nats; leaves nothing.
-    fn take(&mut self, value: TokenId) -> (f64, f64, f64) {
-        let of_value = self.of.get(value as usize).copied().unwrap_or(0.0);
+    fn end(&self, token: TokenId) -> Summed {
         let (mut all, mut logs) = (0.0, 0.0);
-        for value in self.values.drain(..) {
-            let sum = std::mem::take(&mut self.of[value as usize]);
-            if sum > 0.0 {
-                all += sum;
-                logs += sum * sum.ln();
-            }
+        for sum in self.values.iter().map(|value| self.of[*value as usize].1).filter(|sum| *sum > 0.0) {
+            all += sum;
+            logs += sum * sum.ln();
         }
-        (of_value, all, all.ln() - logs / all)
+        let of_token = self.of.get(token as usize).filter(|(last, _)| *last == self.n).map_or(0.0, |(_, sum)| *sum);
+        Summed { probability: of_token / all, entropy: all.ln() - logs / all, n_values: self.values.len() }
     }
 }
 

@@ -4,10 +4,13 @@
 //! c, and the others, searched for without it, 1 − c. All sources above c are held at once; where another is above c then, it is held too, and
 //! so on; there are at most 1/c of them. If nothing else is left, what they do not have is the model's. So no more than w·c of a distribution is any
 //! one source's, and each search is one that a store without the others would answer alike. Where a gate leaves neighbours a part t of w, all of that
-//! is of w·t instead of w.
+//! is of w·t instead of w; and a source is above c that would have more at either of the two temperatures that the gate mixes.
 
 use silo_core::mixture::{self, NeighborDistribution};
-use silo_core::{Datastore, Epoch, Gate, Neighbor, NeighborQuery, SearchError, ShardMask, SourceId, TokenId};
+use silo_core::{
+    Datastore, Epoch, Gate, GateFeatures, KnnParameters, Neighbor, NeighborQuery, SearchError, ShardMask, SourceId,
+    TokenId,
+};
 
 use crate::pinned::Pinned;
 
@@ -18,8 +21,6 @@ pub(crate) struct Found {
     pub(crate) neighbors: Vec<Neighbor>,
     /// Their weights.
     pub(crate) knn: NeighborDistribution,
-    /// Part of their weight that the gate leaves them; `None` without neighbours.
-    pub(crate) part: Option<f64>,
     /// Sources that are held at the cap, in the order in which they were found above it.
     pub(crate) capped: Vec<SourceId>,
     /// How many searches it took.
@@ -58,33 +59,59 @@ impl Answer {
         if pinned.influence_cap >= 1.0 {
             return Vec::new();
         }
-        let knn = NeighborDistribution::new(&self.rest, &pinned.knn);
+        let rest = self.rest_mass(pinned.influence_cap);
+        let mut above: Vec<&SourceId> = Vec::new();
+        // What is at most the cap in each kernel is at most the cap in any mixture of them.
+        for knn in weighers(&pinned.knn) {
+            let masses = self.masses(pinned, &knn);
+            let more =
+                masses.into_iter().filter(|(_, mass)| rest * mass > pinned.influence_cap).map(|(source, _)| source);
+            above.extend(more.filter(|source| !above.contains(source)).collect::<Vec<_>>());
+        }
+        above.into_iter().cloned().collect()
+    }
+
+    /// Part of the rest's weight that each source has, the nearest first.
+    fn masses<'a>(&self, pinned: &'a Pinned, knn: &KnnParameters) -> Vec<(&'a SourceId, f64)> {
+        let distribution = NeighborDistribution::new(&self.rest, knn);
         let mut masses: Vec<(&SourceId, f64)> = Vec::new();
-        for (neighbor, weight) in self.rest.iter().zip(knn.weights()) {
+        for (neighbor, weight) in self.rest.iter().zip(distribution.weights()) {
             let source = pinned.snapshot.source_of(neighbor.shard);
             match masses.iter_mut().find(|(known, _)| *known == source) {
                 Some((_, mass)) => *mass += weight,
                 None => masses.push((source, *weight)),
             }
         }
-        let rest = self.rest_mass(pinned.influence_cap);
-        masses.into_iter().filter(|(_, mass)| rest * mass > pinned.influence_cap).map(|(s, _)| s.clone()).collect()
+        masses
+    }
+
+    /// All neighbours, and how they weigh by these parameters, whatever a gate says.
+    fn weigh(&self, cap: f64, knn: &KnnParameters) -> (Vec<Neighbor>, NeighborDistribution) {
+        if self.held.is_empty() {
+            return (self.rest.clone(), NeighborDistribution::new(&self.rest, knn));
+        }
+        let rest = (self.rest_mass(cap), &self.rest[..]);
+        let held = self.held.iter().map(|(_, neighbors)| (cap, &neighbors[..]));
+        NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), knn)
     }
 
     fn finish(self, ask: &Ask<'_>) -> Found {
-        let pinned = ask.pinned;
-        let (neighbors, knn) = if self.held.is_empty() {
-            let knn = NeighborDistribution::new(&self.rest, &pinned.knn);
-            (self.rest, knn)
-        } else {
-            let rest = (self.rest_mass(pinned.influence_cap), &self.rest[..]);
-            let held = self.held.iter().map(|(_, neighbors)| (pinned.influence_cap, &neighbors[..]));
-            NeighborDistribution::of_parts(&held.chain([rest]).collect::<Vec<_>>(), &pinned.knn)
-        };
-        let part = neighbors.first().map(|nearest| ask.part(nearest, &knn));
+        let Pinned { knn: parameters, influence_cap, .. } = ask.pinned;
+        let (neighbors, mut knn) = self.weigh(*influence_cap, parameters);
+        if let Some(gate) = parameters.gate.filter(|_| !neighbors.is_empty()) {
+            let shares = gate.shares(&ask.features(&neighbors, &knn));
+            let kernels = parameters.kernels().map(|kernel| self.weigh(*influence_cap, &kernel).1);
+            let [sharp, broad] = kernels;
+            knn = NeighborDistribution::blend(&neighbors, [(shares[0], sharp), (shares[1], broad)]);
+        }
         let capped = self.held.into_iter().map(|(source, _)| source).collect();
-        Found { neighbors, knn: knn.gated(part.unwrap_or(1.0)), part, capped, searches: self.searches }
+        Found { neighbors, knn, capped, searches: self.searches }
     }
+}
+
+/// By what neighbours weigh at a token: these parameters, or the two kernels that a gate mixes.
+fn weighers(knn: &KnnParameters) -> Vec<KnnParameters> {
+    if knn.gate.is_some() { knn.kernels().to_vec() } else { vec![*knn] }
 }
 
 /// A further search for the token of that place: for those of a source alone, or for the rest.
@@ -149,11 +176,9 @@ impl Ask<'_> {
         NeighborQuery { snapshot, mask, key: self.key, k: knn.k, text }
     }
 
-    /// Part of their weight that the gate leaves neighbours of which this is the nearest.
-    fn part(&self, nearest: &Neighbor, knn: &NeighborDistribution) -> f64 {
-        self.pinned.knn.gate.map_or(1.0, |gate| {
-            let model_entropy = mixture::entropy(mixture::log_softmax(self.logits).into_iter());
-            gate.part(&Gate::features(nearest.distance, model_entropy, knn.entropy()))
-        })
+    /// What a gate knows where these are the neighbours, which weigh so at `knn_temperature`.
+    fn features(&self, neighbors: &[Neighbor], knn: &NeighborDistribution) -> GateFeatures {
+        let model_entropy = mixture::entropy(mixture::log_softmax(self.logits).into_iter());
+        Gate::features(neighbors.iter().map(|n| n.distance), [model_entropy, knn.entropy()], knn.tokens().len())
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use silo_core::{Filter, KnnParameters, SourceId};
 use silo_engine::{ContextParameters, Engine, Evidence, KnnOverrides, Mode, Retrieval, ScoreRequest, Sums};
 
@@ -124,10 +125,7 @@ impl Together {
             domains.iter().map(|d| (&d.source, d.validation.iter().map(|text| &text.tokens[..]).collect())).collect();
         let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
         let question = json!({"texts": texts, "window_tokens": windows, "grid": with.grid, "kinds": RuleKind::SERVED});
-        let together = match with.cache {
-            Some(cache) => cache.choice(&question, choose)?,
-            None => choose()?,
-        };
+        let together = with.choice(&question, choose)?;
         Ok((mixed, together))
     }
 }
@@ -146,7 +144,8 @@ pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainRe
                 let gather = |texts| with.gather(domain, texts, scope, mode);
                 let validation = known.map_or_else(|| gather(&domain.validation), Ok)?;
                 let test = gather(&domain.test)?;
-                measure(&mut result, &Pair { scope, mode, validation, test }, with.grid, &together)?;
+                let own = with.own(domain, (scope, mode), &validation)?;
+                measure(&mut result, &Pair { scope, mode, validation, test, own }, with.grid, &together);
             }
         }
         out.push(result);
@@ -179,9 +178,40 @@ struct Pair {
     mode: Mode,
     validation: Gathered,
     test: Gathered,
+    /// What suits the validation text.
+    own: KnnParameters,
 }
 
 impl Gatherer<'_> {
+    /// What was chosen before for this question, or is now.
+    fn choice<T: Serialize + DeserializeOwned>(
+        &self,
+        question: &Value,
+        choose: impl FnOnce() -> Result<T, EvalError>,
+    ) -> Result<T, EvalError> {
+        match self.cache {
+            Some(cache) => cache.choice(question, choose),
+            None => choose(),
+        }
+    }
+
+    /// What suits the validation text of one domain alone.
+    fn own(
+        &self,
+        domain: &Domain,
+        (scope, mode): (Scope, Mode),
+        validation: &Gathered,
+    ) -> Result<KnnParameters, EvalError> {
+        let texts: Vec<&[u32]> = domain.validation.iter().map(|text| &text.tokens[..]).collect();
+        let context = mode.context().then_some(self.engine.config().context);
+        let question = json!({
+            "domain": domain.source, "texts": texts, "window_tokens": domain.window_tokens, "scope": scope, "mode": format!("{mode:?}"), "context": context,
+            "grid": self.grid, "kinds": RuleKind::SERVED,
+        });
+        let chosen: Chosen = self.choice(&question, || choose_rule(self.grid, std::slice::from_ref(validation)))?;
+        Ok(chosen.parameters)
+    }
+
     /// Evidence of texts of a domain.
     pub fn gather(&self, domain: &Domain, texts: &[Text], scope: Scope, mode: Mode) -> Result<Gathered, EvalError> {
         let allow_sources = match scope {
@@ -250,8 +280,8 @@ impl Gathered {
 }
 
 /// Adds the cells of one scope and mode: the model alone (which has read the passages in the context mode), and with neighbours.
-fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Together) -> Result<(), EvalError> {
-    let own = choose_rule(grid, std::slice::from_ref(&pair.validation))?.parameters;
+fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Together) {
+    let own = pair.own;
     let mut settings = match pair.mode {
         Mode::KnnAndContext | Mode::Context => {
             vec![(Setting::Context, None), (Setting::KnnAndContext, Some(own))]
@@ -271,7 +301,6 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Toget
         let scope = pair.scope;
         result.measurements.push(Measurement { setting, scope, parameters, model_temperature: None, validation, test });
     }
-    Ok(())
 }
 
 /// The model alone at the temperature that is best on validation text.

@@ -1,112 +1,163 @@
 //! Fitting a gate: a logistic regression by the loss of the mixture that it makes.
 
-use silo_core::{Gate, GateFeatures};
+use silo_core::{Gate, GateFeatures, GateTerms};
 use silo_engine::{Evidence, Weighed};
 
-/// Steps at most; on text a dozen are the rule.
+/// Steps at most; on text two dozen are the rule.
 const MAX_STEPS: usize = 500;
 /// A step that gains less than this, in nats per token, is the last.
 const LEAST_GAIN: f64 = 1e-12;
 /// Keeps coefficients small that nothing speaks for, in nats per token for a coefficient of 1.
 const RIDGE: f64 = 1e-6;
-/// Halvings of a step that does not gain.
-const MAX_HALVINGS: usize = 30;
-/// Halvings and doublings of one that does.
-const MAX_DOUBLINGS: usize = 20;
+/// Damping of the first step, of the features' mean squares; then a tenth after each step, and tenfold for each try that does not gain.
+const DAMPING: f64 = 1e-3;
+/// Where damping begins and gives up: so little changes nothing, and after so much no step gains.
+const DAMPINGS: (f64, f64) = (1e-12, 1e12);
 
-const N: usize = 4;
+/// Coefficients of both of a gate's terms, those of sharp neighbours first.
+const N: usize = 2 * GateTerms::N;
 
-/// The gate with the least Σ −ln((1 − w)·p_lm + w·p_knn), w the gate's part of `weight` at each token; and that sum. Gauss–Newton steps, each
-/// halved until it gains, and then halved or doubled as long as that gains more.
+type Coefficients = [f64; N];
+
+/// A token whose neighbours' weight is fitted: p_lm of it, and what the neighbours say.
+struct Token {
+    p_lm: f64,
+    kernels: [f64; 2],
+    features: GateFeatures,
+}
+
+fn gate(at: &Coefficients) -> Gate {
+    let terms = |from: usize| GateTerms::of_coefficients(std::array::from_fn(|i| at[from + i]));
+    Gate { sharp: terms(0), broad: terms(GateTerms::N) }
+}
+
+impl Token {
+    fn of((e, weighed): &(&Evidence, Weighed)) -> Self {
+        Self { p_lm: e.parametric_log_probability.exp(), kernels: weighed.kernels, features: weighed.features }
+    }
+
+    /// p where neighbours have shares of a weight.
+    fn mixed(&self, weight: f64, shares: [f64; 2]) -> f64 {
+        let more: f64 = shares.iter().zip(self.kernels).map(|(share, p)| share * (p - self.p_lm)).sum();
+        self.p_lm + weight * more
+    }
+}
+
+/// The gate with the least Σ −ln p, of p where it leaves neighbours a part of `weight` at each token; and that sum. Newton's steps, damped as Levenberg and
+/// Marquardt do until the Hessian is positive definite and the step gains.
 pub(crate) fn fit_gate(tokens: &[(&Evidence, Weighed)], weight: f64) -> (Gate, f64) {
-    let (mut at, mut loss) = start(tokens, weight);
+    let tokens: Vec<Token> = tokens.iter().map(Token::of).collect();
+    let (mut at, mut loss) = start(&tokens, weight);
+    let mut damping = DAMPING;
     for _ in 0..MAX_STEPS {
-        let step = gauss_newton(tokens, weight, &at);
-        let by = |scale: f64| {
-            let next = std::array::from_fn(|j| at[j] - step[j] * scale);
-            (next, penalised(tokens, weight, &next))
-        };
-        let scales = (0..MAX_HALVINGS).map(|i| 0.5f64.powi(i as i32));
-        let Some(scale) = { scales }.find(|scale| by(*scale).1 < loss) else { break };
-        // Steps are too long where the gate curves, and too short where the Hessian's other part is negative.
-        let (next, less) = [0.5, 2.0].into_iter().fold(by(scale), |best, factor| further(best, (scale, factor), &by));
+        let Some((next, less, damped)) = step(&tokens, weight, (&at, loss), damping) else { break };
         let gain = loss - less;
-        (at, loss) = (next, less);
+        (at, loss, damping) = (next, less, (damped / 10.0).max(DAMPINGS.0));
         if gain < LEAST_GAIN * tokens.len() as f64 {
             break;
         }
     }
-    let gate = Gate::of_coefficients(at);
-    (gate, nats(tokens, weight, &gate))
+    (gate(&at), nats(&tokens, weight, &at))
 }
 
-/// The best of this step and of those that are shorter or longer by a factor again and again, as long as that gains.
-fn further(
-    mut best: (GateFeatures, f64),
-    (scale, factor): (f64, f64),
-    by: &dyn Fn(f64) -> (GateFeatures, f64),
-) -> (GateFeatures, f64) {
-    for i in 1..=MAX_DOUBLINGS {
-        let next = by(scale * factor.powi(i as i32));
-        if next.1.is_nan() || next.1 >= best.1 {
-            break;
+/// Where a step leads that gains, the loss there, and its damping; `None` if none does.
+fn step(
+    tokens: &[Token],
+    weight: f64,
+    (at, loss): (&Coefficients, f64),
+    mut damping: f64,
+) -> Option<(Coefficients, f64, f64)> {
+    let Curvature { gradient, hessian, squares } = curvature(tokens, weight, at);
+    while damping <= DAMPINGS.1 {
+        let mut damped = hessian;
+        (0..N).for_each(|i| damped[i][i] += damping * squares[i % GateTerms::N]);
+        if let Some(step) = solve(&damped, &gradient) {
+            let next = std::array::from_fn(|i| at[i] - step[i]);
+            let less = penalised(tokens, weight, &next);
+            if less < loss {
+                return Some((next, less, damping));
+            }
         }
-        best = next;
+        damping *= 10.0;
     }
-    best
+    None
 }
 
-/// The best weight that is the same at every token, of a few.
-fn start(tokens: &[(&Evidence, Weighed)], weight: f64) -> (GateFeatures, f64) {
-    let of = |bias| {
-        let at = Gate { bias, ..Gate::default() }.coefficients();
+/// The best shares that are the same at every token, of a few.
+fn start(tokens: &[Token], weight: f64) -> (Coefficients, f64) {
+    let of = |biases: [f64; 2]| {
+        let mut at = [0.0; N];
+        (at[0], at[GateTerms::N]) = (biases[0], biases[1]);
         (at, penalised(tokens, weight, &at))
     };
-    let others = [-6.0, -4.0, -2.0, 2.0, 4.0, 6.0].map(of);
-    others.into_iter().fold(of(0.0), |best, other| if other.1 < best.1 { other } else { best })
+    let some = [-6.0, -4.0, -2.0, 2.0, 4.0, 6.0];
+    let others = some.into_iter().flat_map(|bias| [[bias, bias], [bias, 0.0], [0.0, bias]]).map(of);
+    others.into_iter().fold(of([0.0, 0.0]), |best, other| if other.1 < best.1 { other } else { best })
 }
 
-fn nats(tokens: &[(&Evidence, Weighed)], weight: f64, gate: &Gate) -> f64 {
-    tokens.iter().map(|(e, weighed)| -e.mixed(weighed, weight * gate.part(&weighed.features))).sum()
+fn nats(tokens: &[Token], weight: f64, at: &Coefficients) -> f64 {
+    let gate = gate(at);
+    tokens.iter().map(|t| -t.mixed(weight, gate.shares(&t.features)).ln()).sum()
 }
 
-fn penalised(tokens: &[(&Evidence, Weighed)], weight: f64, at: &GateFeatures) -> f64 {
+fn penalised(tokens: &[Token], weight: f64, at: &Coefficients) -> f64 {
     let squares: f64 = at.iter().map(|c| c * c).sum();
-    nats(tokens, weight, &Gate::of_coefficients(*at)) + RIDGE * tokens.len() as f64 * squares
+    nats(tokens, weight, at) + RIDGE * tokens.len() as f64 * squares
 }
 
-/// What to subtract: the gradient, divided by the part of the Hessian that no curvature of the gate enters, which is never negative.
-fn gauss_newton(tokens: &[(&Evidence, Weighed)], weight: f64, at: &GateFeatures) -> GateFeatures {
-    let gate = Gate::of_coefficients(*at);
+/// First and second derivatives of the penalised loss, the lower half of the latter; and the sum of each feature's squares.
+struct Curvature {
+    gradient: Coefficients,
+    hessian: [[f64; N]; N],
+    squares: GateFeatures,
+}
+
+fn curvature(tokens: &[Token], weight: f64, at: &Coefficients) -> Curvature {
+    const F: usize = GateTerms::N;
+    let gate = gate(at);
     let ridge = 2.0 * RIDGE * tokens.len() as f64;
     let mut gradient = at.map(|c| ridge * c);
     let mut hessian = [[0.0; N]; N];
     (0..N).for_each(|i| hessian[i][i] = ridge);
-    for (e, Weighed { probability, features }) in tokens {
-        let (p_lm, part) = (e.parametric_log_probability.exp(), gate.part(features));
-        let mixed = p_lm + weight * part * (probability - p_lm);
-        // −∂ ln p / ∂x, where x is what the gate's sigmoid is taken of.
-        let slope = -(probability - p_lm) / mixed * weight * part * (1.0 - part);
-        if !slope.is_finite() {
-            continue; // neither says anything of the token
-        }
+    let mut squares = [0.0; F];
+    for token in tokens {
+        let f = &token.features;
+        (0..F).for_each(|i| squares[i] += f[i] * f[i]);
+        let Some((slope, curve)) = derivatives(token, weight, gate.shares(f)) else { continue };
         for i in 0..N {
-            gradient[i] += slope * features[i];
-            for j in 0..N {
-                hessian[i][j] += slope * slope * features[i] * features[j];
+            gradient[i] += slope[i / F] * f[i % F];
+            for j in 0..=i {
+                hessian[i][j] += curve[i / F][j / F] * f[i % F] * f[j % F];
             }
         }
     }
-    solve(hessian, gradient)
+    Curvature { gradient, hessian, squares }
 }
 
-/// x with `a`·x = `b`, `a` symmetric and positive definite: Cholesky.
-fn solve(a: [[f64; N]; N], b: [f64; N]) -> [f64; N] {
+/// First and second derivatives of −ln p by both sums that the softmax is taken of: with the shares s, and r what each has in p (the model that of 1 − Σ s),
+/// s − r and (diag s − s·sᵀ) − (diag r − r·rᵀ). `None` where nobody says anything of the token.
+fn derivatives(token: &Token, weight: f64, s: [f64; 2]) -> Option<([f64; 2], [[f64; 2]; 2])> {
+    let mixed = token.mixed(weight, s);
+    let of = |j: usize| s[j] * (token.p_lm + weight * (token.kernels[j] - token.p_lm)) / mixed;
+    let r = [of(0), of(1)];
+    let curve = |i: usize, j: usize| {
+        let diagonal = if i == j { s[i] - r[i] } else { 0.0 };
+        diagonal - s[i] * s[j] + r[i] * r[j]
+    };
+    let all = ([s[0] - r[0], s[1] - r[1]], [[curve(0, 0), curve(0, 1)], [curve(1, 0), curve(1, 1)]]);
+    r.iter().all(|r| r.is_finite()).then_some(all)
+}
+
+/// x with `a`·x = `b`, `a` symmetric, of which the lower half is read: Cholesky. `None` unless it is positive definite.
+fn solve(a: &[[f64; N]; N], b: &[f64; N]) -> Option<[f64; N]> {
     let mut l = [[0.0; N]; N];
     for i in 0..N {
         for j in 0..=i {
-            let sum: f64 = (0..j).map(|k| l[i][k] * l[j][k]).sum();
-            l[i][j] = if i == j { (a[i][i] - sum).max(f64::MIN_POSITIVE).sqrt() } else { (a[i][j] - sum) / l[j][j] };
+            let rest = a[i][j] - (0..j).map(|k| l[i][k] * l[j][k]).sum::<f64>();
+            if i == j && rest.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) {
+                return None;
+            }
+            l[i][j] = if i == j { rest.sqrt() } else { rest / l[j][j] };
         }
     }
     let mut y = [0.0; N];
@@ -117,7 +168,7 @@ fn solve(a: [[f64; N]; N], b: [f64; N]) -> [f64; N] {
     for i in (0..N).rev() {
         x[i] = (y[i] - (i + 1..N).map(|k| l[k][i] * x[k]).sum::<f64>()) / l[i][i];
     }
-    x
+    Some(x)
 }
 
 #[cfg(test)]
@@ -131,14 +182,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn systems_are_solved(rows in prop::array::uniform4(prop::array::uniform4(-3.0f64..3.0)), x in prop::array::uniform4(-3.0f64..3.0)) {
+        fn systems_are_solved(
+            rows in prop::array::uniform12(prop::array::uniform12(-3.0f64..3.0)), x in prop::array::uniform12(-3.0f64..3.0),
+        ) {
             // R·Rᵀ + 1
             let a: [[f64; N]; N] = std::array::from_fn(|i| std::array::from_fn(|j| {
                 (0..N).map(|k| rows[i][k] * rows[j][k]).sum::<f64>() + f64::from(u8::from(i == j))
             }));
             let b = std::array::from_fn(|i| (0..N).map(|j| a[i][j] * x[j]).sum());
-            let solved = solve(a, b);
-            prop_assert!((0..N).all(|i| (solved[i] - x[i]).abs() < 1e-8), "{solved:?} {x:?}");
+            let solved = solve(&a, &b).unwrap();
+            let mut indefinite = a;
+            indefinite[N - 1][N - 1] = -1.0;
+            prop_assert!(solve(&indefinite, &b).is_none());
+            prop_assert!((0..N).all(|i| (solved[i] - x[i]).abs() < 1e-6), "{solved:?} {x:?}");
         }
 
         /// No gate near the fitted one is better, and no fixed weight that a gate can be.
@@ -147,10 +203,13 @@ mod tests {
             let (knn, mut sums) = (KnnParameters::new(8, 1.0, 10.0), Sums::default());
             let tokens: Vec<(&Evidence, Weighed)> =
                 evidence.iter().filter_map(|e| Some((e, e.weigh(&knn, &mut sums)?))).collect();
-            let (gate, found) = fit_gate(&tokens, weight);
-            let at = gate.coefficients();
+            let (fitted, found) = fit_gate(&tokens, weight);
+            let direct: f64 = tokens.iter().map(|(e, weighed)| -e.gated(weighed, weight, &fitted)).sum();
+            prop_assert!((direct - found).abs() < 1e-9 * found.max(1.0), "what is fitted is what is scored: {direct} {found}");
+            let tokens: Vec<Token> = tokens.iter().map(Token::of).collect();
+            let [sharp, broad] = [fitted.sharp, fitted.broad].map(|terms| terms.coefficients());
+            let at: Coefficients = std::array::from_fn(|i| if i < GateTerms::N { sharp[i] } else { broad[i - GateTerms::N] });
             let best = penalised(&tokens, weight, &at);
-            prop_assert!((nats(&tokens, weight, &gate) - found).abs() < 1e-9);
             for i in 0..N {
                 for by in [-1e-3, 1e-3] {
                     let mut near = at;
@@ -159,8 +218,9 @@ mod tests {
                 }
             }
             for bias in [-6.0, -2.0, 0.0, 2.0, 6.0] {
-                let fixed = Gate { bias, ..Gate::default() };
-                prop_assert!(nats(&tokens, weight, &fixed) > found - 1e-6 * tokens.len() as f64, "{bias}");
+                let mut fixed = [0.0; N];
+                (fixed[0], fixed[GateTerms::N]) = (bias, bias);
+                prop_assert!(nats(&tokens, weight, &fixed) > found - 1e-3, "{bias}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use silo_core::{KnnParameters, is_match_bonus};
-use silo_engine::{Evidence, Sums, Weighed};
+use silo_engine::{Evidence, Sums};
 
 use crate::{EvalError, RuleKind, tune_rule};
 
@@ -95,6 +95,16 @@ impl Grid {
         self.knn_weight.iter().copied().filter(|w| *w < 1.0).fold(0.0, f64::max)
     }
 
+    /// Points one step away from a point: the next k, temperature or bonus that is tried, down and up.
+    pub(crate) fn beside(&self, knn: &KnnParameters) -> Vec<KnnParameters> {
+        let k = next_to(&self.k, &knn.k).map(|k| KnnParameters { k, ..*knn });
+        let temperature = next_to(&self.knn_temperature, &knn.knn_temperature);
+        let temperature = temperature.map(|knn_temperature| KnnParameters { knn_temperature, ..*knn });
+        let bonus =
+            next_to(&self.match_bonus, &knn.match_bonus).map(|match_bonus| KnnParameters { match_bonus, ..*knn });
+        k.chain(temperature).chain(bonus).collect()
+    }
+
     /// All combinations but for the weight, which is 1.
     fn points(&self) -> Vec<KnnParameters> {
         let mut out = Vec::new();
@@ -110,6 +120,13 @@ impl Grid {
     }
 }
 
+/// The values beside this one, which is among them.
+fn next_to<T: Copy + PartialOrd>(values: &[T], this: &T) -> impl Iterator<Item = T> {
+    let below = values.iter().filter(|v| *v < this).copied().reduce(|a, b| if b > a { b } else { a });
+    let above = values.iter().filter(|v| *v > this).copied().reduce(|a, b| if b < a { b } else { a });
+    below.into_iter().chain(above)
+}
+
 fn is_temperature(t: f64) -> bool {
     t > 0.0 && t.is_finite()
 }
@@ -118,10 +135,10 @@ fn rises(temperatures: &[f64]) -> bool {
     temperatures.iter().all(|t| is_temperature(*t)) && temperatures.is_sorted()
 }
 
-/// What neighbours say of each token of some evidence, at a point of the grid.
+/// p_knn of each token of some evidence that has neighbours, at a point of the grid.
 pub(crate) struct Point {
     pub(crate) knn: KnnParameters,
-    pub(crate) weighed: Vec<Option<Weighed>>,
+    pub(crate) p_knn: Vec<Option<f64>>,
 }
 
 /// All points of a grid: rules of many kinds are tuned on them.
@@ -137,7 +154,7 @@ impl<'a> Points<'a> {
         grid.check()?;
         let weigh = |knn: KnnParameters| {
             let mut sums = Sums::default();
-            Point { knn, weighed: evidence.iter().map(|e| e.weigh(&knn, &mut sums)).collect() }
+            Point { knn, p_knn: evidence.iter().map(|e| e.probability(&knn, &mut sums)).collect() }
         };
         Ok(Self { grid, evidence, points: grid.points().into_par_iter().map(weigh).collect() })
     }

@@ -33,7 +33,7 @@ pub enum WeightRule {
         /// How slowly it falls.
         scale: f64,
     },
-    /// By the distance of the nearest neighbour and by how sure of themselves model and neighbours are.
+    /// By how near neighbours are and how sure of themselves they and the model are, at two temperatures.
     Gate {
         /// What the gate leaves a part of.
         weight: f64,
@@ -43,12 +43,12 @@ pub enum WeightRule {
 }
 
 impl WeightRule {
-    /// The weight at a token whose first `k` neighbours say this.
-    fn weight(&self, evidence: &Evidence, k: usize, weighed: &Weighed) -> f64 {
+    /// The weight at a token with these neighbours, and at most so many; a gate's is that without its gate.
+    fn weight(&self, evidence: &Evidence, k: usize) -> f64 {
         let neighbors = &evidence.neighbors[..evidence.neighbors.len().min(k)];
         let [nearest, farthest] = [neighbors.first(), neighbors.last()].map(|n| n.map_or(0.0, |n| n.distance));
         match self {
-            Self::Fixed { weight } => *weight,
+            Self::Fixed { weight } | Self::Gate { weight, .. } => *weight,
             Self::Distance { ends, weights } => {
                 weights[ends.partition_point(|end| *end < nearest).min(weights.len() - 1)]
             }
@@ -56,7 +56,6 @@ impl WeightRule {
                 let ratio = if farthest > 0.0 { f64::from(nearest) / f64::from(farthest) } else { 1.0 };
                 1.0 / (1.0 + ((ratio - alpha) / scale).exp())
             }
-            Self::Gate { weight, gate } => weight * gate.part(&weighed.features),
         }
     }
 }
@@ -73,10 +72,9 @@ pub struct Ruled {
 impl Ruled {
     /// log p of the token.
     pub fn log_probability(&self, evidence: &Evidence, sums: &mut Sums) -> f64 {
-        match evidence.weigh(&self.knn, sums) {
-            None => evidence.parametric_log_probability,
-            Some(weighed) => evidence.mixed(&weighed, self.rule.weight(evidence, self.knn.k, &weighed)),
-        }
+        let weight = self.rule.weight(evidence, self.knn.k);
+        let gate = if let WeightRule::Gate { gate, .. } = self.rule { Some(gate) } else { None };
+        evidence.log_probability(&KnnParameters { knn_weight: weight, gate, ..self.knn }, sums)
     }
 
     /// What a server weighs neighbours like that with; `None` for a rule that servers do not have.
@@ -127,25 +125,59 @@ const ALPHAS: [f64; 12] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0
 const SCALES: [f64; 6] = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8];
 
 /// The rule of a kind that is best on some evidence, over the points of the grid; and Σ −ln p there. Without `matches`, only over those where what
-/// stands before a neighbour does not count.
+/// stands before a neighbour does not count. A gate is fitted where a fixed weight is best, and from there at the points beside it as long as
+/// one is better: at each it takes a search of its own.
 pub fn tune_rule(kind: RuleKind, points: &Points<'_>, matches: bool) -> Result<(Ruled, f64), EvalError> {
+    let allowed = |knn: &KnnParameters| matches || knn.match_bonus == 0.0;
+    if kind == RuleKind::Gate {
+        let (fixed, _) = tune_rule(RuleKind::Fixed, points, matches)?;
+        return Ok(climb(points, &allowed, fixed.knn));
+    }
     let of_point = |point: &Point| {
         let rules = candidates(kind, points.grid, points.evidence, point).into_iter();
         let tuned = rules.map(|rule| (loss(points.evidence, point, &rule), Ruled { knn: point.knn, rule }));
         tuned.reduce(|best, other| if other.0 < best.0 { other } else { best })
     };
-    let wanted = points.points.par_iter().filter(|point| matches || point.knn.match_bonus == 0.0);
+    let wanted = points.points.par_iter().filter(|point| allowed(&point.knn));
     let best: Vec<Option<(f64, Ruled)>> = wanted.map(of_point).collect();
     let best = best.into_iter().flatten().reduce(|best, other| if other.0 < best.0 { other } else { best });
     best.map(|(nats, ruled)| (ruled, nats)).ok_or(EvalError::EmptyGrid("point"))
 }
 
+/// The best gate of those at a point of the grid and at points to which each step is to one beside the best so far.
+fn climb(points: &Points<'_>, allowed: &dyn Fn(&KnnParameters) -> bool, from: KnnParameters) -> (Ruled, f64) {
+    let fit = |knn: &KnnParameters| gated(points, knn);
+    let mut best = fit(&from);
+    let mut tried = vec![from];
+    loop {
+        let beside = points.grid.beside(&best.0.knn);
+        let new: Vec<KnnParameters> = beside.into_iter().filter(|knn| allowed(knn) && !tried.contains(knn)).collect();
+        let fitted: Vec<(Ruled, f64)> = new.par_iter().map(fit).collect();
+        tried.extend(new);
+        let Some(next) = fitted.into_iter().filter(|(_, nats)| *nats < best.1).min_by(|a, b| a.1.total_cmp(&b.1))
+        else {
+            return best;
+        };
+        best = next;
+    }
+}
+
+fn gated(points: &Points<'_>, knn: &KnnParameters) -> (Ruled, f64) {
+    let (mut sums, weight) = (Sums::default(), points.grid.gated_weight());
+    let weighed: Vec<(&Evidence, Weighed)> =
+        points.evidence.iter().filter_map(|e| Some((*e, e.weigh(knn, &mut sums)?))).collect();
+    let (gate, nats) = fit_gate(&weighed, weight);
+    let alone = points.evidence.iter().filter(|e| e.neighbors.is_empty());
+    let nats = nats - alone.map(|e| e.parametric_log_probability).sum::<f64>();
+    (Ruled { knn: *knn, rule: WeightRule::Gate { weight, gate } }, nats)
+}
+
 fn loss(evidence: &[&Evidence], point: &Point, rule: &WeightRule) -> f64 {
-    let of_token = |(e, weighed): (&&Evidence, &Option<Weighed>)| match weighed {
-        Some(weighed) => -e.mixed(weighed, rule.weight(e, point.knn.k, weighed)),
+    let of_token = |(e, p_knn): (&&Evidence, &Option<f64>)| match p_knn {
+        Some(p_knn) => -e.mixed(*p_knn, rule.weight(e, point.knn.k)),
         None => -e.parametric_log_probability,
     };
-    evidence.iter().zip(&point.weighed).map(of_token).sum()
+    evidence.iter().zip(&point.p_knn).map(of_token).sum()
 }
 
 /// A rule that was chosen.
@@ -196,30 +228,26 @@ fn candidates(kind: RuleKind, grid: &Grid, evidence: &[&Evidence], point: &Point
             .iter()
             .flat_map(|&alpha| SCALES.iter().map(move |&scale| WeightRule::Confidence { alpha, scale }))
             .collect(),
-        RuleKind::Gate => {
-            let weight = grid.gated_weight();
-            let (gate, _) = fit_gate(&found(evidence, point), weight);
-            vec![WeightRule::Gate { weight, gate }]
-        }
+        RuleKind::Gate => Vec::new(), // `climb` fits it
     }
 }
 
-/// The tokens that have neighbours.
-fn found<'a>(evidence: &[&'a Evidence], point: &Point) -> Vec<(&'a Evidence, Weighed)> {
-    evidence.iter().zip(&point.weighed).filter_map(|(e, weighed)| Some((*e, (*weighed)?))).collect()
+/// The tokens that have neighbours, and p_knn of them.
+fn found<'a>(evidence: &[&'a Evidence], point: &Point) -> Vec<(&'a Evidence, f64)> {
+    evidence.iter().zip(&point.p_knn).filter_map(|(e, p_knn)| Some((*e, (*p_knn)?))).collect()
 }
 
 /// Bins of equally many tokens by the nearest distance, each with the weight that is best for its tokens.
-fn by_distance(bins: usize, grid: &Grid, tokens: &[(&Evidence, Weighed)]) -> WeightRule {
+fn by_distance(bins: usize, grid: &Grid, tokens: &[(&Evidence, f64)]) -> WeightRule {
     let nearest = |e: &Evidence| e.neighbors.first().map_or(0.0, |n| n.distance);
-    let mut sorted: Vec<(f32, &Evidence, Weighed)> = tokens.iter().map(|(e, w)| (nearest(e), *e, *w)).collect();
+    let mut sorted: Vec<(f32, &Evidence, f64)> = tokens.iter().map(|(e, w)| (nearest(e), *e, *w)).collect();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (mut ends, mut weights, mut rest) = (Vec::new(), Vec::new(), &sorted[..]);
     let size = sorted.len().div_ceil(bins.max(1)).max(1);
     while let Some((last, ..)) = rest.get(size - 1).or(rest.last()) {
         // Tokens of one distance fall into one bin.
         let (bin, others) = rest.split_at(rest.partition_point(|(distance, ..)| distance <= last));
-        let nats = |weight: f64| bin.iter().map(|(_, e, weighed)| -e.mixed(weighed, weight)).sum::<f64>();
+        let nats = |weight: f64| bin.iter().map(|(_, e, p_knn)| -e.mixed(*p_knn, weight)).sum::<f64>();
         let best = grid.knn_weight.iter().copied().min_by(|a, b| nats(*a).total_cmp(&nats(*b)));
         ends.push(*last);
         weights.push(best.unwrap_or_default());

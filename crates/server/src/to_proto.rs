@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use silo_core::{Gate, Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
+use silo_core::{GateTerms, Permissions, Snapshot, Source, SourceId, Tier, Tokenizer};
 use silo_engine::{
     Depth, DocumentId, FinishReason, Finished, InForce, LeftOut, Mode, NeighborShare, PassageId, Score, SourceCredit,
     TokenCredit, TokenEvent,
@@ -51,13 +51,16 @@ pub(crate) fn in_force(p: &InForce) -> v1::InForce {
         influence_cap: p.influence_cap,
         match_tokens: p.knn.match_tokens as u32,
         match_bonus: p.knn.match_bonus,
-        gate: p.knn.gate.map(|Gate { bias, distance, model_entropy, neighbor_entropy }| v1::Gate {
-            bias,
-            distance,
-            model_entropy,
-            neighbor_entropy,
-        }),
+        gate: p
+            .knn
+            .gate
+            .map(|gate| v1::Gate { sharp: Some(gate_terms(gate.sharp)), broad: Some(gate_terms(gate.broad)) }),
     }
+}
+
+fn gate_terms(terms: GateTerms) -> v1::GateTerms {
+    let GateTerms { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values } = terms;
+    v1::GateTerms { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values }
 }
 
 pub(crate) fn shares(shares: Vec<(SourceId, f64)>) -> Vec<v1::SourceShare> {

@@ -276,10 +276,6 @@ impl NeighborSearch for Store {
         self.neighbors_across(queries, &|| ())
     }
 
-    fn compares_all(&self) -> bool {
-        self.recipe().quantizer().is_none()
-    }
-
     fn place(&self, snapshot: &Snapshot, neighbor: &Neighbor) -> Option<(ContentHash, u32)> {
         let live = self.live();
         let found = live.shards.get(&snapshot.shards.get(neighbor.shard.0 as usize)?.id)?;

@@ -87,9 +87,6 @@ pub trait NeighborSearch: Send + Sync {
     /// The same, and the epoch that they are answers of: a query with that epoch's snapshot, if it lists the same shards, gets the same.
     fn neighbors_as_of(&self, queries: &[NeighborQuery<'_>]) -> Result<(Vec<Vec<Neighbor>>, Epoch), SearchError>;
 
-    /// Whether all entries are compared by their distances, so that k fewer bring the k next ones.
-    fn compares_all(&self) -> bool;
-
     /// The document of a neighbour, and the position of its key there; `None` if it is no longer live.
     fn place(&self, snapshot: &Snapshot, neighbor: &Neighbor) -> Option<(ContentHash, u32)>;
 

@@ -185,8 +185,13 @@ fn in_force(p: v1::InForce) -> Value {
 }
 
 fn gate(g: v1::Gate) -> Value {
+    json!({"sharp": g.sharp.map(gate_terms), "broad": g.broad.map(gate_terms)})
+}
+
+fn gate_terms(t: v1::GateTerms) -> Value {
     json!({
-        "bias": g.bias, "distance": g.distance, "model_entropy": g.model_entropy, "neighbor_entropy": g.neighbor_entropy,
+        "bias": t.bias, "nearest": t.nearest, "nearest_64th": t.nearest_64th, "model_entropy": t.model_entropy, "neighbor_entropy": t.neighbor_entropy,
+        "log_values": t.log_values,
     })
 }
 

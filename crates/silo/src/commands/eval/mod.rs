@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use silo_core::{Gate, KnnParameters};
+use silo_core::{Gate, GateTerms, KnnParameters};
 
 use crate::config::ConfigFile;
 use crate::output;
@@ -137,12 +137,20 @@ fn parameters(knn: &KnnParameters) -> String {
     let KnnParameters { k, knn_weight, knn_temperature, match_bonus, .. } = knn;
     let weight = match knn.gate {
         None => format!("weight {knn_weight}"),
-        Some(Gate { bias, distance, model_entropy, neighbor_entropy }) => format!(
-            "weight {knn_weight} times a gate (bias {bias:.3}, distance {distance:.3}, model's entropy {model_entropy:.3}, neighbours' entropy \
-             {neighbor_entropy:.3})"
-        ),
+        Some(Gate { sharp, broad }) => {
+            format!("weight {knn_weight} times a gate (sharp: {}; broad: {})", terms(&sharp), terms(&broad))
+        }
     };
     format!("{weight}, k {k}, temperature {knn_temperature}, {match_bonus} for a token that matches")
+}
+
+/// The numbers of one of a gate's sums.
+fn terms(terms: &GateTerms) -> String {
+    let GateTerms { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values } = terms;
+    format!(
+        "bias {bias:.3}, nearest {nearest:.3}, 64th nearest {nearest_64th:.3}, model's entropy {model_entropy:.3}, neighbours' entropy \
+         {neighbor_entropy:.3}, values {log_values:.3}"
+    )
 }
 
 fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {

@@ -93,7 +93,8 @@ fn finding(fixed: &Row, chosen: &Row) -> String {
 const WHAT: &str = "Bits per byte of kNN over the whole store. Each rule was tuned, with k, temperature and match bonus, on the validation text of all domains \
     together, and scored once on their test text. *Fixed*: one weight everywhere. *By distance*: bins of equally many tokens by the distance of the \
     nearest neighbour, a weight each (Drozdov et al. 2022). *By relative confidence*: a sigmoid of nearest over farthest distance (NEST, Li et al. \
-    2024). *Gate*: a logistic regression on the distance of the nearest neighbour and the entropies of what the model and the neighbours say. *With \
+    2024). *Gate*: shares of the model, of the neighbours at half of the temperature and of them at twice of it, a softmax of sums over distances of the nearest and the \
+    64th nearest neighbour, entropies of what model and neighbours say, and the number of different values. *With \
     matches*: a neighbour gains for each token before it that is the text's as well. *Between halves*: each half of the \
     validation text with what was tuned on the other. *Helped* and *hurt*: test tokens that are more and less probable than to the model alone.";
 
