@@ -117,7 +117,7 @@ async fn what_is_compared_is_what_a_withdrawal_brings() {
         assert!(found.tokens.iter().map(of).eq(expected), "{mode:?}");
         for t in &found.tokens {
             assert!(t.bound.is_none_or(|bound| t.total_variation <= bound + 1e-12), "{t:?}");
-            assert_eq!(t.bound.is_some(), mode == KNN, "all neighbours are compared by their distances");
+            assert_eq!(t.bound.is_some(), mode == KNN, "unless passages are read, weights alone bound it");
         }
         let most = found.tokens.iter().map(|t| t.total_variation).fold(0.0, f64::max);
         assert!(most > 1e-6, "{mode:?}: the source was felt, {most}");

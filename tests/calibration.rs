@@ -162,6 +162,9 @@ fn what_is_observed_is_what_evidence_is_gathered_with() {
     let without = ScoreRequest::new(world.tokens(), alone);
     let observed = world.engine(neutral(), None).observe(&without, &never()).unwrap();
     assert!(observed.iter().all(|o| o.key.is_empty()), "a mode without neighbours has no keys");
+    let reads = Retrieval { mode: Mode::KnnAndContext, ..Retrieval::default() };
+    let refused = world.engine(neutral(), None).observe(&ScoreRequest::new(world.tokens(), reads), &never());
+    assert!(refused.unwrap_err().to_string().contains("retrieval.mode"));
 }
 
 /// What the model says is read with the text before the token, and so are the tokens that neighbours are compared with: in streams as in scores.
@@ -224,6 +227,49 @@ fn comparisons_are_bounded_and_equal_what_is_seen_without_the_source() {
         }
     }
     assert!(by_gate > 0 && by_matches > 0, "at some token more than the mass counts: {by_gate} {by_matches}");
+}
+
+/// Sharp and broad neighbours may be of different sources: together they have no more than the weight, and no source more than the cap of it.
+#[test]
+fn a_cap_holds_for_what_a_gate_mixes() {
+    let world = two_sources();
+    let engine = world.calibrated(&["one", "two"]);
+    let mut n_capped = 0;
+    for temperature in [0.05, 0.3, 1.0, 3.0, 10.0, 100.0] {
+        for cap in [0.3, 0.5, 0.55, 0.7, 0.9] {
+            let knn = KnnOverrides { knn_temperature: Some(temperature), ..KnnOverrides::default() };
+            let mut request = world.request(knn, Filter::default());
+            request.retrieval.influence_cap = Some(cap);
+            let scored = engine.score(&request, &never()).unwrap();
+            assert!(scored.in_force.knn.gate.is_some());
+            for token in &scored.tokens {
+                let p = token.log_probability.exp();
+                assert!((0.0..=1.0).contains(&p) && token.knn_weight <= tuned().knn_weight, "{token:?}");
+                let credit = token.credit.as_ref().unwrap();
+                let shares = credit.parametric + credit.sources.iter().map(|(_, share)| share).sum::<f64>();
+                assert!((shares - 1.0).abs() < 1e-12 && credit.parametric >= 0.0, "{credit:?}");
+                let most = tuned().knn_weight * cap + 1e-12;
+                assert!(credit.sources.iter().all(|(_, share)| share * p <= most), "{credit:?}");
+                n_capped += token.capped.len();
+            }
+        }
+    }
+    assert!(n_capped > 0);
+}
+
+/// With a weight of 1 the gate may leave the model nothing, and never less.
+#[test]
+fn the_greatest_weight_leaves_numbers() {
+    let world = two_sources();
+    let terms = |bias| GateTerms { bias, ..GateTerms::default() };
+    for bias in [0.0, 40.0, 40.7, 1e6] {
+        let gate = Some(Gate { sharp: terms(40.0), broad: terms(bias) });
+        let knn = KnnParameters { knn_weight: 1.0, gate, ..tuned() };
+        let engine = world.engine(EngineConfig { knn, ..EngineConfig::default() }, None);
+        let scored = engine.score(&world.request(KnnOverrides::default(), Filter::default()), &never()).unwrap();
+        let fine = |p: f64| !p.is_nan() && p <= 0.0;
+        assert!(scored.tokens.iter().all(|t| fine(t.log_probability) && t.knn_weight <= 1.0), "{bias}");
+    }
 }
 
 #[test]

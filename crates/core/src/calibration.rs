@@ -166,7 +166,8 @@ impl Gate {
         let greatest = sums[0].max(sums[1]).max(0.0);
         let [sharp, broad] = sums.map(|sum| (sum - greatest).exp());
         let all = (-greatest).exp() + sharp + broad;
-        [sharp / all, broad / all]
+        // Rounding must not take from the model what it does not have.
+        [sharp / all, (broad / all).min(1.0 - sharp / all)]
     }
 }
 
@@ -229,6 +230,11 @@ mod tests {
         let always = GateTerms { nearest_64th: 1e6, ..sharp };
         assert_eq!(Gate { sharp: always, broad: never }.shares(&far), [1.0, 0.0]);
         assert_eq!(Gate::default().shares(&far), [1.0 / 3.0; 2]);
+        for i in 0..1000 {
+            let by = |bias| GateTerms { bias, ..GateTerms::default() };
+            let [sharp, broad] = Gate { sharp: by(40.0), broad: by(40.0 + f64::from(i) / 99.0) }.shares(&far);
+            assert!(sharp + broad <= 1.0 && broad >= 0.0, "{sharp} {broad}");
+        }
         assert_eq!(GateTerms::of_coefficients(broad.coefficients()), broad);
     }
 

@@ -128,7 +128,7 @@ pub fn entropy(log_p: impl Iterator<Item = f64>) -> f64 {
 
 /// The weight that is in force: no neighbour means that the parametric model stands alone, and what a cap on sources or a gate leaves is its.
 pub fn effective_weight(knn: &NeighborDistribution, knn_weight: f64) -> f64 {
-    if knn.is_empty() { 0.0 } else { knn_weight * knn.mass }
+    if knn.is_empty() { 0.0 } else { (knn_weight * knn.mass).min(1.0) } // the parts of many sources at a cap may sum to a little more
 }
 
 /// log p(token) of the mixture at one token.

@@ -129,7 +129,7 @@ impl Evidence {
         if both == 0.0 {
             return self.parametric_log_probability;
         }
-        self.mixed((sharp * weighed.kernels[0] + broad * weighed.kernels[1]) / both, weight * both)
+        self.mixed((sharp * weighed.kernels[0] + broad * weighed.kernels[1]) / both, (weight * both).min(1.0))
     }
 }
 
@@ -186,8 +186,14 @@ impl Engine {
         Ok(out)
     }
 
-    /// What the model alone says of each token and what neighbours would be searched for with, in a mode that has them. Nothing is searched for.
+    /// What the model alone says of each token and what neighbours would be searched for with, in a mode that has them. Nothing is searched for, and modes
+    /// that read passages are refused.
     pub fn observe(&self, request: &ScoreRequest, cancel: &AtomicBool) -> Result<Vec<Observation>, EngineError> {
+        let mode = request.retrieval.mode;
+        if mode.context() {
+            let rule = "what is observed must not depend on the store; ask for a mode without passages".into();
+            return Err(EngineError::Invalid { field: "retrieval.mode", value: format!("{mode:?}"), rule });
+        }
         let pinned = self.pin_for_score(request)?;
         let mut out = Vec::with_capacity(request.tokens.len());
         let _place = Place::take(self)?;

@@ -4,7 +4,7 @@
 //! c, and the others, searched for without it, 1 − c. All sources above c are held at once; where another is above c then, it is held too, and
 //! so on; there are at most 1/c of them. If nothing else is left, what they do not have is the model's. So no more than w·c of a distribution is any
 //! one source's, and each search is one that a store without the others would answer alike. Where a gate leaves neighbours a part t of w, all of that
-//! is of w·t instead of w; and a source is above c that would have more at either of the two temperatures that the gate mixes.
+//! is of w·t instead of w.
 
 use silo_core::mixture::{self, NeighborDistribution};
 use silo_core::{
@@ -55,38 +55,42 @@ impl Answer {
     }
 
     /// Sources among the rest that are above the cap, nearest first.
-    fn above(&self, pinned: &Pinned) -> Vec<SourceId> {
-        if pinned.influence_cap >= 1.0 {
+    fn above(&self, ask: &Ask<'_>) -> Vec<SourceId> {
+        let Pinned { snapshot, influence_cap, .. } = ask.pinned;
+        if *influence_cap >= 1.0 {
             return Vec::new();
         }
-        let rest = self.rest_mass(pinned.influence_cap);
-        let mut above: Vec<&SourceId> = Vec::new();
-        // What is at most the cap in each kernel is at most the cap in any mixture of them.
-        for knn in weighers(&pinned.knn) {
-            let masses = self.masses(pinned, &knn);
-            let more =
-                masses.into_iter().filter(|(_, mass)| rest * mass > pinned.influence_cap).map(|(source, _)| source);
-            above.extend(more.filter(|source| !above.contains(source)).collect::<Vec<_>>());
-        }
-        above.into_iter().cloned().collect()
-    }
-
-    /// Part of the rest's weight that each source has, the nearest first.
-    fn masses<'a>(&self, pinned: &'a Pinned, knn: &KnnParameters) -> Vec<(&'a SourceId, f64)> {
-        let distribution = NeighborDistribution::new(&self.rest, knn);
+        let Weighed { neighbors, knn, part } = self.weigh(ask);
         let mut masses: Vec<(&SourceId, f64)> = Vec::new();
-        for (neighbor, weight) in self.rest.iter().zip(distribution.weights()) {
-            let source = pinned.snapshot.source_of(neighbor.shard);
+        for (neighbor, weight) in neighbors.iter().zip(knn.weights()) {
+            let source = snapshot.source_of(neighbor.shard);
             match masses.iter_mut().find(|(known, _)| *known == source) {
                 Some((_, mass)) => *mass += weight,
                 None => masses.push((source, *weight)),
             }
         }
-        masses
+        let held = |source: &SourceId| self.held.iter().any(|(known, _)| known == source);
+        let more = masses.into_iter().filter(|(source, mass)| part * mass > *influence_cap && !held(source));
+        more.map(|(source, _)| source.clone()).collect()
     }
 
-    /// All neighbours, and how they weigh by these parameters, whatever a gate says.
-    fn weigh(&self, cap: f64, knn: &KnnParameters) -> (Vec<Neighbor>, NeighborDistribution) {
+    /// All neighbours, and how they weigh: if nobody is above the cap then, that is the answer.
+    fn weigh(&self, ask: &Ask<'_>) -> Weighed {
+        let Pinned { knn: parameters, influence_cap, .. } = ask.pinned;
+        let (neighbors, knn) = self.at(*influence_cap, parameters);
+        let part = knn.mass();
+        let Some(gate) = parameters.gate.filter(|_| !neighbors.is_empty()) else {
+            return Weighed { neighbors, knn, part };
+        };
+        let [sharp, broad] = gate.shares(&ask.features(&neighbors, &knn));
+        let kernels = parameters.kernels().map(|kernel| self.at(*influence_cap, &kernel).1);
+        let [of_sharp, of_broad] = kernels;
+        let knn = NeighborDistribution::blend(&neighbors, [(sharp, of_sharp), (broad, of_broad)]);
+        Weighed { neighbors, knn, part }
+    }
+
+    /// All neighbours, and how they weigh at one temperature.
+    fn at(&self, cap: f64, knn: &KnnParameters) -> (Vec<Neighbor>, NeighborDistribution) {
         if self.held.is_empty() {
             return (self.rest.clone(), NeighborDistribution::new(&self.rest, knn));
         }
@@ -96,22 +100,18 @@ impl Answer {
     }
 
     fn finish(self, ask: &Ask<'_>) -> Found {
-        let Pinned { knn: parameters, influence_cap, .. } = ask.pinned;
-        let (neighbors, mut knn) = self.weigh(*influence_cap, parameters);
-        if let Some(gate) = parameters.gate.filter(|_| !neighbors.is_empty()) {
-            let shares = gate.shares(&ask.features(&neighbors, &knn));
-            let kernels = parameters.kernels().map(|kernel| self.weigh(*influence_cap, &kernel).1);
-            let [sharp, broad] = kernels;
-            knn = NeighborDistribution::blend(&neighbors, [(shares[0], sharp), (shares[1], broad)]);
-        }
+        let Weighed { neighbors, knn, .. } = self.weigh(ask);
         let capped = self.held.into_iter().map(|(source, _)| source).collect();
         Found { neighbors, knn, capped, searches: self.searches }
     }
 }
 
-/// By what neighbours weigh at a token: these parameters, or the two kernels that a gate mixes.
-fn weighers(knn: &KnnParameters) -> Vec<KnnParameters> {
-    if knn.gate.is_some() { knn.kernels().to_vec() } else { vec![*knn] }
+/// Neighbours, nearest first, and how they weigh.
+struct Weighed {
+    neighbors: Vec<Neighbor>,
+    knn: NeighborDistribution,
+    /// What a cap leaves them of the part that a gate does: 1, unless only sources that are held are left.
+    part: f64,
 }
 
 /// A further search for the token of that place: for those of a source alone, or for the rest.
@@ -154,7 +154,7 @@ pub(crate) fn find(store: &dyn Datastore, asks: &[Ask<'_>]) -> Result<(Vec<Found
 
 /// The searches that an answer still needs: none, if no source is above the cap.
 fn hold(i: usize, ask: &Ask<'_>, answer: &Answer) -> Vec<Search> {
-    let above = answer.above(ask.pinned);
+    let above = answer.above(ask);
     if above.is_empty() {
         return Vec::new();
     }

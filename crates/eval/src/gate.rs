@@ -1,4 +1,4 @@
-//! Fitting a gate: a logistic regression by the loss of the mixture that it makes.
+//! Fitting a gate by the loss of the mixture that it makes.
 
 use silo_core::{Gate, GateFeatures, GateTerms};
 use silo_engine::{Evidence, Weighed};
@@ -43,10 +43,12 @@ impl Token {
     }
 }
 
-/// The gate with the least Σ −ln p, of p where it leaves neighbours a part of `weight` at each token; and that sum. Newton's steps, damped as Levenberg and
-/// Marquardt do until the Hessian is positive definite and the step gains.
-pub(crate) fn fit_gate(tokens: &[(&Evidence, Weighed)], weight: f64) -> (Gate, f64) {
-    let tokens: Vec<Token> = tokens.iter().map(Token::of).collect();
+/// A gate with a small Σ −ln p, of p where it leaves neighbours a part of `weight` at each token: no other near it has less. Newton's steps from the best of a few
+/// that say the same everywhere, damped as Levenberg and Marquardt do until the Hessian is positive definite and the step gains.
+pub(crate) fn fit_gate(tokens: &[(&Evidence, Weighed)], weight: f64) -> Gate {
+    // A token that nobody can say tells nothing of them.
+    let possible = |t: &Token| t.p_lm > 0.0 || t.kernels.iter().any(|p| *p > 0.0);
+    let tokens: Vec<Token> = tokens.iter().map(Token::of).filter(possible).collect();
     let (mut at, mut loss) = start(&tokens, weight);
     let mut damping = DAMPING;
     for _ in 0..MAX_STEPS {
@@ -57,7 +59,7 @@ pub(crate) fn fit_gate(tokens: &[(&Evidence, Weighed)], weight: f64) -> (Gate, f
             break;
         }
     }
-    (gate(&at), nats(&tokens, weight, &at))
+    gate(&at)
 }
 
 /// Where a step leads that gains, the loss there, and its damping; `None` if none does.
@@ -203,13 +205,18 @@ mod tests {
             let (knn, mut sums) = (KnnParameters::new(8, 1.0, 10.0), Sums::default());
             let tokens: Vec<(&Evidence, Weighed)> =
                 evidence.iter().filter_map(|e| Some((e, e.weigh(&knn, &mut sums)?))).collect();
-            let (fitted, found) = fit_gate(&tokens, weight);
+            let fitted = fit_gate(&tokens, weight);
             let direct: f64 = tokens.iter().map(|(e, weighed)| -e.gated(weighed, weight, &fitted)).sum();
-            prop_assert!((direct - found).abs() < 1e-9 * found.max(1.0), "what is fitted is what is scored: {direct} {found}");
+            // One that is beyond all numbers tells nothing.
+            let impossible = Evidence { parametric_log_probability: -800.0, ..tokens[0].0.clone() };
+            let unheard = Weighed { kernels: [0.0; 2], ..tokens[0].1 };
+            let more: Vec<_> = tokens.iter().copied().chain([(&impossible, unheard)]).collect();
+            prop_assert_eq!(fit_gate(&more, weight), fitted);
             let tokens: Vec<Token> = tokens.iter().map(Token::of).collect();
             let [sharp, broad] = [fitted.sharp, fitted.broad].map(|terms| terms.coefficients());
             let at: Coefficients = std::array::from_fn(|i| if i < GateTerms::N { sharp[i] } else { broad[i - GateTerms::N] });
-            let best = penalised(&tokens, weight, &at);
+            let (best, found) = (penalised(&tokens, weight, &at), nats(&tokens, weight, &at));
+            prop_assert!((direct - found).abs() < 1e-9 * found.max(1.0), "what is fitted is what is scored: {direct} {found}");
             for i in 0..N {
                 for by in [-1e-3, 1e-3] {
                     let mut near = at;

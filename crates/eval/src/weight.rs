@@ -166,9 +166,10 @@ fn gated(points: &Points<'_>, knn: &KnnParameters) -> (Ruled, f64) {
     let (mut sums, weight) = (Sums::default(), points.grid.gated_weight());
     let weighed: Vec<(&Evidence, Weighed)> =
         points.evidence.iter().filter_map(|e| Some((*e, e.weigh(knn, &mut sums)?))).collect();
-    let (gate, nats) = fit_gate(&weighed, weight);
+    let gate = fit_gate(&weighed, weight);
+    let with: f64 = weighed.iter().map(|(e, weighed)| -e.gated(weighed, weight, &gate)).sum();
     let alone = points.evidence.iter().filter(|e| e.neighbors.is_empty());
-    let nats = nats - alone.map(|e| e.parametric_log_probability).sum::<f64>();
+    let nats = with - alone.map(|e| e.parametric_log_probability).sum::<f64>();
     (Ruled { knn: *knn, rule: WeightRule::Gate { weight, gate } }, nats)
 }
 

@@ -81,6 +81,11 @@ impl Target {
     pub async fn connect(&self) -> Result<Connection> {
         let Some(path) = &self.local else {
             anyhow::ensure!(
+                !self.server.contains("://"),
+                "{} is no address: write host:port alone; whether it is TLS follows from --ca",
+                self.server
+            );
+            anyhow::ensure!(
                 self.token.is_none() || self.ca.is_some() || self.plain_text || is_loopback(&self.server),
                 "the token would go to {} as plain text: name the authority of its certificate with --ca, or say --plain-text",
                 self.server

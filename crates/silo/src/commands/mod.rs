@@ -81,7 +81,7 @@ pub struct RetrievalArguments {
     /// Weight of the neighbours at every token, from 0 to 1 [default: as calibrated, by a gate if there is one].
     #[arg(long)]
     knn_weight: Option<f64>,
-    /// Divides the squared distance of the neighbours [default: as calibrated].
+    /// Divides the squared distance of the neighbours; a gate mixes half and twice of it [default: as calibrated].
     #[arg(long)]
     knn_temperature: Option<f64>,
     /// So many tokens before a neighbour's value are compared with the text's last ones [default: as calibrated].

@@ -3,12 +3,14 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
+use silo_core::Tokenizer;
 use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, Scope, tune};
 
 use super::page::{Measured, Table, bits, sum};
 use super::{Ground, Run};
-use crate::config::{SwapConfig, read_eval_config};
+use crate::config::{ModelConfig, SwapConfig, read_eval_config};
+use crate::wiring;
 
 /// A model with the keys of one.
 #[derive(Debug, Serialize)]
@@ -37,10 +39,10 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         bail!("eval.swap names no model to exchange with: add [eval.swap] with model and recipe");
     };
     let ground = Ground::beside(&config, recipe, None)?;
+    let of_model = ModelConfig { path: model.clone(), require_open_training: false, ..config.model.clone() };
+    let (_, tokenizer) = wiring::load_model(&of_model).context("eval.swap.model")?;
+    check_tokenizer(&ground, &*tokenizer)?;
     let other = Ground::beside(&config, recipe, Some(model)).context("eval.swap")?;
-    let same =
-        ground.domains.len() == other.domains.len() && ground.domains.iter().zip(&other.domains).all(|(a, b)| a == b);
-    ensure!(same, "the model that eval.swap names cuts text into other tokens: it needs the same tokenizer");
     let sides = [side(&ground)?, side(&other)?];
     let mut rows = Vec::new();
     for model in &sides {
@@ -65,6 +67,15 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         raw,
         picture: None,
     })
+}
+
+/// Before the other model has encoded everything.
+fn check_tokenizer(ground: &Ground, other: &dyn Tokenizer) -> Result<()> {
+    for document in ground.domains.iter().filter_map(|domain| domain.stored.first()) {
+        let same = ground.tokenizer.encode(&document.text)? == other.encode(&document.text)?;
+        ensure!(same, "the model that eval.swap names cuts text into other tokens: it needs the same tokenizer");
+    }
+    Ok(())
 }
 
 /// From the four pairs in their order: both of the first, its model with the other's keys, and so on.
