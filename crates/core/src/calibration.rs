@@ -82,7 +82,7 @@ impl KnnParameters {
 
 /// How much of `knn_weight` neighbours have at a token, and how sharply they weigh among themselves: p(y) = (1 − w·(s + b))·p_lm(y) +
 /// w·s·p_sharp(y) + w·b·p_broad(y), where w is `knn_weight`, p_sharp is kNN-LM's p_knn at half of `knn_temperature` and p_broad at twice of it.
-/// Shares 1 − s − b, s and b are a softmax of 0 and of the two terms' sums: a mixture of experts (Jacobs et al. 1991) whose gate is a logistic regression. (He et
+/// Shares 1 − s − b, s and b are a softmax of 0 and of the two terms' sums: a mixture of experts (Jacobs et al. 1991) with a linear gate. (He et
 /// al. 2021 choose one weight, at one temperature, by a network.)
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
