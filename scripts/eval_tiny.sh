@@ -51,7 +51,7 @@ for page in domains weights overlap store-size removal-curve context keys genera
     [ -s "$work/results/$file" ] || { echo "silo eval all wrote no $file" >&2; exit 1; }
   done
 done
-for picture in domains store-size removal-curve context; do
+for picture in domains weights overlap store-size removal-curve context keys generation swap; do
   [ -s "$work/results/$picture.svg" ] && [ -s "$work/results/$picture.png" ] || { echo "no picture of $picture" >&2; exit 1; }
 done
 [ "$(grep -c '^## ' "$work/results/summary.md")" -eq 9 ] || { cat "$work/results/summary.md" >&2; exit 1; }

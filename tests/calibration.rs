@@ -15,22 +15,10 @@ use silo_engine::{
 use super::world::{World, source};
 
 const TEXT: &str = "the thing is nothing without the other thing and the other room is the thing about the room";
-const SHARP: GateTerms = GateTerms {
-    bias: 1.0,
-    nearest: -0.9,
-    nearest_64th: 0.1,
-    model_entropy: 0.2,
-    neighbor_entropy: -0.4,
-    log_values: 0.3,
-};
-const BROAD: GateTerms = GateTerms {
-    bias: 1.5,
-    nearest: -0.5,
-    nearest_64th: -0.3,
-    model_entropy: 0.1,
-    neighbor_entropy: 0.2,
-    log_values: -0.4,
-};
+const SHARP: GateTerms =
+    GateTerms { bias: 1.0, nearest: -0.9, spread: 0.1, model_entropy: 0.2, neighbor_entropy: -1.0, log_distinct: 0.3 };
+const BROAD: GateTerms =
+    GateTerms { bias: 1.5, nearest: -0.5, spread: -0.3, model_entropy: 0.1, neighbor_entropy: 0.5, log_distinct: -0.4 };
 const GATE: Gate = Gate { sharp: SHARP, broad: BROAD };
 
 /// Two sources that have most words in common.
@@ -61,6 +49,7 @@ impl World {
     fn calibration(&self, tuned_on: &[&str]) -> Calibration {
         Calibration {
             model: self.model.card().hash,
+            key_site: self.model.card().key_site,
             tuned_on: tuned_on.iter().map(|name| name.parse().unwrap()).collect(),
             tuned: tuned(),
             neutral: neutral().knn,
@@ -104,9 +93,11 @@ fn by_hand(e: &Evidence) -> (f64, f64) {
     let entropy: f64 = at_once.values().map(|p| -p * p.ln()).sum();
     let x = |t: GateTerms| {
         let distance = |n: &Retrieved| f64::from(n.distance).sqrt();
-        let near = t.nearest * distance(&neighbors[0]) + t.nearest_64th * distance(&neighbors[neighbors.len() - 1]);
-        let sure = t.model_entropy * e.model_entropy + t.neighbor_entropy * entropy;
-        (t.bias + near + sure + t.log_values * (at_once.len() as f64).ln()).exp()
+        let [nearest, farthest] = [0, neighbors.len() - 1].map(|i| distance(&neighbors[i]));
+        let near = t.nearest * nearest + t.spread * (farthest - nearest);
+        let n = neighbors.len() as f64;
+        let sure = t.model_entropy * e.model_entropy + t.neighbor_entropy * entropy / n.ln();
+        (t.bias + near + sure + t.log_distinct * (at_once.len() as f64 / n).ln()).exp()
     };
     let (sharp, broad) = (x(SHARP), x(BROAD));
     let all = 1.0 + sharp + broad;

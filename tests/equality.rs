@@ -65,8 +65,8 @@ fn source(name: &str, tier: Tier) -> Source {
 /// Where a request does not set the weight, a gate does.
 fn gated() -> EngineConfig {
     let terms =
-        GateTerms { bias: 3.0, nearest: -0.2, model_entropy: 0.1, neighbor_entropy: -0.3, ..GateTerms::default() };
-    let gate = Gate { sharp: terms, broad: GateTerms { bias: 1.0, nearest_64th: 0.1, log_values: -0.2, ..terms } };
+        GateTerms { bias: 3.0, nearest: -0.2, model_entropy: 0.1, neighbor_entropy: -1.0, ..GateTerms::default() };
+    let gate = Gate { sharp: terms, broad: GateTerms { bias: 1.0, spread: 0.1, log_distinct: -0.2, ..terms } };
     let knn = KnnParameters { gate: Some(gate), match_bonus: 0.4, ..KnnParameters::new(64, 0.95, 10.0) };
     EngineConfig { knn, ..EngineConfig::default() }
 }

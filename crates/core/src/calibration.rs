@@ -1,8 +1,10 @@
 //! Weights and temperatures that were tuned on validation text, and when they may be used.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{ContentHash, Snapshot, SourceId};
+use crate::{ContentHash, KeySite, ShardMask, Snapshot, SourceId};
 
 /// How neighbours weigh in p(y): the three numbers of kNN-LM (Khandelwal et al. 2020, eq. 2–3), and what may be known of a neighbour besides its
 /// distance.
@@ -65,9 +67,10 @@ impl KnnParameters {
 
     /// What is wrong with them, each beginning with the name of what it is.
     pub fn faults(&self) -> Vec<&'static str> {
-        let moderate = |gate: Gate| {
-            [gate.sharp, gate.broad].iter().flat_map(GateTerms::coefficients).all(|c| c.abs() <= MAX_COEFFICIENT)
-        };
+        let terms = |gate: Gate| [gate.sharp, gate.broad];
+        let moderate =
+            |gate: Gate| terms(gate).iter().flat_map(GateTerms::coefficients).all(|c| c.abs() <= MAX_COEFFICIENT);
+        let falls = |gate: Gate| terms(gate).iter().all(|terms| terms.nearest <= 0.0);
         let all = [
             (self.k == 0, "k must be 1 or more"),
             (!(0.0..=1.0).contains(&self.knn_weight), "knn_weight must be from 0 to 1"),
@@ -75,6 +78,10 @@ impl KnnParameters {
             (self.match_tokens > usize::from(u16::MAX), "match_tokens must be at most 65535"),
             (!is_match_bonus(self.match_bonus), "match_bonus must be from -100 to 100"),
             (!self.gate.is_none_or(moderate), "gate must have numbers from -1000000 to 1000000"),
+            (
+                !self.gate.is_none_or(falls),
+                "gate must have nearest of 0 or less: farther neighbours weigh no more than nearer ones",
+            ),
         ];
         all.into_iter().filter(|(wrong, _)| *wrong).map(|(_, what)| what).collect()
     }
@@ -99,16 +106,16 @@ pub struct Gate {
 pub struct GateTerms {
     /// Where nothing is known.
     pub bias: f64,
-    /// For each unit of L2 distance (not squared) of the nearest neighbour.
+    /// For each unit of L2 distance (not squared) of the nearest neighbour; 0 or less.
     pub nearest: f64,
-    /// For each unit of L2 distance of the 64th nearest, or of the last one if there are fewer.
-    pub nearest_64th: f64,
+    /// For each unit of L2 distance by which the 64th nearest, or the last one if there are fewer, is farther than that.
+    pub spread: f64,
     /// For each nat of the entropy of p_lm.
     pub model_entropy: f64,
-    /// For each nat of the entropy of p_knn at `knn_temperature`.
+    /// For the entropy of p_knn at `knn_temperature`, divided by the greatest that so many neighbours can have, which is ln n; 1 for one neighbour.
     pub neighbor_entropy: f64,
-    /// For each natural logarithm of the number of different values that neighbours have.
-    pub log_values: f64,
+    /// For the natural logarithm of how many of the neighbours' values are different, as a part of the neighbours: 0 where all are.
+    pub log_distinct: f64,
 }
 
 /// What a [`Gate`] knows at a token, with a 1 in front for the biases.
@@ -120,14 +127,14 @@ impl GateTerms {
 
     /// What each of the features is multiplied with.
     pub fn coefficients(&self) -> GateFeatures {
-        let Self { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values } = *self;
-        [bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values]
+        let Self { bias, nearest, spread, model_entropy, neighbor_entropy, log_distinct } = *self;
+        [bias, nearest, spread, model_entropy, neighbor_entropy, log_distinct]
     }
 
     /// Those that multiply with these.
     pub fn of_coefficients(coefficients: GateFeatures) -> Self {
-        let [bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values] = coefficients;
-        Self { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values }
+        let [bias, nearest, spread, model_entropy, neighbor_entropy, log_distinct] = coefficients;
+        Self { bias, nearest, spread, model_entropy, neighbor_entropy, log_distinct }
     }
 
     fn sum(&self, features: &GateFeatures) -> f64 {
@@ -140,13 +147,15 @@ impl Gate {
     pub const RANK: usize = 64;
 
     /// What a gate knows at a token: squared distances of its neighbours, nearest first, of which there is at least one; the entropies of p_lm and
-    /// p_knn, in nats; and how many different values the neighbours have.
+    /// p_knn, in nats; and how many different values the neighbours have. Few neighbours have few values whether they agree or not, so what
+    /// tells of that is given as a part of what so many can have: a gate that was tuned where there are many holds where there are few.
     pub fn features(
         distances: impl ExactSizeIterator<Item = f32>,
         [model_entropy, neighbor_entropy]: [f64; 2],
         n_values: usize,
     ) -> GateFeatures {
-        let last = distances.len().min(Self::RANK).saturating_sub(1);
+        let n = distances.len().max(1);
+        let last = n.min(Self::RANK) - 1;
         let (mut nearest, mut at_rank) = (0.0, 0.0);
         for (i, distance) in distances.take(Self::RANK).enumerate() {
             let distance = f64::from(distance).max(0.0).sqrt();
@@ -157,7 +166,9 @@ impl Gate {
                 at_rank = distance;
             }
         }
-        [1.0, nearest, at_rank, model_entropy, neighbor_entropy, (n_values.max(1) as f64).ln()]
+        let log_n = (n as f64).ln();
+        let entropy = if n > 1 { (neighbor_entropy / log_n).min(1.0) } else { 1.0 };
+        [1.0, nearest, at_rank - nearest, model_entropy, entropy, (n_values.max(1) as f64).ln() - log_n]
     }
 
     /// The shares of sharp and of broad neighbours, from 0 to 1 and together at most 1.
@@ -178,6 +189,8 @@ impl Gate {
 pub struct Calibration {
     /// The model that it was tuned with.
     pub model: ContentHash,
+    /// And which hidden state was the key.
+    pub key_site: KeySite,
     /// Sources whose text it was tuned on, if that may be withdrawn.
     pub tuned_on: Vec<SourceId>,
     /// What was found best there.
@@ -192,11 +205,26 @@ impl Calibration {
         self.tuned.faults().into_iter().chain(self.neutral.faults()).next()
     }
 
-    /// The parameters in force for a snapshot.
-    pub fn in_force(&self, snapshot: &Snapshot) -> KnnParameters {
+    /// Whether what was tuned may be used with a snapshot.
+    fn holds(&self, snapshot: &Snapshot) -> bool {
         let live = |id: &SourceId| snapshot.shards.iter().any(|s| s.source.id == *id);
         let ours = snapshot.shards.iter().all(|s| s.model == self.model);
-        if ours && !self.tuned_on.is_empty() && self.tuned_on.iter().all(live) { self.tuned } else { self.neutral }
+        ours && !self.tuned_on.is_empty() && self.tuned_on.iter().all(live)
+    }
+
+    /// The parameters in force for a snapshot of which a part is seen: of the calibrations that may be used, those of the one that was tuned on
+    /// what is most like the sources that are seen (by the Jaccard index; the first of equals), so that each source can have its own beside that
+    /// of all together. If none may be used, the neutral ones of the first; `None` without a calibration.
+    pub fn in_force(all: &[Self], snapshot: &Snapshot, seen: &ShardMask) -> Option<KnnParameters> {
+        let shards = snapshot.shards.iter().enumerate().filter(|(i, _)| seen.sees(*i));
+        let seen: BTreeSet<&SourceId> = shards.map(|(_, shard)| &shard.source.id).collect();
+        let alike = |calibration: &Self| {
+            let tuned_on: BTreeSet<&SourceId> = calibration.tuned_on.iter().collect();
+            seen.intersection(&tuned_on).count() as f64 / seen.union(&tuned_on).count().max(1) as f64
+        };
+        let usable = all.iter().filter(|calibration| calibration.holds(snapshot));
+        let best = usable.reduce(|best, other| if alike(other) > alike(best) { other } else { best });
+        best.map(|calibration| calibration.tuned).or_else(|| all.first().map(|calibration| calibration.neutral))
     }
 }
 
@@ -206,28 +234,28 @@ mod tests {
 
     #[test]
     fn a_gate_is_a_softmax_of_sums() {
-        let sharp = GateTerms { bias: 1.0, nearest: -0.5, nearest_64th: 0.25, ..GateTerms::default() };
+        let sharp = GateTerms { bias: 1.0, nearest: -0.5, spread: 0.25, ..GateTerms::default() };
         let broad = GateTerms {
             bias: 0.5,
             model_entropy: 0.25,
             neighbor_entropy: -1.0,
-            log_values: 2.0,
+            log_distinct: 2.0,
             ..GateTerms::default()
         };
-        let features = Gate::features([16.0, 25.0, 36.0].into_iter(), [2.0, 0.5], 3);
-        assert_eq!(features, [1.0, 4.0, 6.0, 2.0, 0.5, 3f64.ln()]);
-        // 1 − 0.5·4 + 0.25·6 = 0.5, and 0.5 + 0.25·2 − 0.5 + 2·ln 3 = 0.5 + 2·ln 3
-        let [a, b] = [0.5f64.exp(), 0.5f64.exp() * 9.0];
+        let features = Gate::features([16.0, 25.0, 36.0].into_iter(), [2.0, 0.5 * 3f64.ln()], 2);
+        assert_eq!(features, [1.0, 4.0, 2.0, 2.0, 0.5, 2f64.ln() - 3f64.ln()]);
+        // 1 − 0.5·4 + 0.25·2 = −0.5, and 0.5 + 0.25·2 − 0.5 + 2·ln ⅔ = 0.5 + 2·ln ⅔
+        let [a, b] = [(-0.5f64).exp(), 0.5f64.exp() * 4.0 / 9.0];
         let found = Gate { sharp, broad }.shares(&features);
         assert!(
             (found[0] - a / (1.0 + a + b)).abs() < 1e-15 && (found[1] - b / (1.0 + a + b)).abs() < 1e-15,
             "{found:?}"
         );
         let far = Gate::features((0..100).map(|i| if i == 63 { f32::MAX } else { 1.0 }), [0.0, 0.0], 1);
-        assert_eq!(far[2], f64::from(f32::MAX).sqrt(), "that of the 64th");
-        let never = GateTerms { nearest_64th: -1e6, ..sharp };
+        assert_eq!(far[2], f64::from(f32::MAX).sqrt() - 1.0, "that of the 64th");
+        let never = GateTerms { spread: -1e6, ..sharp };
         assert_eq!(Gate { sharp: never, broad: never }.shares(&far), [0.0, 0.0]);
-        let always = GateTerms { nearest_64th: 1e6, ..sharp };
+        let always = GateTerms { spread: 1e6, ..sharp };
         assert_eq!(Gate { sharp: always, broad: never }.shares(&far), [1.0, 0.0]);
         assert_eq!(Gate::default().shares(&far), [1.0 / 3.0; 2]);
         for i in 0..1000 {
@@ -236,6 +264,18 @@ mod tests {
             assert!(sharp + broad <= 1.0 && broad >= 0.0, "{sharp} {broad}");
         }
         assert_eq!(GateTerms::of_coefficients(broad.coefficients()), broad);
+    }
+
+    /// One neighbour agrees with itself, and all of a few may happen to be different: that says nothing.
+    #[test]
+    fn few_neighbours_look_no_surer_than_many() {
+        let alike = |n: usize| Gate::features((0..n).map(|_| 9.0), [1.0, (n as f64).ln()], n);
+        for n in [1, 2, 17, 63, 1000] {
+            let features = alike(n);
+            assert!(features[4] > 1.0 - 1e-12 && features[5].abs() < 1e-12, "{n}: {features:?}");
+        }
+        let agreeing = Gate::features([9.0; 256].into_iter(), [1.0, 0.0], 1);
+        assert_eq!((agreeing[4], agreeing[5]), (0.0, -256f64.ln()));
     }
 
     #[test]
@@ -253,8 +293,10 @@ mod tests {
         let knn = "{\"k\": 1, \"knn_weight\": 0.5, \"knn_temperature\": 1.0}";
         let of = |more: &str| {
             let model = ContentHash::of(b"a model");
-            let text =
-                format!("{{\"model\": \"{model}\", \"tuned_on\": [], \"tuned\": {knn}, \"neutral\": {knn}{more}}}");
+            let site = "\"key_site\": \"final-norm\"";
+            let text = format!(
+                "{{\"model\": \"{model}\", {site}, \"tuned_on\": [], \"tuned\": {knn}, \"neutral\": {knn}{more}}}"
+            );
             serde_json::from_str::<Calibration>(&text)
         };
         assert_eq!(of("").unwrap().tuned, KnnParameters::new(1, 0.5, 1.0));
@@ -267,7 +309,7 @@ mod tests {
         let good = KnnParameters::new(1, 1.0, 1.0);
         let calibration = |tuned, neutral| {
             let model = ContentHash::of(b"a model");
-            Calibration { model, tuned_on: vec![], tuned, neutral }.fault()
+            Calibration { model, key_site: KeySite::default(), tuned_on: vec![], tuned, neutral }.fault()
         };
         assert_eq!(calibration(good, good), None);
         assert!(calibration(KnnParameters { k: 0, ..good }, good).unwrap().contains('k'));
@@ -275,8 +317,11 @@ mod tests {
         assert!(calibration(good, KnnParameters { knn_temperature: 0.0, ..good }).unwrap().contains("temperature"));
         assert!(calibration(good, KnnParameters { match_bonus: f64::NAN, ..good }).unwrap().contains("match_bonus"));
         assert!(calibration(KnnParameters { match_tokens: 1 << 16, ..good }, good).unwrap().contains("match_tokens"));
-        let terms = GateTerms { log_values: f64::INFINITY, ..GateTerms::default() };
-        let gate = Some(Gate { broad: terms, ..Gate::default() });
-        assert!(calibration(KnnParameters { gate, ..good }, good).unwrap().contains("gate"));
+        let gated = |terms| KnnParameters { gate: Some(Gate { broad: terms, ..Gate::default() }), ..good };
+        let terms = GateTerms { log_distinct: f64::INFINITY, ..GateTerms::default() };
+        assert!(calibration(gated(terms), good).unwrap().contains("gate must have numbers"));
+        let terms = GateTerms { nearest: 0.1, ..GateTerms::default() };
+        assert!(calibration(good, gated(terms)).unwrap().contains("nearest"));
+        assert_eq!(calibration(gated(GateTerms { nearest: -0.1, ..terms }), good), None);
     }
 }

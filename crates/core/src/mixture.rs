@@ -32,22 +32,27 @@ pub struct NeighborDistribution {
 impl NeighborDistribution {
     /// The softmax of what `neighbors` weigh, which are in the order nearest first.
     pub fn new(neighbors: &[Neighbor], knn: &KnnParameters) -> Self {
-        Self::of_weights(neighbors, softmax(neighbors, knn), 1.0)
+        Self::blended(neighbors, &[(1.0, *knn)])
     }
 
-    /// The answers of several searches as one: each has its part of the mass and a softmax of its own within it. Parts without an answer
+    /// The same of several softmaxes, each with a share of the mass; shares are at most 1 together, and the rest is the model's.
+    pub fn blended(neighbors: &[Neighbor], kernels: &[(f64, KnnParameters)]) -> Self {
+        Self::of_weights(neighbors, weights(neighbors, kernels), mass_of(kernels))
+    }
+
+    /// The answers of several searches as one: each has its part of the mass and its own softmaxes within it. Parts without an answer
     /// leave their mass to the model. Also gives the neighbours of all, nearest first, those of equal distance in the order of the parts.
-    pub fn of_parts(parts: &[(f64, &[Neighbor])], knn: &KnnParameters) -> (Vec<Neighbor>, Self) {
+    pub fn of_parts(parts: &[(f64, &[Neighbor])], kernels: &[(f64, KnnParameters)]) -> (Vec<Neighbor>, Self) {
         let found = || parts.iter().filter(|(mass, neighbors)| *mass > 0.0 && !neighbors.is_empty());
         let mass: f64 = found().map(|(mass, _)| mass).sum();
         let weigh = |(part, neighbors): &(f64, &[Neighbor])| {
-            let weights = softmax(neighbors, knn).into_iter().map(|a| a * part / mass);
+            let weights = weights(neighbors, kernels).into_iter().map(|a| a * part / mass);
             neighbors.iter().copied().zip(weights).collect::<Vec<_>>()
         };
         let mut all: Vec<(Neighbor, f64)> = found().flat_map(weigh).collect();
         all.sort_by(|(a, _), (b, _)| a.distance.total_cmp(&b.distance));
         let (neighbors, weights): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-        let distribution = Self::of_weights(&neighbors, weights, mass);
+        let distribution = Self::of_weights(&neighbors, weights, mass * mass_of(kernels));
         (neighbors, distribution)
     }
 
@@ -74,17 +79,6 @@ impl NeighborDistribution {
         &self.weights
     }
 
-    /// Distributions over the same neighbours as one, each with a share of the mass; shares are at most 1 together, and the rest is the model's.
-    pub fn blend(neighbors: &[Neighbor], kernels: [(f64, Self); 2]) -> Self {
-        let [(a, first), (b, second)] = kernels;
-        let both = a + b;
-        if both == 0.0 {
-            return Self { mass: 0.0, ..first };
-        }
-        let weights = first.weights.iter().zip(&second.weights).map(|(x, y)| (a * x + b * y) / both).collect();
-        Self::of_weights(neighbors, weights, first.mass * both)
-    }
-
     /// Part of the neighbours' weight that they have: 1, unless a cap on sources or a gate leaves the rest to the model.
     pub fn mass(&self) -> f64 {
         self.mass
@@ -107,6 +101,26 @@ impl NeighborDistribution {
             Err(_) => 0.0,
         }
     }
+}
+
+/// Of several softmaxes together.
+fn mass_of(kernels: &[(f64, KnnParameters)]) -> f64 {
+    kernels.iter().map(|(share, _)| share).sum()
+}
+
+/// What neighbours weigh among themselves: each softmax by its share; the first one's, if none has any.
+fn weights(neighbors: &[Neighbor], kernels: &[(f64, KnnParameters)]) -> Vec<f64> {
+    let all = mass_of(kernels);
+    let [(_, first), others @ ..] = kernels else { return vec![0.0; neighbors.len()] };
+    let mut sums = softmax(neighbors, first);
+    if others.is_empty() || all == 0.0 {
+        return sums;
+    }
+    sums.iter_mut().for_each(|sum| *sum *= kernels[0].0 / all);
+    for (share, knn) in others {
+        sums.iter_mut().zip(softmax(neighbors, knn)).for_each(|(sum, weight)| *sum += weight * share / all);
+    }
+    sums
 }
 
 fn softmax(neighbors: &[Neighbor], knn: &KnnParameters) -> Vec<f64> {
@@ -302,8 +316,8 @@ mod tests {
             };
             let views = [nearest(&|_| false), nearest(&|n| n.shard.0 == 0)];
             let blended = |n: &[Neighbor], [a, b]: [f64; 2]| {
-                let [sharp, broad] = parameters(10.0).kernels().map(|knn| NeighborDistribution::new(n, &knn));
-                NeighborDistribution::blend(n, [(a, sharp), (b, broad)])
+                let [sharp, broad] = parameters(10.0).kernels();
+                NeighborDistribution::blended(n, &[(a, sharp), (b, broad)])
             };
             let [with, without] = [0, 1].map(|i| blended(&views[i], shares[i]));
             let moved = total_variation(&interpolate(&lm, &with, weight), &interpolate(&lm, &without, weight));
@@ -325,7 +339,8 @@ mod tests {
         #[test]
         fn a_blend_is_the_sum_of_its_kernels(neighbors in arbitrary_neighbors(), shares in prop::array::uniform2(0.0f64..=0.5)) {
             let kernels = parameters(10.0).kernels().map(|knn| NeighborDistribution::new(&neighbors, &knn));
-            let blend = NeighborDistribution::blend(&neighbors, [(shares[0], kernels[0].clone()), (shares[1], kernels[1].clone())]);
+            let [sharp, broad] = parameters(10.0).kernels();
+            let blend = NeighborDistribution::blended(&neighbors, &[(shares[0], sharp), (shares[1], broad)]);
             prop_assert!((blend.mass() - shares[0] - shares[1]).abs() < 1e-12 || neighbors.is_empty());
             for y in 0..8u32 {
                 let expected: f64 = kernels.iter().zip(shares).map(|(kernel, share)| share * kernel.probability(y)).sum();
@@ -333,7 +348,7 @@ mod tests {
             }
             let sum: f64 = blend.weights().iter().sum();
             prop_assert!(neighbors.is_empty() || (sum - 1.0).abs() < 1e-12);
-            let nothing = NeighborDistribution::blend(&neighbors, kernels.map(|kernel| (0.0, kernel)));
+            let nothing = NeighborDistribution::blended(&neighbors, &[(0.0, sharp), (0.0, broad)]);
             prop_assert_eq!(effective_weight(&nothing, 0.7), 0.0);
         }
     }
@@ -418,7 +433,7 @@ mod tests {
         ) {
             let lm = log_softmax(&logits);
             let parts: Vec<(f64, &[Neighbor])> = searches.iter().map(|(m, n)| (*m, &n[..])).collect();
-            let (neighbors, knn) = NeighborDistribution::of_parts(&parts, &parameters(10.0));
+            let (neighbors, knn) = NeighborDistribution::of_parts(&parts, &[(1.0, parameters(10.0))]);
             prop_assert!(neighbors.is_sorted_by(|a, b| a.distance <= b.distance));
             let mixed = interpolate(&lm, &knn, weight);
             for y in 0..8u32 {
@@ -429,8 +444,11 @@ mod tests {
                 prop_assert!((mixed[y as usize].exp() - expected).abs() < 1e-9);
             }
             if let [(_, only)] = &searches[..] && !only.is_empty() {
-                let whole = NeighborDistribution::of_parts(&[(1.0, only)], &parameters(10.0)).1;
-                prop_assert_eq!(whole, NeighborDistribution::new(only, &parameters(10.0)));
+                let [sharp, broad] = parameters(10.0).kernels();
+                for kernels in [vec![(1.0, sharp)], vec![(0.25, sharp), (0.5, broad)]] {
+                    let whole = NeighborDistribution::of_parts(&[(1.0, only)], &kernels).1;
+                    prop_assert_eq!(whole, NeighborDistribution::blended(only, &kernels));
+                }
             }
         }
     }

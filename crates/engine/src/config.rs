@@ -1,7 +1,7 @@
 //! Limits and defaults of the engine.
 
 use serde::{Deserialize, Serialize};
-use silo_core::KnnParameters;
+use silo_core::{ContentHash, KnnParameters};
 
 use crate::{ContextParameters, GuardConfig};
 
@@ -31,6 +31,8 @@ pub struct EngineConfig {
     pub max_left_out_passages: usize,
     /// How neighbours weigh, where neither the request nor a calibration says otherwise.
     pub knn: KnnParameters,
+    /// The model that they were tuned with, if it matters: distances of another one are not of the same size.
+    pub knn_model: Option<ContentHash>,
     /// Greatest part of the neighbours' weight that one source has at a token, from above 0 to 1. Requests may ask for less.
     pub influence_cap: f64,
     /// Least cap that a request may ask for: each source above it costs two more searches at a token, and there are at most one in so many.
@@ -55,6 +57,7 @@ impl Default for EngineConfig {
             max_context_passages: 16,
             max_left_out_passages: 4,
             knn: KnnParameters::new(1024, 0.25, 10.0),
+            knn_model: None,
             influence_cap: 1.0,
             min_influence_cap: 0.01,
             context: ContextParameters::default(),

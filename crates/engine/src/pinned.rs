@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use silo_core::{Datastore, Epoch, KnnParameters, Purpose, ShardMask, Snapshot, SourceId, TokenId, mixture};
+use silo_core::{Datastore, Epoch, Filter, KnnParameters, Purpose, ShardMask, Snapshot, SourceId, TokenId, mixture};
 
 use crate::found::Found;
 use crate::{ContextParameters, InForce, KnnOverrides, View};
@@ -21,9 +21,10 @@ pub(crate) struct Pinned {
     calibrated_at: Epoch,
 }
 
-/// What a request says of parameters, and without which sources it asks for them.
+/// What a request says of parameters, what it sees, and without which sources it asks for them.
 #[derive(Clone)]
 struct Asked {
+    filter: Filter,
     knn: KnnOverrides,
     influence_cap: Option<f64>,
     without: Vec<SourceId>,
@@ -38,10 +39,11 @@ pub(crate) struct Defaults {
 
 impl Asked {
     /// The request's own parameters, and those that hold for a state of the store.
-    fn of(&self, snapshot: &Snapshot, defaults: impl Fn(&Snapshot) -> Defaults) -> Defaults {
+    fn of(&self, snapshot: &Snapshot, defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults) -> Defaults {
+        let seen = |snapshot: &Snapshot| defaults(snapshot, &snapshot.mask(&self.filter, Purpose::Knn));
         let calibrated = match &self.without[..] {
-            [] => defaults(snapshot),
-            without => defaults(&snapshot.without(without)),
+            [] => seen(snapshot),
+            without => seen(&snapshot.without(without)),
         };
         let knn = KnnParameters {
             k: self.knn.k.unwrap_or(calibrated.knn.k),
@@ -61,7 +63,7 @@ impl Pinned {
     pub(crate) fn new(
         store: &dyn Datastore,
         retrieval: &crate::Retrieval,
-        defaults: impl Fn(&Snapshot) -> Defaults,
+        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
     ) -> Self {
         Self::at(store.snapshot(), retrieval, defaults)
     }
@@ -70,7 +72,7 @@ impl Pinned {
     pub(crate) fn at(
         snapshot: Arc<Snapshot>,
         retrieval: &crate::Retrieval,
-        defaults: impl Fn(&Snapshot) -> Defaults,
+        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
     ) -> Self {
         let mut filter = retrieval.filter.clone();
         filter.deny_sources.extend_from_slice(&retrieval.without);
@@ -82,7 +84,7 @@ impl Pinned {
         let context_mask = mask(retrieval.mode.context(), Purpose::Context);
         let view = Arc::new(View { snapshot: snapshot.clone(), mask: knn_mask.or(&context_mask) });
         let (knn, influence_cap, without) = (retrieval.knn, retrieval.influence_cap, retrieval.without.clone());
-        let (asked, calibrated_at) = (Asked { knn, influence_cap, without }, snapshot.epoch);
+        let (asked, calibrated_at) = (Asked { filter, knn, influence_cap, without }, snapshot.epoch);
         let Defaults { knn, influence_cap } = asked.of(&snapshot, defaults);
         Self { snapshot, view, knn_mask, context_mask, knn, influence_cap, asked, calibrated_at }
     }
@@ -92,7 +94,7 @@ impl Pinned {
     pub(crate) fn other_parameters(
         &self,
         store: &dyn Datastore,
-        defaults: impl Fn(&Snapshot) -> Defaults,
+        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
     ) -> Option<Defaults> {
         let now = store.snapshot();
         if now.epoch == self.calibrated_at {
@@ -103,7 +105,11 @@ impl Pinned {
     }
 
     /// Takes the parameters as they are now. Whether they are others.
-    pub(crate) fn recalibrate(&mut self, store: &dyn Datastore, defaults: impl Fn(&Snapshot) -> Defaults) -> bool {
+    pub(crate) fn recalibrate(
+        &mut self,
+        store: &dyn Datastore,
+        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
+    ) -> bool {
         // Asked before what holds is: a change that comes between is looked at the next time.
         let epoch = store.snapshot().epoch;
         let others = self.other_parameters(store, defaults);

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use silo_core::{
-    Calibration, Datastore, Epoch, Filter, KnnParameters, LanguageModel, ModelError, SearchError, SequenceStep,
-    Snapshot, TokenId, Tokenizer,
+    Calibration, Datastore, Epoch, Filter, LanguageModel, ModelError, SearchError, SequenceStep, ShardMask, Snapshot,
+    TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
@@ -28,7 +28,7 @@ const SLOW_READERS: Duration = Duration::from_millis(2);
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) config: EngineConfig,
-    calibration: Option<Calibration>,
+    calibrations: Arc<[Calibration]>,
     queue: Arc<Queue>,
     active: Arc<AtomicUsize>,
     pub(crate) scoring: AtomicUsize,
@@ -108,15 +108,16 @@ impl Drop for Generation {
 }
 
 impl Engine {
-    /// Starts an engine.
+    /// Starts an engine. Of several calibrations, each request has the one that suits what it sees ([`Calibration::in_force`]).
     pub fn start(
         config: EngineConfig,
-        calibration: Option<Calibration>,
+        calibrations: impl IntoIterator<Item = Calibration>,
         model: Arc<dyn LanguageModel>,
         tokenizer: Arc<dyn Tokenizer>,
         store: Arc<dyn Datastore>,
     ) -> std::io::Result<Self> {
-        if let Some(fault) = calibration.as_ref().and_then(Calibration::fault) {
+        let calibrations: Arc<[Calibration]> = calibrations.into_iter().collect();
+        if let Some(fault) = calibrations.iter().find_map(Calibration::fault) {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("the calibration: {fault}")));
         }
         let guard = Guard::new(&config.guard);
@@ -127,13 +128,13 @@ impl Engine {
             shared: shared.clone(),
             queue: queue.clone(),
             config: config.clone(),
-            calibration: calibration.clone(),
+            calibrations: calibrations.clone(),
             active: Vec::new(),
             n_active: n_active.clone(),
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
         let (active, scoring) = (n_active, AtomicUsize::new(0));
-        Ok(Self { shared, config, calibration, queue, active, scoring, thread: Some(thread) })
+        Ok(Self { shared, config, calibrations, queue, active, scoring, thread: Some(thread) })
     }
 
     /// How busy it is.
@@ -160,18 +161,13 @@ impl Engine {
         &self.config
     }
 
-    /// The neighbours' parameters for a snapshot: as calibrated, else as configured.
-    pub fn knn_parameters(&self, snapshot: &Snapshot) -> KnnParameters {
-        self.defaults(snapshot).knn
-    }
-
-    pub(crate) fn defaults(&self, snapshot: &Snapshot) -> Defaults {
-        defaults(self.calibration.as_ref(), &self.config, snapshot)
+    pub(crate) fn defaults(&self, snapshot: &Snapshot, seen: &ShardMask) -> Defaults {
+        defaults(&self.calibrations, &self.config, snapshot, seen)
     }
 
     /// Pins the store for a request, and refuses names that the store never knew.
     pub(crate) fn pin(&self, retrieval: &Retrieval) -> Result<Pinned, EngineError> {
-        let pinned = Pinned::new(&*self.shared.store, retrieval, |s| self.defaults(s));
+        let pinned = Pinned::new(&*self.shared.store, retrieval, |s, seen| self.defaults(s, seen));
         pinned.snapshot.check_names(&retrieval.filter)?;
         pinned.snapshot.check_names(&Filter { deny_sources: retrieval.without.clone(), ..Filter::default() })?;
         Ok(pinned)
@@ -221,8 +217,8 @@ impl Drop for Engine {
     }
 }
 
-fn defaults(calibration: Option<&Calibration>, config: &EngineConfig, snapshot: &Snapshot) -> Defaults {
-    let knn = calibration.map_or(config.knn, |c| c.in_force(snapshot));
+fn defaults(calibrations: &[Calibration], config: &EngineConfig, snapshot: &Snapshot, seen: &ShardMask) -> Defaults {
+    let knn = Calibration::in_force(calibrations, snapshot, seen).unwrap_or(config.knn);
     Defaults { knn, influence_cap: config.influence_cap }
 }
 
@@ -233,7 +229,7 @@ struct Worker {
     shared: Arc<Shared>,
     queue: Arc<Queue>,
     config: EngineConfig,
-    calibration: Option<Calibration>,
+    calibrations: Arc<[Calibration]>,
     active: Vec<Sequence>,
     n_active: Arc<AtomicUsize>,
 }
@@ -326,8 +322,8 @@ impl Worker {
 
     /// Draws a token for every request that has read all of its text.
     fn advance(&mut self, running: &[usize], outputs: Vec<Output>) {
-        let (shared, config, calibration) = (&self.shared, &self.config, self.calibration.as_ref());
-        let defaults = |s: &Snapshot| defaults(calibration, config, s);
+        let (shared, config, calibrations) = (&self.shared, &self.config, &self.calibrations);
+        let defaults = |s: &Snapshot, seen: &ShardMask| defaults(calibrations, config, s, seen);
         let mut done = vec![false; self.active.len()];
         let mut drawing: Vec<(usize, Outputs)> = Vec::new();
         for (&i, output) in running.iter().zip(outputs) {

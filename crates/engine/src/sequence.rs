@@ -9,8 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use silo_core::mixture;
 use silo_core::sampling::sample;
 use silo_core::{
-    Datastore, Detokenizer, LanguageModel, NeighborSearch, Passage, Positions, SearchError, SequenceStep, Snapshot,
-    SourceId, StepOutput, TokenId, Tokenizer,
+    Datastore, Detokenizer, LanguageModel, NeighborSearch, Passage, Positions, SearchError, SequenceStep, ShardMask,
+    Snapshot, SourceId, StepOutput, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
 
@@ -177,7 +177,11 @@ impl Sequence {
     }
 
     /// What a removal does to it: nothing, if everything that it may see is live.
-    pub(crate) fn check_liveness(&mut self, shared: &Shared, defaults: impl Fn(&Snapshot) -> Defaults) -> Liveness {
+    pub(crate) fn check_liveness(
+        &mut self,
+        shared: &Shared,
+        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
+    ) -> Liveness {
         let mode = self.request.retrieval.mode;
         if self.is_live(shared) {
             return match self.pinned.recalibrate(&*shared.store, defaults) {

@@ -22,7 +22,7 @@ pub struct EvidenceCache {
 /// Changes with the form of the files, and whenever engines answer otherwise than before.
 const FORMAT: u32 = 3;
 /// Changes whenever something else is chosen from the same evidence.
-const CHOICE: u32 = 3;
+const CHOICE: u32 = 4;
 
 impl EvidenceCache {
     /// Evidence of a model and a store, as `made_from` names them: whatever answers depend on.

@@ -31,6 +31,12 @@ pub struct Sizes {
     pub validation_tokens: usize,
     /// Tokens to measure on.
     pub test_tokens: usize,
+    /// Of a held-out document at most so many tokens, its first ones, so that no long document stands for its domain; 0 for all of it.
+    #[serde(default)]
+    pub document_tokens: usize,
+    /// Test documents that begin in so many bytes are passed over: for measuring on text that has not been looked at.
+    #[serde(default)]
+    pub passed_over_bytes: usize,
     /// Held-out text is scored in windows of at most this many tokens; 0 for the model's own.
     #[serde(default)]
     pub window_tokens: usize,
@@ -97,7 +103,7 @@ pub struct Domain {
 
 impl Domain {
     /// Reads a domain of a built corpus. Documents are taken in the order of their hashes, which is a random one, until the size is
-    /// reached; the last held-out one is cut there, the last one for the store is whole.
+    /// reached; the last held-out one is cut there, or before (see [`Sizes`]), the last one for the store is whole.
     pub fn read(corpus: &Path, name: &str, sizes: Sizes, tokenizer: &dyn Tokenizer) -> Result<Self, EvalError> {
         let path = corpus.join(format!("{name}.jsonl.zst"));
         let missing = |what: String| EvalError::NoText { path: corpus.to_owned(), what };
@@ -123,14 +129,19 @@ impl Domain {
         let domain = Self {
             source,
             stored: about_bytes(stored.into_iter(), sizes.store_bytes).map(document).collect(),
-            validation: texts(validation.into_iter(), sizes.validation_tokens, tokenizer)?,
-            test: texts(held_out(Split::Test), sizes.test_tokens, tokenizer)?,
+            validation: texts(validation.into_iter(), sizes.validation_tokens, sizes.document_tokens, tokenizer)?,
+            test: texts(
+                behind(held_out(Split::Test), sizes.passed_over_bytes),
+                sizes.test_tokens,
+                sizes.document_tokens,
+                tokenizer,
+            )?,
             window_tokens: sizes.window_tokens,
         };
         for (empty, what) in [
             (domain.stored.is_empty(), "text for the store"),
             (domain.validation.is_empty(), "validation text"),
-            (domain.test.is_empty(), "test text"),
+            (domain.test.is_empty(), "test text behind eval.sizes.passed_over_bytes"),
         ] {
             if empty {
                 return Err(missing(format!("{what} of '{name}'")));
@@ -164,18 +175,33 @@ fn document(d: &CorpusDocument) -> Document {
     }
 }
 
+/// Documents behind those that begin in the first so many bytes, which are the same for every tokenizer.
+fn behind<'a>(
+    documents: impl Iterator<Item = &'a CorpusDocument>,
+    n_bytes: usize,
+) -> impl Iterator<Item = &'a CorpusDocument> {
+    let mut begins = 0;
+    documents.skip_while(move |document| {
+        let is_looked_at = begins < n_bytes;
+        begins += document.text.len();
+        is_looked_at
+    })
+}
+
 fn texts<'a>(
     documents: impl Iterator<Item = &'a CorpusDocument>,
     max_tokens: usize,
+    max_of_one: usize,
     tokenizer: &dyn Tokenizer,
 ) -> Result<Vec<Text>, EvalError> {
+    let max_of_one = if max_of_one == 0 { usize::MAX } else { max_of_one };
     let (mut out, mut left) = (Vec::new(), max_tokens);
     for document in documents {
         if left == 0 {
             break;
         }
         let mut tokens = tokenizer.encode(&document.text)?;
-        tokens.truncate(left);
+        tokens.truncate(left.min(max_of_one));
         left -= tokens.len();
         // Without a beginning of text nothing predicts the first token: its bytes are not scored.
         let first_scored = usize::from(tokenizer.beginning_of_text().is_none());

@@ -27,6 +27,11 @@ pub enum EvalError {
     EmptyGrid(&'static str),
     #[error("eval.overlap: {0}")]
     SenselessOverlap(String),
+    #[error(
+        "engine.knn asks for k = {k} and match_tokens = {match_tokens}, and eval.grid for no more than {max_k} and {max_match_tokens}: what a server \
+         has without a calibration cannot be scored from so little; raise the grid, or lower engine.knn"
+    )]
+    NeutralBeyondGrid { k: usize, match_tokens: usize, max_k: usize, max_match_tokens: usize },
     #[error("the grid is refused: {0}")]
     Grid(&'static str),
 }

@@ -13,17 +13,29 @@ use crate::weight::choose_rule;
 use crate::{Chosen, Domain, EvalError, EvidenceCache, Grid, Loss, RuleKind, Text, Tuned, tune};
 
 /// What of the store is seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
     /// The domain's own source.
     Matched,
     /// All sources.
     Mixed,
+    /// All but the domain's own source, as after its withdrawal.
+    Others,
 }
 
 impl Scope {
-    const ALL: [Self; 2] = [Self::Matched, Self::Mixed];
+    const MEASURED: [Self; 2] = [Self::Matched, Self::Mixed];
+
+    /// What of the store a domain sees.
+    fn filter(self, domain: &SourceId) -> Filter {
+        let own = || vec![domain.clone()];
+        match self {
+            Self::Matched => Filter { allow_sources: own(), ..Filter::default() },
+            Self::Mixed => Filter::default(),
+            Self::Others => Filter { deny_sources: own(), ..Filter::default() },
+        }
+    }
 }
 
 /// How a text was scored.
@@ -40,6 +52,8 @@ pub enum Setting {
     KnnShared,
     /// Neighbours as a server has them that was calibrated on all domains together.
     KnnCalibrated,
+    /// Neighbours as a server has them without a calibration: as the engine is configured.
+    KnnNeutral,
     /// Passages in front.
     Context,
     /// Both, calibrated on the domain.
@@ -61,6 +75,8 @@ pub struct Measurement {
     pub validation: Loss,
     /// On test text.
     pub test: Loss,
+    /// On each test text.
+    pub texts: Vec<Loss>,
 }
 
 /// All cells of a domain.
@@ -97,6 +113,8 @@ pub struct Gatherer<'a> {
     pub grid: &'a Grid,
     /// Where evidence is kept, if it is.
     pub cache: Option<&'a EvidenceCache>,
+    /// What is tuned together for all domains is tuned where all of the store is seen, and where so much of it is.
+    pub also_tuned_on: &'a [Scope],
     /// Told what is being done.
     pub progress: &'a Progress<'a>,
 }
@@ -111,20 +129,28 @@ pub struct Together {
 }
 
 impl Together {
-    /// Chooses; also gives what it was chosen from.
+    /// Chooses; also gives what it was chosen from where all of the store is seen.
     pub fn choose(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<Gathered>, Self), EvalError> {
         with.grid.check()?;
-        let gather = |domain: &Domain| with.gather(domain, &domain.validation, Scope::Mixed, Mode::Knn);
-        let mixed: Vec<Gathered> = domains.iter().map(gather).collect::<Result<_, _>>()?;
+        let gather = |scope: Scope| {
+            let gather = |domain: &Domain| with.gather(domain, &domain.validation, scope, Mode::Knn);
+            domains.iter().map(gather).collect::<Result<Vec<Gathered>, _>>()
+        };
+        let mixed = gather(Scope::Mixed)?;
+        let others = with.also_tuned_on.iter().filter(|scope| **scope != Scope::Mixed);
+        let others = others.map(|scope| gather(*scope)).collect::<Result<Vec<_>, _>>()?;
         let choose = || {
             (with.progress)("choosing what suits all domains together");
-            let all: Vec<&Evidence> = mixed.iter().flat_map(|g| &g.evidence).collect();
-            Ok(Self { shared: tune(with.grid, &all)?, calibrated: choose_rule(with.grid, &mixed)? })
+            let gathered: Vec<&Gathered> = mixed.iter().chain(others.iter().flatten()).collect();
+            let all: Vec<&Evidence> = gathered.iter().flat_map(|g| &g.evidence).collect();
+            Ok(Self { shared: tune(with.grid, &all)?, calibrated: choose_rule(with.grid, &gathered)? })
         };
         let texts: Vec<(&SourceId, Vec<&[u32]>)> =
             domains.iter().map(|d| (&d.source, d.validation.iter().map(|text| &text.tokens[..]).collect())).collect();
         let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
-        let question = json!({"texts": texts, "window_tokens": windows, "grid": with.grid, "kinds": RuleKind::SERVED});
+        let question = json!({
+            "texts": texts, "window_tokens": windows, "grid": with.grid, "kinds": RuleKind::SERVED, "also_tuned_on": with.also_tuned_on,
+        });
         let together = with.choice(&question, choose)?;
         Ok((mixed, together))
     }
@@ -132,20 +158,22 @@ impl Together {
 
 /// Measures all domains; also gives what suits all of them together.
 pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Together), EvalError> {
+    let neutral = with.neutral()?;
     let (mixed, together) = Together::choose(with, domains)?;
     let mut out = Vec::new();
     for (domain, mixed) in domains.iter().zip(mixed) {
         let mut result =
             DomainResult { domain: domain.source.to_string(), measurements: Vec::new(), edges: BTreeSet::new() };
         let mut known = Some(mixed);
-        for scope in Scope::ALL.into_iter().rev() {
+        for scope in Scope::MEASURED.into_iter().rev() {
             for mode in [Mode::Knn, Mode::KnnAndContext] {
                 let known = if mode == Mode::Knn { known.take() } else { None };
                 let gather = |texts| with.gather(domain, texts, scope, mode);
                 let validation = known.map_or_else(|| gather(&domain.validation), Ok)?;
                 let test = gather(&domain.test)?;
                 let own = with.own(domain, (scope, mode), &validation)?;
-                measure(&mut result, &Pair { scope, mode, validation, test, own }, with.grid, &together);
+                let pair = Pair { scope, mode, validation, test, own };
+                measure(&mut result, &pair, with.grid, (&together, neutral));
             }
         }
         out.push(result);
@@ -153,24 +181,12 @@ pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainRe
     Ok((out, together))
 }
 
-/// Loss of the model alone on each of a domain's test texts.
-pub fn parametric_losses(engine: &Engine, domain: &Domain) -> Result<Vec<Loss>, EvalError> {
-    let loss = |text: &Text| {
-        let mut request = ScoreRequest::new(text.tokens.clone(), Retrieval::default());
-        request.window_tokens = domain.window_tokens;
-        let score = engine.score(&request, &AtomicBool::new(false))?;
-        let nats = -score.tokens.iter().map(|t| t.log_probability).sum::<f64>();
-        Ok(Loss { nats, n_tokens: score.tokens.len() as u64, n_bytes: text.n_bytes })
-    };
-    domain.test.iter().map(loss).collect()
-}
-
 /// Evidence of some texts.
 pub struct Gathered {
     /// Of each token that could be scored.
     pub evidence: Vec<Evidence>,
-    /// Bytes of the texts.
-    pub n_bytes: u64,
+    /// Of each text, how many of those it has, and bytes.
+    pub texts: Vec<(usize, u64)>,
 }
 
 struct Pair {
@@ -208,24 +224,32 @@ impl Gatherer<'_> {
             "domain": domain.source, "texts": texts, "window_tokens": domain.window_tokens, "scope": scope, "mode": format!("{mode:?}"), "context": context,
             "grid": self.grid, "kinds": RuleKind::SERVED,
         });
-        let chosen: Chosen = self.choice(&question, || choose_rule(self.grid, std::slice::from_ref(validation)))?;
+        let chosen: Chosen = self.choice(&question, || choose_rule(self.grid, &[validation]))?;
+        Ok(chosen.parameters)
+    }
+
+    /// What suits the validation text of all domains together where a view is seen, and `validation` was gathered.
+    pub fn suits(&self, domains: &[Domain], view: &View, validation: &[Gathered]) -> Result<KnnParameters, EvalError> {
+        let texts = |d: &Domain| d.validation.iter().map(|text| text.tokens.clone()).collect();
+        let texts: Vec<(&SourceId, Vec<Vec<u32>>)> = domains.iter().map(|d| (&d.source, texts(d))).collect();
+        let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
+        let question = json!({
+            "view": format!("{view:?}"), "context": self.engine.config().context, "texts": texts, "window_tokens": windows, "grid": self.grid,
+            "kinds": RuleKind::SERVED,
+        });
+        let validation: Vec<&Gathered> = validation.iter().collect();
+        let chosen: Chosen = self.choice(&question, || choose_rule(self.grid, &validation))?;
         Ok(chosen.parameters)
     }
 
     /// Evidence of texts of a domain.
     pub fn gather(&self, domain: &Domain, texts: &[Text], scope: Scope, mode: Mode) -> Result<Gathered, EvalError> {
-        let allow_sources = match scope {
-            Scope::Matched => vec![domain.source.clone()],
-            Scope::Mixed => Vec::new(),
-        };
-        let filter = Filter { allow_sources, ..Filter::default() };
-        self.gather_from(domain, texts, &View { filter, mode, context: None })
+        self.gather_from(domain, texts, &View { filter: scope.filter(&domain.source), mode, context: None })
     }
 
     /// The same of what a view shows.
     pub fn gather_from(&self, domain: &Domain, texts: &[Text], view: &View) -> Result<Gathered, EvalError> {
         let View { filter, mode, context } = view;
-        let n_bytes = texts.iter().map(|text| text.n_bytes).sum();
         let tokens: Vec<&[u32]> = texts.iter().map(|text| &text.tokens[..]).collect();
         let context = mode.context().then_some(context.unwrap_or(self.engine.config().context));
         let question = json!({
@@ -258,7 +282,18 @@ impl Gatherer<'_> {
             Some(cache) => cache.get(&question, gather)?,
             None => gather()?,
         };
-        Ok(Gathered { evidence, n_bytes })
+        Ok(Gathered { evidence, texts: texts.iter().map(|text| (text.n_scored, text.n_bytes)).collect() })
+    }
+
+    /// What a server has without a calibration, if evidence can show it.
+    pub fn neutral(&self) -> Result<KnnParameters, EvalError> {
+        let knn = self.engine.config().knn;
+        let KnnParameters { k, match_tokens, .. } = knn;
+        let (max_k, max_match_tokens) = (self.grid.max_k(), self.grid.match_tokens);
+        if k > max_k || (knn.match_bonus != 0.0 && match_tokens > max_match_tokens) {
+            return Err(EvalError::NeutralBeyondGrid { k, match_tokens, max_k, max_match_tokens });
+        }
+        Ok(knn)
     }
 }
 
@@ -275,12 +310,45 @@ impl Gathered {
     /// The loss, where each token has this log p.
     pub fn loss_by(&self, mut log_p: impl FnMut(&Evidence) -> f64) -> Loss {
         let nats = self.evidence.iter().map(|e| -log_p(e)).sum();
-        Loss { nats, n_tokens: self.evidence.len() as u64, n_bytes: self.n_bytes }
+        Loss { nats, n_tokens: self.evidence.len() as u64, n_bytes: self.n_bytes() }
+    }
+
+    /// The loss of each text, where each token has this log p.
+    pub fn losses_by(&self, mut log_p: impl FnMut(&Evidence) -> f64) -> Vec<Loss> {
+        let mut rest = &self.evidence[..];
+        let mut of = |(n_scored, n_bytes): &(usize, u64)| {
+            let (own, others) = rest.split_at(*n_scored);
+            rest = others;
+            Loss { nats: own.iter().map(|e| -log_p(e)).sum(), n_tokens: own.len() as u64, n_bytes: *n_bytes }
+        };
+        self.texts.iter().map(&mut of).collect()
+    }
+
+    /// Bytes of the texts.
+    pub fn n_bytes(&self) -> u64 {
+        self.texts.iter().map(|(_, n_bytes)| n_bytes).sum()
+    }
+
+    /// The first and the second half, cut between two texts; within the only one, if there are no two.
+    pub(crate) fn halves(&self) -> (&[Evidence], &[Evidence]) {
+        let n = self.evidence.len();
+        let ends = self.texts.iter().scan(0, |end, (n_scored, _)| {
+            *end += n_scored;
+            Some(*end)
+        });
+        let cut = ends.filter(|end| (1..n).contains(end)).min_by_key(|end| (2 * end).abs_diff(n));
+        self.evidence.split_at(cut.unwrap_or(n / 2))
+    }
+
+    /// Which of the model's temperatures suits these texts best, by its place.
+    pub fn best_temperature(&self, grid: &Grid) -> usize {
+        let nats = |i: &usize| self.loss_by(|e| e.tempered[*i]).nats;
+        (0..grid.model_temperature.len()).min_by(|a, b| nats(a).total_cmp(&nats(b))).unwrap_or_default()
     }
 }
 
 /// Adds the cells of one scope and mode: the model alone (which has read the passages in the context mode), and with neighbours.
-fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Together) {
+fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, (together, neutral): (&Together, KnnParameters)) {
     let own = pair.own;
     let mut settings = match pair.mode {
         Mode::KnnAndContext | Mode::Context => {
@@ -290,26 +358,86 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, together: &Toget
     };
     // The model alone sees no store: it is entered once.
     if (pair.mode, pair.scope) == (Mode::Knn, Scope::Mixed) {
-        result.measurements.push(tempered(pair, grid));
+        result.measurements.push(pair.tempered(grid));
         settings.insert(0, (Setting::Parametric, None));
         settings.push((Setting::KnnShared, Some(together.shared.parameters)));
         settings.push((Setting::KnnCalibrated, Some(together.calibrated.parameters)));
+        settings.push((Setting::KnnNeutral, Some(neutral)));
     }
     result.edges.extend(grid.edges(&own));
     for (setting, parameters) in settings {
-        let (validation, test) = (pair.validation.loss(parameters.as_ref()), pair.test.loss(parameters.as_ref()));
-        let scope = pair.scope;
-        result.measurements.push(Measurement { setting, scope, parameters, model_temperature: None, validation, test });
+        result.measurements.push(pair.measured(setting, parameters));
     }
 }
 
-/// The model alone at the temperature that is best on validation text.
-fn tempered(pair: &Pair, grid: &Grid) -> Measurement {
-    let loss = |of: &Gathered, i: usize| of.loss_by(|e| e.tempered[i]);
-    let on_validation = |i: &usize| loss(&pair.validation, *i).nats;
-    let best = (0..grid.model_temperature.len()).min_by(|a, b| on_validation(a).total_cmp(&on_validation(b)));
-    let i = best.unwrap_or_default();
-    let (validation, test) = (loss(&pair.validation, i), loss(&pair.test, i));
-    let model_temperature = grid.model_temperature.get(i).copied();
-    Measurement { setting: Setting::Tempered, scope: pair.scope, parameters: None, model_temperature, validation, test }
+impl Pair {
+    fn measured(&self, setting: Setting, parameters: Option<KnnParameters>) -> Measurement {
+        let mut sums = Sums::default();
+        let (test, texts) = self.tested(|e| match &parameters {
+            None => e.parametric_log_probability,
+            Some(p) => e.log_probability(p, &mut sums),
+        });
+        let validation = self.validation.loss(parameters.as_ref());
+        Measurement { setting, scope: self.scope, parameters, model_temperature: None, validation, test, texts }
+    }
+
+    /// The model alone at the temperature that is best on validation text.
+    fn tempered(&self, grid: &Grid) -> Measurement {
+        let i = self.validation.best_temperature(grid);
+        let validation = self.validation.loss_by(|e| e.tempered[i]);
+        let (test, texts) = self.tested(|e| e.tempered[i]);
+        let model_temperature = grid.model_temperature.get(i).copied();
+        let setting = Setting::Tempered;
+        Measurement { setting, scope: self.scope, parameters: None, model_temperature, validation, test, texts }
+    }
+
+    /// The loss on test text, of all and of each.
+    fn tested(&self, log_p: impl FnMut(&Evidence) -> f64) -> (Loss, Vec<Loss>) {
+        let texts = self.test.losses_by(log_p);
+        (texts.iter().copied().fold(Loss::default(), Loss::and), texts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tests::evidence;
+
+    proptest! {
+        #[test]
+        fn texts_have_their_own_tokens(evidence in prop::collection::vec(evidence(), 0..20), cut in any::<prop::sample::Index>()) {
+            let cut = cut.index(evidence.len() + 1);
+            let n = evidence.len();
+            let gathered = Gathered { evidence, texts: vec![(cut, 3), (0, 0), (n - cut, 4)] };
+            let losses = gathered.losses_by(|e| e.parametric_log_probability);
+            let whole = gathered.loss(None);
+            let sum = losses.iter().copied().fold(Loss::default(), Loss::and);
+            prop_assert_eq!((sum.n_tokens, sum.n_bytes, losses[1]), (whole.n_tokens, whole.n_bytes, Loss::default()));
+            prop_assert!((sum.nats - whole.nats).abs() <= 1e-9 * whole.nats.abs());
+            let first: f64 = gathered.evidence[..cut].iter().map(|e| -e.parametric_log_probability).sum();
+            prop_assert_eq!(losses[0].nats, first);
+            // Halves end where a text does, if one does within.
+            let (first, second) = gathered.halves();
+            prop_assert_eq!(first.len() + second.len(), n);
+            prop_assert_eq!(first.len(), if cut % n.max(1) > 0 { cut } else { n / 2 });
+        }
+    }
+
+    #[test]
+    fn halves_end_between_the_texts_next_to_the_middle() {
+        let one = Evidence {
+            token: 0,
+            parametric_log_probability: -1.0,
+            model_entropy: 1.0,
+            tempered: Vec::new(),
+            neighbors: Vec::new(),
+        };
+        let first = |sizes: &[usize]| {
+            let evidence = vec![one.clone(); sizes.iter().sum()];
+            Gathered { evidence, texts: sizes.iter().map(|n| (*n, 1)).collect() }.halves().0.len()
+        };
+        assert_eq!([first(&[3, 3, 4]), first(&[9, 1]), first(&[1, 1, 8]), first(&[10])], [6, 9, 2, 5]);
+    }
 }

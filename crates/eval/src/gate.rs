@@ -19,6 +19,12 @@ const N: usize = 2 * GateTerms::N;
 
 type Coefficients = [f64; N];
 
+/// What is farther weighs no more: the coefficients of the nearest neighbour's distance are 0 at most, whatever the text they are fitted to says of
+/// distances that it has. Beyond those, they would open the gate for whatever is far enough.
+fn is_at_most_0(i: usize) -> bool {
+    i % GateTerms::N == 1
+}
+
 /// A token whose neighbours' weight is fitted: p_lm of it, and what the neighbours say.
 struct Token {
     p_lm: f64,
@@ -43,8 +49,9 @@ impl Token {
     }
 }
 
-/// A gate with a small Σ −ln p, of p where it leaves neighbours a part of `weight` at each token: no other near it has less. Newton's steps from the best of a few
-/// that say the same everywhere, damped as Levenberg and Marquardt do until the Hessian is positive definite and the step gains.
+/// A gate with a small Σ −ln p, of p where it leaves neighbours a part of `weight` at each token: no other near it that is allowed has less. Newton's
+/// steps from the best of a few that say the same everywhere, damped as Levenberg and Marquardt do until the Hessian is positive definite and the step
+/// gains, and projected to what is allowed (Bertsekas 1982).
 pub(crate) fn fit_gate(tokens: &[(&Evidence, Weighed)], weight: f64) -> Gate {
     // A token that nobody can say tells nothing of them.
     let possible = |t: &Token| t.p_lm > 0.0 || t.kernels.iter().any(|p| *p > 0.0);
@@ -69,12 +76,19 @@ fn step(
     (at, loss): (&Coefficients, f64),
     mut damping: f64,
 ) -> Option<(Coefficients, f64, f64)> {
-    let Curvature { gradient, hessian, squares } = curvature(tokens, weight, at);
+    let Curvature { mut gradient, mut hessian, squares } = curvature(tokens, weight, at);
+    let leaves = |i: &usize| is_at_most_0(*i) && at[*i] >= 0.0 && gradient[*i] < 0.0;
+    for i in (0..N).filter(leaves).collect::<Vec<_>>() {
+        // It would leave what is allowed: it stays, and the others move as if it were not there.
+        (0..N).for_each(|j| hessian[i.max(j)][i.min(j)] = f64::from(u8::from(i == j)));
+        gradient[i] = 0.0;
+    }
     while damping <= DAMPINGS.1 {
         let mut damped = hessian;
         (0..N).for_each(|i| damped[i][i] += damping * squares[i % GateTerms::N]);
         if let Some(step) = solve(&damped, &gradient) {
-            let next = std::array::from_fn(|i| at[i] - step[i]);
+            let next = |i: usize| at[i] - step[i];
+            let next = std::array::from_fn(|i| if is_at_most_0(i) { next(i).min(0.0) } else { next(i) });
             let less = penalised(tokens, weight, &next);
             if less < loss {
                 return Some((next, less, damping));
@@ -220,6 +234,10 @@ mod tests {
             for i in 0..N {
                 for by in [-1e-3, 1e-3] {
                     let mut near = at;
+                    prop_assert!(!is_at_most_0(i) || at[i] <= 0.0);
+                    if is_at_most_0(i) && at[i] + by * (1.0 + at[i].abs()) > 0.0 {
+                        continue;
+                    }
                     near[i] += by * (1.0 + at[i].abs());
                     prop_assert!(penalised(&tokens, weight, &near) > best - 1e-6 * tokens.len() as f64, "{at:?} {near:?}");
                 }

@@ -2,10 +2,10 @@
 //!
 //! What it is: held-out texts of a corpus's domains ([`Domain`]), evidence gathered once through the engine that serves and scored under
 //! many settings ([`tune`], [`tune_rule`]) and kept on disk ([`EvidenceCache`]), the table of domains and modes ([`evaluate`]), the gap closed to
-//! a model that has learnt all text ([`GapClosed`]); what is generated ([`generate`]), by a judge and against the store; speed of decoding and
+//! a model that has learnt all text ([`GapClosed`]) and how sure a difference is ([`Difference`]); what is generated ([`generate`]), by a judge and against the store; speed of decoding and
 //! recall of search.
 //!
-//! What it is not: it tunes nothing on test text, which is looked at once, with the parameters that validation text chose.
+//! What it is not: it tunes nothing on test text, which is scored with the parameters that validation text chose.
 
 mod cache;
 mod domain;
@@ -14,6 +14,7 @@ mod evaluate;
 mod gap;
 mod gate;
 mod generation;
+mod interval;
 mod loss;
 mod overlap;
 mod speed;
@@ -25,12 +26,10 @@ mod weight;
 pub use cache::EvidenceCache;
 pub use domain::{Domain, Sizes, StorePart, StoredText, Text, store_parts};
 pub use error::EvalError;
-pub use evaluate::{
-    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, View, evaluate,
-    parametric_losses,
-};
+pub use evaluate::{DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, View, evaluate};
 pub use gap::{GapClosed, GapLosses};
 pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, divergence, generate, judged};
+pub use interval::Difference;
 pub use loss::Loss;
 pub use overlap::{OverlapConfig, overlaps, without_matches};
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};

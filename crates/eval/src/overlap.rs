@@ -5,7 +5,7 @@ use silo_core::{KnnParameters, Tokenizer};
 use silo_corpus::Overlap;
 use silo_engine::{Evidence, Sums};
 
-use crate::{Domain, EvalError, Gathered, Loss, Text};
+use crate::{Domain, EvalError, Text};
 
 /// How overlap with the store is looked at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,20 +72,6 @@ pub fn overlaps(domains: &[Domain], tokenizer: &dyn Tokenizer) -> Vec<Vec<f64>> 
     texts.iter().map(|texts| texts.iter().map(|text| overlap.share(text)).collect()).collect()
 }
 
-impl Gathered {
-    /// The loss of each of the texts that this was gathered of, where each token has this log p.
-    pub fn losses_by(&self, texts: &[Text], mut log_p: impl FnMut(&Evidence) -> f64) -> Vec<Loss> {
-        let mut rest = &self.evidence[..];
-        let mut of = |text: &Text| {
-            let (own, others) = rest.split_at(text.n_scored);
-            rest = others;
-            let nats = own.iter().map(|e| -log_p(e)).sum();
-            Loss { nats, n_tokens: own.len() as u64, n_bytes: text.n_bytes }
-        };
-        texts.iter().map(&mut of).collect()
-    }
-}
-
 /// log p of the token without the neighbours that have `matched` tokens or more before them in common with the text; none take their place.
 pub fn without_matches(evidence: &Evidence, matched: u16, knn: &KnnParameters, sums: &mut Sums) -> f64 {
     let searched = &evidence.neighbors[..evidence.neighbors.len().min(knn.k)];
@@ -101,21 +87,6 @@ mod tests {
     use crate::tests::evidence;
 
     proptest! {
-        #[test]
-        fn texts_have_their_own_tokens(evidence in prop::collection::vec(evidence(), 0..20), cut in any::<prop::sample::Index>()) {
-            let cut = cut.index(evidence.len() + 1);
-            let text = |n_scored, n_bytes| Text { tokens: Vec::new(), n_bytes, n_scored };
-            let texts = [text(cut, 3), text(0, 0), text(evidence.len() - cut, 4)];
-            let gathered = Gathered { evidence, n_bytes: 7 };
-            let losses = gathered.losses_by(&texts, |e| e.parametric_log_probability);
-            let whole = gathered.loss(None);
-            let sum = losses.iter().copied().fold(Loss::default(), Loss::and);
-            prop_assert_eq!((sum.n_tokens, sum.n_bytes, losses[1]), (whole.n_tokens, whole.n_bytes, Loss::default()));
-            prop_assert!((sum.nats - whole.nats).abs() <= 1e-9 * whole.nats.abs());
-            let first: f64 = gathered.evidence[..cut].iter().map(|e| -e.parametric_log_probability).sum();
-            prop_assert_eq!(losses[0].nats, first);
-        }
-
         /// Nothing changes where nothing matches; where all do, the model is alone.
         #[test]
         fn neighbours_that_match_are_as_if_they_were_not_there(evidence in evidence()) {

@@ -192,10 +192,9 @@ pub struct Chosen {
     pub between_halves: Vec<f64>,
 }
 
-/// Of the rules that servers have, the one of the kind that holds best between the first and second halves of the texts.
-pub(crate) fn choose_rule(grid: &Grid, texts: &[Gathered]) -> Result<Chosen, EvalError> {
-    let halves = texts.iter().map(|g| g.evidence.split_at(g.evidence.len() / 2));
-    let (first, second): (Vec<&[Evidence]>, Vec<&[Evidence]>) = halves.unzip();
+/// Of the rules that servers have, the one of the kind that holds best between the first and second halves of each domain's texts.
+pub(crate) fn choose_rule(grid: &Grid, texts: &[&Gathered]) -> Result<Chosen, EvalError> {
+    let (first, second): (Vec<&[Evidence]>, Vec<&[Evidence]>) = texts.iter().map(|g| g.halves()).unzip();
     let [first, second] = [first, second].map(|half| half.into_iter().flatten().collect::<Vec<_>>());
     let (kind, between_halves) = choose_kind(&RuleKind::SERVED, grid, [&first, &second])?;
     let all: Vec<&Evidence> = texts.iter().flat_map(|g| &g.evidence).collect();

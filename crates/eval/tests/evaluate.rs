@@ -5,19 +5,27 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use silo_core::{
-    Calibration, ContentHash, Datastore, Filter, KeySite, LanguageModel, Permissions, Source, Tier, Tokenizer,
+    Calibration, ContentHash, Datastore, Filter, KeySite, KnnParameters, LanguageModel, Permissions, Source, Tier,
+    Tokenizer,
 };
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
-    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, Together, evaluate,
-    parametric_losses,
+    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, Together, View,
+    evaluate,
 };
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
 
-const SIZES: Sizes =
-    Sizes { store_bytes: 900, validation_tokens: 60, test_tokens: 100, window_tokens: 0, stored: StoredText::Train };
+const SIZES: Sizes = Sizes {
+    store_bytes: 900,
+    validation_tokens: 60,
+    test_tokens: 100,
+    document_tokens: 0,
+    passed_over_bytes: 0,
+    window_tokens: 0,
+    stored: StoredText::Train,
+};
 
 fn document(source: &str, i: usize, split: Split) -> CorpusDocument {
     let text = format!("{source} tells tale number {i}, of {} ships and {} storms.", i % 4, i % 3);
@@ -80,7 +88,7 @@ fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> S
 fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
     let mode = match m.setting {
         Setting::Parametric | Setting::Tempered => Mode::Parametric,
-        Setting::Knn | Setting::KnnShared | Setting::KnnCalibrated => Mode::Knn,
+        Setting::Knn | Setting::KnnShared | Setting::KnnCalibrated | Setting::KnnNeutral => Mode::Knn,
         Setting::Context => Mode::Context,
         Setting::KnnAndContext => Mode::KnnAndContext,
     };
@@ -122,6 +130,26 @@ fn held_out_text_can_be_stored() {
     assert!(error.contains("'governed'") && error.contains("openly licensed"), "{error}");
 }
 
+/// What was looked at is passed over as whole documents, the same for every tokenizer, and no document has more than its part.
+#[test]
+fn test_text_can_be_new_and_of_many_documents() {
+    let root = tempfile::tempdir().unwrap();
+    corpus(root.path(), &["alpha"]);
+    let tokenizer = ByteTokenizer::default();
+    let read = |sizes| Domain::read(root.path(), "alpha", sizes, &tokenizer);
+    let all = read(Sizes { test_tokens: 1 << 20, ..SIZES }).unwrap().test;
+    assert_eq!(all.len(), 10);
+    let first: usize = all[..2].iter().map(|text| text.tokens.len()).sum();
+    let passed_over_bytes = first - all[1].tokens.len() + 1; // the second one begins within
+    let sizes = Sizes { passed_over_bytes, document_tokens: 11, ..SIZES };
+    let new = read(sizes).unwrap();
+    let expected: Vec<&[u32]> = all[2..].iter().map(|text| &text.tokens[..11]).collect();
+    assert_eq!(new.test.iter().map(|text| &text.tokens[..]).collect::<Vec<_>>(), expected, "8 of 11 are all there are");
+    assert!(new.validation.iter().all(|text| text.tokens.len() <= 11) && new.validation.len() == 6);
+    let error = read(Sizes { passed_over_bytes: 1 << 20, ..SIZES }).unwrap_err().to_string();
+    assert!(error.contains("passed_over_bytes"), "{error}");
+}
+
 /// What engines are made of.
 struct Parts {
     model: Arc<dyn LanguageModel>,
@@ -138,7 +166,8 @@ impl Parts {
     fn calibration(&self, domains: &[Domain], together: &Together) -> Calibration {
         let tuned_on = domains.iter().map(|d| d.source.clone()).collect();
         let (tuned, neutral) = (together.calibrated.parameters, EngineConfig::default().knn);
-        Calibration { model: self.model.card().hash, tuned_on, tuned, neutral }
+        let card = self.model.card();
+        Calibration { model: card.hash, key_site: card.key_site, tuned_on, tuned, neutral }
     }
 }
 
@@ -169,25 +198,33 @@ fn every_cell_is_what_the_engine_scores() {
     }
     let store = store(&root.path().join("store"), &model, &domains);
     let parts = Parts { model: Arc::new(model), tokenizer: Arc::new(tokenizer), store: Arc::new(store) };
-    let engine = parts.engine(EngineConfig::default(), None);
+    let neutral = KnnParameters { match_tokens: 3, match_bonus: 0.1, ..KnnParameters::new(9, 0.4, 2.0) };
+    let engine = parts.engine(EngineConfig { knn: neutral, ..EngineConfig::default() }, None);
     let grid = grid();
     let cache =
         EvidenceCache::new(&root.path().join("evidence"), serde_json::json!("all that it was made from")).unwrap();
     let gathered = std::cell::Cell::new(0);
     let progress = |_: &str| gathered.set(gathered.get() + 1);
-    let with = Gatherer { engine: &engine, grid: &grid, cache: Some(&cache), progress: &progress };
+    let also_tuned_on = [Scope::Others];
+    let with = Gatherer {
+        engine: &engine,
+        grid: &grid,
+        cache: Some(&cache),
+        also_tuned_on: &also_tuned_on,
+        progress: &progress,
+    };
     let (results, together) = evaluate(&with, &domains).unwrap();
     // The second time nothing is searched for.
     let before = gathered.replace(0);
     assert_eq!(
         (evaluate(&with, &domains).unwrap(), before, gathered.get()),
-        ((results.clone(), together.clone()), 17, 0)
+        ((results.clone(), together.clone()), 19, 0)
     );
     let calibrated = parts.engine(EngineConfig::default(), Some(parts.calibration(&domains, &together)));
     let gated = |m: &Measurement| m.parameters.is_some_and(|p| p.gate.is_some());
     assert!(results.iter().flat_map(|r| &r.measurements).any(gated), "some cell has a gate");
     for (domain, result) in domains.iter().zip(&results) {
-        assert_eq!(result.measurements.len(), 10);
+        assert_eq!(result.measurements.len(), 11);
         for m in result.measurements.iter().filter(|m| m.setting != Setting::Tempered) {
             let knn = m.parameters.unwrap_or(EngineConfig::default().knn);
             let configured = parts.engine(EngineConfig { knn, ..EngineConfig::default() }, None);
@@ -195,15 +232,19 @@ fn every_cell_is_what_the_engine_scores() {
             let expected = scored(engine, domain, m);
             assert_eq!((m.test.n_tokens, m.test.n_bytes), (expected.n_tokens, expected.n_bytes));
             assert!((m.test.nats - expected.nats).abs() < 1e-9 * expected.nats, "{m:?} {expected:?}");
+            assert_eq!(m.texts.len(), domain.test.len());
+            assert_eq!(m.texts.iter().copied().fold(Loss::default(), Loss::and), m.test);
         }
         let cell =
             |setting, scope| result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope)).unwrap();
         let (alone, control) = (cell(Setting::Parametric, Scope::Mixed), cell(Setting::Tempered, Scope::Mixed));
         assert!(control.validation.nats <= alone.validation.nats, "temperature 1 is among those that are tried");
-        let losses = parametric_losses(&engine, domain).unwrap();
+        let view = View { mode: Mode::Parametric, ..View::default() };
+        let losses = with.gather_from(domain, &domain.test, &view).unwrap().losses_by(|e| e.parametric_log_probability);
         assert!(losses.iter().zip(&domain.test).all(|(loss, text)| loss.n_tokens == text.n_scored as u64));
         let nats = losses.iter().map(|loss| loss.nats).sum::<f64>();
         assert!((nats - alone.test.nats).abs() < 1e-9 * nats, "{nats} {alone:?}");
+        assert_eq!(cell(Setting::KnnNeutral, Scope::Mixed).parameters, Some(neutral));
         let own = cell(Setting::Knn, Scope::Mixed);
         let all = cell(Setting::KnnShared, Scope::Mixed);
         assert_eq!(all.parameters, Some(together.shared.parameters));
@@ -211,4 +252,8 @@ fn every_cell_is_what_the_engine_scores() {
         assert!(own.test.nats < cell(Setting::Parametric, Scope::Mixed).test.nats);
     }
     assert!(Domain::read(root.path(), "gamma", SIZES, &ByteTokenizer::default()).is_err());
+    let beyond = KnnParameters { k: 17, ..neutral };
+    let engine = parts.engine(EngineConfig { knn: beyond, ..EngineConfig::default() }, None);
+    let error = evaluate(&Gatherer { engine: &engine, ..with }, &domains).unwrap_err().to_string();
+    assert!(error.contains("17") && error.contains("eval.grid"), "{error}");
 }

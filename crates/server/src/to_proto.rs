@@ -59,8 +59,8 @@ pub(crate) fn in_force(p: &InForce) -> v1::InForce {
 }
 
 fn gate_terms(terms: GateTerms) -> v1::GateTerms {
-    let GateTerms { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values } = terms;
-    v1::GateTerms { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values }
+    let GateTerms { bias, nearest, spread, model_entropy, neighbor_entropy, log_distinct } = terms;
+    v1::GateTerms { bias, nearest, spread, model_entropy, neighbor_entropy, log_distinct }
 }
 
 pub(crate) fn shares(shares: Vec<(SourceId, f64)>) -> Vec<v1::SourceShare> {

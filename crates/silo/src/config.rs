@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Deserialize;
 use silo_core::{Calibration, KeySite};
 use silo_engine::{ContextParameters, EngineConfig};
-use silo_eval::{GenerationSizes, Grid, OverlapConfig, Sizes};
+use silo_eval::{GenerationSizes, Grid, OverlapConfig, Scope, Sizes};
 use silo_govern::GovernConfig;
 use silo_server::ServerConfig;
 use silo_train::{TrainConfig, TrainError};
@@ -73,9 +73,10 @@ pub struct StoreConfig {
     /// Open a store of which the quantiser was made of text that may be withdrawn: for comparison only.
     #[serde(default)]
     pub comparison_quantizer: bool,
-    /// Tuned parameters of the neighbours: JSON, as documented at `silo_core::Calibration`.
+    /// Tuned parameters of the neighbours, JSON files that `silo eval calibrate` writes: a request has those of the one that was tuned on what is
+    /// most like the sources that it sees.
     #[serde(default)]
-    pub calibration: Option<PathBuf>,
+    pub calibrations: Vec<PathBuf>,
 }
 
 impl ServeConfig {
@@ -271,6 +272,10 @@ pub struct EvalSection {
     pub min_gap_bits: f64,
     /// What is tried on validation text.
     pub grid: Grid,
+    /// What is tuned for all domains together is tuned where each sees the whole store; and here: "matched", its own source alone, and "others", all
+    /// but that, as after its withdrawal.
+    #[serde(default)]
+    pub also_tuned_on: Vec<Scope>,
     /// Runs that are timed.
     #[serde(default)]
     pub speed: SpeedConfig,

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use silo_core::{LanguageModel, Tokenizer};
-use silo_engine::Engine;
+use silo_core::{Calibration, LanguageModel, ModelCard, Tokenizer};
+use silo_engine::{Engine, EngineConfig};
 use silo_govern::Governor;
 use silo_model::{CpuLlama, LoadedModel};
 use silo_store::{Recipe, Store, StoreOptions};
@@ -87,16 +87,55 @@ pub fn open_store(
     Ok(Arc::new(store))
 }
 
+/// Refuses parameters that were tuned with another model.
+pub fn check_knn_model(config: &EngineConfig, card: &ModelCard) -> Result<()> {
+    match config.knn_model {
+        Some(hash) if hash != card.hash => bail!(
+            "engine.knn was tuned with the model {hash} (engine.knn_model), and {} is {}: set engine.knn for it without engine.knn_model, for example k, \
+             knn_weight and knn_temperature without a gate, or as `silo eval calibrate` tunes them",
+            card.name,
+            card.hash
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a calibration, and refuses what was not tuned for this model and its keys, or is beyond the engine's limits.
+fn calibration(path: &Path, config: &EngineConfig, card: &ModelCard) -> Result<Calibration> {
+    let calibration = read_calibration(path)?;
+    let named = path.display();
+    if calibration.model != card.hash {
+        bail!("the calibration {named} was made for the model {}, the served one is {}", calibration.model, card.hash);
+    }
+    if calibration.key_site != card.key_site {
+        let (theirs, ours) = (calibration.key_site.name(), card.key_site.name());
+        bail!(
+            "the calibration {named} was made for keys from {theirs}, the served ones are from {ours} (model.key_site)"
+        );
+    }
+    for knn in [&calibration.tuned, &calibration.neutral] {
+        if knn.k > config.max_k || knn.match_tokens > config.max_match_tokens {
+            bail!(
+                "the calibration {named} has k {} and match_tokens {}, above the limits engine.max_k {} and engine.max_match_tokens {}",
+                knn.k,
+                knn.match_tokens,
+                config.max_k,
+                config.max_match_tokens
+            );
+        }
+    }
+    Ok(calibration)
+}
+
 /// Starts everything but the server.
 pub fn start(config: &ServeConfig) -> Result<Parts> {
     let (model, tokenizer) = load_model(&config.model)?;
     let store = open_store(&config.store, &*model, tokenizer.clone())?;
-    let calibration = config.store.calibration.as_deref().map(read_calibration).transpose()?;
-    if let Some(c) = calibration.as_ref().filter(|c| c.model != model.card().hash) {
-        bail!("the calibration was made for the model {}, the served one is {}", c.model, model.card().hash);
-    }
+    check_knn_model(&config.engine, model.card())?;
+    let calibrations = config.store.calibrations.iter().map(|path| calibration(path, &config.engine, model.card()));
+    let calibrations: Vec<Calibration> = calibrations.collect::<Result<_>>()?;
     let governor = Governor::new(config.govern.clone(), store.clone(), model.clone(), tokenizer.clone())?;
-    let engine = Engine::start(config.engine.clone(), calibration, model, tokenizer, store)
+    let engine = Engine::start(config.engine.clone(), calibrations, model, tokenizer, store)
         .context("cannot start the engine")?;
     Ok(Parts { engine: Arc::new(engine), governor: Arc::new(governor) })
 }

@@ -161,7 +161,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scripted_model_keeps_the_contract() {
+    fn the_doubles_keep_their_contracts() {
         crate::contract::language_model(&ScriptedModel::new(64), 0.0);
+        crate::contract::tokenizer(&ByteTokenizer::default());
     }
 }

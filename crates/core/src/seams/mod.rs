@@ -1,5 +1,5 @@
-//! The few traits between the crates. Their documentation is their contract, and `silo-testkit` holds one suite per trait
-//! that every implementation runs.
+//! The few traits between the crates. Their documentation is their contract, and `silo-testkit` holds the suites that every
+//! implementation runs: for a model, a tokenizer, and all that a `Datastore` is.
 
 mod model;
 mod search;

@@ -37,3 +37,11 @@ fn tensor_models_keep_the_contract() {
         silo_testkit::contract::language_model(&model, 1e-4);
     }
 }
+
+#[test]
+fn tokenizers_keep_the_contract() {
+    let ours = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/silo-open-6m");
+    for path in MODELS.map(golden_path).into_iter().chain([ours]) {
+        silo_testkit::contract::tokenizer(&LoadedModel::open(&path).unwrap().tokenizer);
+    }
+}

@@ -190,8 +190,8 @@ fn gate(g: v1::Gate) -> Value {
 
 fn gate_terms(t: v1::GateTerms) -> Value {
     json!({
-        "bias": t.bias, "nearest": t.nearest, "nearest_64th": t.nearest_64th, "model_entropy": t.model_entropy, "neighbor_entropy": t.neighbor_entropy,
-        "log_values": t.log_values,
+        "bias": t.bias, "nearest": t.nearest, "spread": t.spread, "model_entropy": t.model_entropy, "neighbor_entropy": t.neighbor_entropy,
+        "log_distinct": t.log_distinct,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The store through its public interface: additions, removals, restarts, damage.
 
 mod across;
+mod contract;
 #[path = "../crash/mod.rs"]
 mod crash;
 mod damage;

@@ -10,40 +10,47 @@ use silo_eval::{DomainResult, Grid, Loss, Measurement, Scope, Setting, Together,
 use super::page::{Measured, Table, bits};
 use super::plot::{Axis, Line, Plot};
 use super::reference::{Closed, Reference, find, gaps, references};
+use super::sure::{Sure, differences};
 use super::{Ground, Run, parameters};
 use crate::config::{EvalConfig, ReferenceModel};
 
 const WHAT: &str = "Held-out text of domains, scored by the service's engine: document by document from the beginning of text, in windows of the model's \
     context (or `eval.sizes.window_tokens`) that move by half of it, each token once; in the context modes, passages stand before what fits of the text so \
     far, and are retrieved again every stride. How neighbours weigh was chosen on validation text, a gate where that is better, as `silo eval calibrate` chooses: for each domain and \
-    mode apart, and for all domains together (\"calibrated once\"; \"one weight\": the best for all together without a gate); test text was scored once with that. The draws are those of hashes: nothing is random.";
+    mode apart, and for all domains together (\"calibrated once\"; \"one weight\": the best for all together without a gate); \"not calibrated\" is what the configuration has, \
+    tuned on none of these domains. Test text was scored with that. The draws are those of hashes: nothing is random.";
 
 /// Columns of the tables, in the order of a reader's interest.
-const COLUMNS: [(&str, Setting, Scope); 10] = [
+const COLUMNS: [(&str, Setting, Scope); 11] = [
     ("parametric", Setting::Parametric, Scope::Mixed),
     ("its temperature tuned", Setting::Tempered, Scope::Mixed),
     ("kNN, own shard", Setting::Knn, Scope::Matched),
     ("kNN, whole store", Setting::Knn, Scope::Mixed),
     ("kNN, whole store, one weight", Setting::KnnShared, Scope::Mixed),
     ("kNN, whole store, calibrated once", Setting::KnnCalibrated, Scope::Mixed),
+    ("kNN, whole store, not calibrated", Setting::KnnNeutral, Scope::Mixed),
     ("context, own shard", Setting::Context, Scope::Matched),
     ("context, whole store", Setting::Context, Scope::Mixed),
     ("both, own shard", Setting::KnnAndContext, Scope::Matched),
     ("both, whole store", Setting::KnnAndContext, Scope::Mixed),
 ];
 
+/// The column of what a server is calibrated with; the next one is what it has without.
+const CALIBRATED: usize = 5;
+
 /// Columns of the picture.
-const DRAWN: [usize; 4] = [0, 2, 5, 7];
+const DRAWN: [usize; 5] = [0, 2, 5, 6, 8];
 
 pub fn run(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let references = references(&ground)?;
     let (results, together) = evaluate(&ground.gatherer(), &ground.domains)?;
     let closed = gaps(&results, &references, &COLUMNS[1..], ground.config.eval.min_gap_bits);
-    let (facts, tables) =
-        (ground.facts(&run.config), markdown(&results, (&together, &ground.config.eval.grid), &references, &closed));
+    let sure = differences(&results, &references, &[COLUMNS[CALIBRATED], COLUMNS[CALIBRATED + 1]]);
+    let tables = markdown(&results, (&together, &ground.config.eval.grid), &references, (&closed, &sure));
     let whole = json!({
-        "made": facts, "together": together, "domains": results, "references": references, "gap_closed": closed,
+        "made": ground.facts(&run.config), "together": together, "domains": results, "references": references, "gap_closed": closed,
+        "differences": sure,
     });
     let axis = Axis::Names(results.iter().map(|r| r.domain.clone()).collect());
     let plot = Plot { title: "Domains", labels: ["domain", "bits per byte on test text"], axis };
@@ -51,7 +58,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         name: "domains",
         title: "Domains",
         what: WHAT,
-        finding: finding(&results, &closed) + &unequal(&ground.config),
+        finding: finding(&results, &closed, &sure) + &unequal(&ground.config),
         whole,
         raw: raw(&results, &references),
         tables,
@@ -59,7 +66,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     })
 }
 
-fn finding(results: &[DomainResult], closed: &[Closed]) -> String {
+fn finding(results: &[DomainResult], closed: &[Closed], sure: &[Sure]) -> String {
     let test = |r: &DomainResult, setting, scope| find(r, setting, scope).map_or(f64::NAN, |m| m.test.bits_per_byte());
     let n = results.len();
     let better = |setting: Setting, scope: Scope| {
@@ -73,7 +80,7 @@ fn finding(results: &[DomainResult], closed: &[Closed]) -> String {
         better(Setting::Knn, Scope::Matched),
         better(Setting::Context, Scope::Mixed)
     );
-    for Closed { reference, gap, .. } in closed.iter().filter(|c| c.setting == COLUMNS[5].0) {
+    for Closed { reference, gap, .. } in closed.iter().filter(|c| c.setting == COLUMNS[CALIBRATED].0) {
         out += &format!(
             " Gap to '{reference}' closed by the whole store: {} in mean perplexity, {} per domain and capped, {} in log-perplexity; it is beaten on {} \
              of {}.",
@@ -83,6 +90,8 @@ fn finding(results: &[DomainResult], closed: &[Closed]) -> String {
             gap.n_beaten,
             gap.n_domains
         );
+        let of = |s: &&Sure| s.reference == *reference && s.setting == COLUMNS[CALIBRATED].0;
+        out += &sure.iter().find(of).map(Sure::in_words).unwrap_or_default();
     }
     out
 }
@@ -113,7 +122,10 @@ fn lines(results: &[DomainResult], references: &[Reference]) -> Vec<Line> {
         let (name, setting, scope) = COLUMNS[column];
         line(name, &|i| find(&results[i], setting, scope).map(|m| m.test.bits_per_byte()))
     });
-    let others = references.iter().map(|r| line(&r.name, &|i| r.test.get(i).map(Loss::bits_per_byte)));
+    let others = references
+        .iter()
+        .filter(|r| r.temperatures.is_none())
+        .map(|r| line(&r.name, &|i| r.test.get(i).map(Loss::bits_per_byte)));
     columns.into_iter().chain(others).collect()
 }
 
@@ -169,7 +181,7 @@ fn markdown(
     results: &[DomainResult],
     (together, grid): (&Together, &Grid),
     references: &[Reference],
-    closed: &[Closed],
+    (closed, sure): (&[Closed], &[Sure]),
 ) -> String {
     let mut out = String::new();
     for (title, show) in [
@@ -193,7 +205,11 @@ fn markdown(
     if !edges.is_empty() {
         out += &format!("At an end of the grid, so that more may be gained beyond it: {}.\n", edges.join(", "));
     }
-    if references.is_empty() { out } else { out + &compared(results, references) + &gap_table(closed) }
+    if references.is_empty() {
+        return out;
+    }
+    let domains: Vec<&str> = results.iter().map(|r| r.domain.as_str()).collect();
+    out + &compared(results, references) + &gap_table(closed) + &super::sure::table(&domains, sure)
 }
 
 fn join(names: BTreeSet<&str>) -> String {
@@ -202,12 +218,13 @@ fn join(names: BTreeSet<&str>) -> String {
 
 /// What other models say of the same text alone.
 fn compared(results: &[DomainResult], references: &[Reference]) -> String {
-    let head =
-        ["domain", "parametric", "kNN, whole store"].into_iter().chain(references.iter().map(|r| r.name.as_str()));
+    let own = ["domain", "parametric", "kNN, whole store, calibrated once", "not calibrated"];
+    let head = own.into_iter().chain(references.iter().map(|r| r.name.as_str()));
     let row = |(i, result): (usize, &DomainResult)| {
         let cell = |setting| find(result, setting, Scope::Mixed).map(|m| bits(&m.test)).unwrap_or_default();
-        let own = [result.domain.clone(), cell(Setting::Parametric), cell(Setting::KnnCalibrated)];
-        own.into_iter().chain(references.iter().map(|r| bits(&r.test[i]))).collect()
+        let with_store = [Setting::KnnCalibrated, Setting::KnnNeutral].map(cell);
+        let own = [result.domain.clone(), cell(Setting::Parametric)].into_iter().chain(with_store);
+        own.chain(references.iter().map(|r| bits(&r.test[i]))).collect()
     };
     let table = Table::new(head, results.iter().enumerate().map(row).collect());
     format!("\n## Models without a store, bits per byte on test text\n\n{}", table.markdown())

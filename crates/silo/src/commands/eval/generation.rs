@@ -8,6 +8,7 @@ use silo_engine::{Engine, EngineConfig, GuardConfig, Mode, Retrieval};
 use silo_eval::{Domain, Loss, Prompt, StoredWords, distinct, divergence, generate, judged};
 
 use super::page::{Measured, Table, bits, sum};
+use super::plot::{Axis, Line, Plot};
 use super::reference::Alone;
 use super::{Ground, Run};
 
@@ -75,11 +76,21 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         what: WHAT,
         finding: finding(&rows),
         whole: json!({
-            "made": ground.facts(&run.config), "sizes": ground.config.eval.generation, "calibration": scene.calibration, "guard": ground.config.engine.guard, "ways": rows,
+            "made": ground.facts(&run.config), "sizes": ground.config.eval.generation, "calibration": scene.calibration, "guard": ground.config.engine.guard, "ways": &rows,
         }),
         tables: raw.markdown(),
         raw,
-        picture: None,
+        picture: Some((
+            Plot {
+                title: "What is generated",
+                labels: ["way", "bits"],
+                axis: Axis::Rows(rows.iter().map(|row| row.way.to_owned()).collect()),
+            },
+            vec![
+                Line::of("per byte, by the judge", rows.iter().map(|row| row.judge.bits_per_byte())),
+                Line::of("of divergence from the domain", rows.iter().map(|row| row.divergence)),
+            ],
+        )),
     })
 }
 

@@ -40,6 +40,7 @@ impl Ground {
     pub fn of(config: EvalConfig) -> Result<Self> {
         let commit = commit();
         let (model, tokenizer) = wiring::load_model(&config.model)?;
+        wiring::check_knn_model(&config.engine, model.card())?;
         let store = wiring::open_store(&config.store, &*model, tokenizer.clone())?;
         let mut domains = Vec::new();
         for name in &config.eval.domains {
@@ -77,6 +78,7 @@ impl Ground {
         if let Some(model) = model {
             out.model.path = model.to_owned();
             out.model.require_open_training = false;
+            out.engine.knn_model = None;
             root.push("-");
             root.push(model.file_name().unwrap_or(model.as_os_str()));
         }
@@ -87,8 +89,9 @@ impl Ground {
     }
 
     pub fn gatherer(&self) -> Gatherer<'_> {
-        let (grid, cache) = (&self.config.eval.grid, self.cache.as_ref());
-        Gatherer { engine: &self.engine, grid, cache, progress: &|what| eprintln!("{what}") }
+        let (grid, cache, also_tuned_on) =
+            (&self.config.eval.grid, self.cache.as_ref(), &self.config.eval.also_tuned_on);
+        Gatherer { engine: &self.engine, grid, cache, also_tuned_on, progress: &|what| eprintln!("{what}") }
     }
 
     /// What suits the validation text of all domains together.
@@ -103,12 +106,12 @@ impl Ground {
 
     /// A calibration with what was chosen on the validation text of all domains. On held-out open text, it hangs on no source.
     pub fn calibration(&self, chosen: &Chosen) -> Calibration {
-        let (model, tuned) = (self.model.card().hash, chosen.parameters);
+        let (card, tuned) = (self.model.card(), chosen.parameters);
         let (tuned_on, neutral) = match self.config.eval.sizes.stored {
             StoredText::Train => (self.domains.iter().map(|d| d.source.clone()).collect(), self.config.engine.knn),
             StoredText::Validation => (Vec::new(), tuned),
         };
-        Calibration { model, tuned_on, tuned, neutral }
+        Calibration { model: card.hash, key_site: card.key_site, tuned_on, tuned, neutral }
     }
 
     /// What a result is made with: enough to make it again.

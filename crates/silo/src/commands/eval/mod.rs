@@ -13,6 +13,7 @@ mod page;
 mod plot;
 mod reference;
 mod speed;
+mod sure;
 mod swap;
 mod weights;
 
@@ -146,10 +147,10 @@ fn parameters(knn: &KnnParameters) -> String {
 
 /// The numbers of one of a gate's sums.
 fn terms(terms: &GateTerms) -> String {
-    let GateTerms { bias, nearest, nearest_64th, model_entropy, neighbor_entropy, log_values } = terms;
+    let GateTerms { bias, nearest, spread, model_entropy, neighbor_entropy, log_distinct } = terms;
     format!(
-        "bias {bias:.3}, nearest {nearest:.3}, 64th nearest {nearest_64th:.3}, model's entropy {model_entropy:.3}, neighbours' entropy \
-         {neighbor_entropy:.3}, values {log_values:.3}"
+        "bias {bias:.3}, nearest {nearest:.3}, spread {spread:.3}, model's entropy {model_entropy:.3}, neighbours' entropy \
+         {neighbor_entropy:.3}, different values {log_distinct:.3}"
     )
 }
 

@@ -81,15 +81,13 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
 
 fn scored(ground: &Ground, test: &[Gathered], knn: &KnnParameters) -> Result<Scored> {
     let mut sums = Sums::default();
-    let texts = |log_p: &mut dyn FnMut(&Evidence) -> f64| {
-        ground.domains.iter().zip(test).map(|(domain, g)| g.losses_by(&domain.test, &mut *log_p)).collect()
-    };
+    let texts = |log_p: &mut dyn FnMut(&Evidence) -> f64| test.iter().map(|g| g.losses_by(&mut *log_p)).collect();
     let mut ways = vec![
         Way { name: "the model alone".into(), texts: texts(&mut |e| e.parametric_log_probability) },
         Way { name: "with neighbours".into(), texts: texts(&mut |e| e.log_probability(knn, &mut sums)) },
     ];
     let alone = ways[0].tokens();
-    let known = references(ground)?.into_iter().filter(|r| r.knows_domains);
+    let known = references(ground)?.into_iter().filter(|r| r.knows_domains && r.temperatures.is_none());
     let known = known.map(|Reference { name, texts, .. }| Way { name, texts });
     // A model of another tokenizer has other tokens in the last text, which is cut by them.
     ways.extend(known.filter(|way| way.tokens() == alone));

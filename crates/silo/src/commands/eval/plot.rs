@@ -12,6 +12,8 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
 /// What the lower axis is of.
 pub enum Axis {
     /// Numbers.
@@ -20,6 +22,15 @@ pub enum Axis {
     Logarithmic,
     /// Names: a point's x is the place of its name.
     Names(Vec<String>),
+    /// The same, one name below the other beside the picture, and what is measured below it: for long names.
+    Rows(Vec<String>),
+}
+
+impl Line {
+    /// Of what each name has, in their order.
+    pub fn of(name: &str, values: impl Iterator<Item = f64>) -> Self {
+        Self { name: name.to_owned(), points: values.enumerate().map(|(i, value)| (i as f64, value)).collect() }
+    }
 }
 
 /// A picture.
@@ -33,10 +44,12 @@ pub struct Plot<'a> {
 }
 
 const SIZE: (u32, u32) = (1200, 560);
-/// Of the names, beside the picture.
+/// Of the names of lines, beside the picture.
 const LEGEND_WIDTH: u32 = 280;
+/// Of the names of rows.
+const ROWS_WIDTH: u32 = 230;
 const LEGEND_LINE: i32 = 22;
-const COLOURS: [RGBColor; 11] = [
+const COLOURS: [RGBColor; 14] = [
     RGBColor(0, 0, 0),
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -48,6 +61,9 @@ const COLOURS: [RGBColor; 11] = [
     RGBColor(127, 127, 127),
     RGBColor(148, 103, 189),
     RGBColor(188, 189, 34),
+    RGBColor(23, 190, 207),
+    RGBColor(214, 39, 40),
+    RGBColor(85, 107, 47),
 ];
 
 impl Plot<'_> {
@@ -71,23 +87,58 @@ impl Plot<'_> {
     }
 
     fn draw(&self, lines: &[Line], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-        let logarithmic = matches!(self.axis, Axis::Logarithmic);
-        let at = |x: f64| if logarithmic { x.max(f64::MIN_POSITIVE).log10() } else { x };
-        let all = || lines.iter().flat_map(|line| &line.points);
-        let range = |of: &dyn Fn(&(f64, f64)) -> f64| {
-            let (low, high) = all().map(of).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-            let margin = ((high - low) * 0.05).max(1e-9);
-            low - margin..high + margin
-        };
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
         let (picture, legend) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
-        let mut chart = ChartBuilder::on(&picture)
+        match &self.axis {
+            Axis::Rows(names) => self.draw_rows(names, lines, &picture)?,
+            _ => self.draw_columns(lines, &picture)?,
+        }
+        for (i, line) in lines.iter().enumerate() {
+            let y = 60 + LEGEND_LINE * i as i32;
+            legend.draw(&PathElement::new([(0, y), (20, y)], style(i)))?;
+            legend.draw(&Text::new(line.name.clone(), (28, y - 6), ("sans-serif", 13)))?;
+        }
+        root.present()?;
+        Ok(())
+    }
+
+    fn draw_rows(
+        &self,
+        names: &[String],
+        lines: &[Line],
+        picture: &Area<'_>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let values = range(lines.iter().flat_map(|line| &line.points).map(|p| p.1));
+        // The first name stands above.
+        let rows = names.len() as f64;
+        let mut chart = ChartBuilder::on(picture)
+            .caption(self.title, ("sans-serif", 20))
+            .margin(12)
+            .x_label_area_size(42)
+            .y_label_area_size(ROWS_WIDTH)
+            .build_cartesian_2d(values, -rows + 0.5..0.5)?;
+        let name = |y: &f64| name_at(names, -y);
+        let mesh = &mut chart.configure_mesh();
+        mesh.max_light_lines(0).y_labels(2 * names.len().max(1)).disable_y_mesh();
+        mesh.x_desc(self.labels[1]).y_label_formatter(&name).draw()?;
+        for (i, line) in lines.iter().enumerate() {
+            let points = line.points.iter().map(|(place, value)| (*value, -*place));
+            chart.draw_series(points.map(|p| Circle::new(p, 5, style(i).filled())))?;
+        }
+        Ok(())
+    }
+
+    fn draw_columns(&self, lines: &[Line], picture: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
+        let logarithmic = matches!(self.axis, Axis::Logarithmic);
+        let at = |x: f64| if logarithmic { x.max(f64::MIN_POSITIVE).log10() } else { x };
+        let all = || lines.iter().flat_map(|line| &line.points);
+        let mut chart = ChartBuilder::on(picture)
             .caption(self.title, ("sans-serif", 20))
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(60)
-            .build_cartesian_2d(range(&|p| at(p.0)), range(&|p| p.1))?;
+            .build_cartesian_2d(range(all().map(|p| at(p.0))), range(all().map(|p| p.1)))?;
         let label = |x: &f64| self.label(*x);
         let mesh = &mut chart.configure_mesh();
         mesh.max_light_lines(0);
@@ -97,17 +148,13 @@ impl Plot<'_> {
         }
         mesh.x_desc(self.labels[0]).y_desc(self.labels[1]).x_label_formatter(&label).draw()?;
         for (i, line) in lines.iter().enumerate() {
-            let colour = COLOURS[i % COLOURS.len()].stroke_width(if i == 0 { 4 } else { 2 });
+            let colour = style(i);
             let points = line.points.iter().map(|(x, y)| (at(*x), *y));
             match &self.axis {
                 Axis::Names(_) => chart.draw_series(points.map(|p| Circle::new(p, 5, colour.filled())))?,
                 _ => chart.draw_series(LineSeries::new(points, colour))?,
             };
-            let y = 60 + LEGEND_LINE * i as i32;
-            legend.draw(&PathElement::new([(0, y), (20, y)], colour))?;
-            legend.draw(&Text::new(line.name.clone(), (28, y - 6), ("sans-serif", 13)))?;
         }
-        root.present()?;
         Ok(())
     }
 
@@ -115,13 +162,28 @@ impl Plot<'_> {
         match &self.axis {
             Axis::Linear => format!("{x:.0}"),
             Axis::Logarithmic => format!("{:.3}", 10f64.powf(x)),
-            Axis::Names(names) => {
-                let place = x.round();
-                let name = (place >= 0.0 && (x - place).abs() < 1e-6).then(|| names.get(place as usize));
-                name.flatten().cloned().unwrap_or_default()
-            }
+            Axis::Names(names) | Axis::Rows(names) => name_at(names, x),
         }
     }
+}
+
+/// The name whose place that is; nothing between two.
+fn name_at(names: &[String], x: f64) -> String {
+    let place = x.round();
+    let name = (place > -0.5 && (x - place).abs() < 1e-6).then(|| names.get(place as usize));
+    name.flatten().cloned().unwrap_or_default()
+}
+
+/// From the least to the greatest, with a margin.
+fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+    let margin = ((high - low) * 0.05).max(1e-9);
+    low - margin..high + margin
+}
+
+/// Of a line: the first one is thick.
+fn style(i: usize) -> ShapeStyle {
+    COLOURS[i % COLOURS.len()].stroke_width(if i == 0 { 4 } else { 2 })
 }
 
 #[cfg(test)]
@@ -152,6 +214,21 @@ mod tests {
             assert_eq!(svg.matches(text).count(), 1, "{text}: {svg}");
         }
         assert_eq!(svg.matches("<circle").count(), 6);
+    }
+
+    #[test]
+    fn rows_stand_one_below_the_other() {
+        let names = ["zero", "first", "second", "third"].map(str::to_owned).to_vec();
+        let plot = Plot { title: "Rows", labels: ["rule", "bits per byte"], axis: Axis::Rows(names) };
+        let svg = plot.svg(&lines()).unwrap();
+        let height = |name: &str| {
+            let before = &svg[..svg.find(&format!("\n{name}\n")).unwrap()];
+            let y = &before[before.rfind(" y=\"").unwrap() + 4..];
+            y[..y.find('"').unwrap()].parse::<i32>().unwrap()
+        };
+        assert!(height("zero") < height("first") && height("first") < height("third"), "{svg}");
+        assert_eq!(svg.matches("<circle").count(), 6);
+        assert!(svg.contains("bits per byte"));
     }
 
     /// Letters too: a picture without a font has fewer dark pixels.

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use silo_core::{KeySite, ModelCard, Tokenizer};
-use silo_engine::{Engine, EngineConfig};
-use silo_eval::{Domain, DomainResult, GapClosed, GapLosses, Loss, Measurement, Scope, Setting, parametric_losses};
+use silo_engine::{Engine, EngineConfig, Evidence, Mode};
+use silo_eval::{
+    Domain, DomainResult, GapClosed, GapLosses, Gathered, Gatherer, Grid, Loss, Measurement, Scope, Setting, View,
+};
 use silo_store::{Recipe, Store, StoreOptions};
 use tempfile::TempDir;
 
@@ -23,6 +25,8 @@ pub struct Reference {
     pub name: String,
     /// Whether it has learnt the domains' text.
     pub knows_domains: bool,
+    /// At the temperatures that suit the domains' validation text, one for each; none where it is as it was learnt.
+    pub temperatures: Option<Vec<f64>>,
     /// Its parameters.
     pub n_parameters: u64,
     /// Hash of the model, or of each domain's.
@@ -30,7 +34,6 @@ pub struct Reference {
     /// In the order of the domains.
     pub test: Vec<Loss>,
     /// The same of each of a domain's texts.
-    #[serde(skip)]
     pub texts: Vec<Vec<Loss>>,
 }
 
@@ -45,9 +48,11 @@ pub struct Closed {
     pub gap: GapClosed,
 }
 
-/// Scores the test text of all domains with each of the models to compare with.
+/// Scores the test text of all domains with each of the models to compare with; those that know the domains also at their best temperatures, since a
+/// store is tuned on validation text too.
 pub fn references(ground: &Ground) -> Result<Vec<Reference>> {
-    ground.config.eval.references.iter().map(|reference| score(ground, reference)).collect()
+    let scored = ground.config.eval.references.iter().map(|reference| score(ground, reference));
+    Ok(scored.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// A model without a store: an engine has one, and this one's stays empty.
@@ -81,10 +86,17 @@ impl Alone {
     }
 }
 
-fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Reference> {
+/// What a model says of each of a domain's test texts, and at its best temperature, with that.
+struct Said {
+    texts: Vec<Loss>,
+    tempered: Vec<Loss>,
+    temperature: f64,
+}
+
+fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Vec<Reference>> {
     eprintln!("{}, alone", reference.name);
-    let (sizes, corpus) = (ground.config.eval.sizes, &ground.config.eval.corpus);
-    let (mut texts, mut hashes, mut n_parameters) = (Vec::new(), Vec::new(), 0);
+    let (sizes, corpus, grid) = (ground.config.eval.sizes, &ground.config.eval.corpus, &ground.config.eval.grid);
+    let (mut said, mut hashes, mut n_parameters) = (Vec::new(), Vec::new(), 0);
     let mut loaded: Option<(PathBuf, Alone)> = None;
     for domain in &ground.domains {
         let path = reference.path_for(domain.source.as_str());
@@ -94,15 +106,38 @@ fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Reference> {
         };
         // By its own tokenizer: bits per byte are comparable, perplexities and gaps where the tokens are the same.
         let domain = Domain::read(corpus, domain.source.as_str(), sizes, &*alone.tokenizer)?;
-        texts.push(parametric_losses(&alone.engine, &domain)?);
+        said.push(say(&alone.engine, grid, &domain)?);
         hashes.push(alone.card.hash.to_string());
         n_parameters = alone.card.n_parameters;
         loaded = Some((path, alone));
     }
     hashes.dedup();
-    let (name, knows_domains) = (reference.name.clone(), reference.knows_domains);
-    let test = texts.iter().map(sum).collect();
-    Ok(Reference { name, knows_domains, n_parameters, hashes, test, texts })
+    let of = |name: &str, texts: fn(&Said) -> &Vec<Loss>, temperatures| Reference {
+        name: name.to_owned(),
+        knows_domains: reference.knows_domains,
+        temperatures,
+        n_parameters,
+        hashes: hashes.clone(),
+        test: said.iter().map(|said| sum(texts(said))).collect(),
+        texts: said.iter().map(|said| texts(said).clone()).collect(),
+    };
+    let mut out = vec![of(&reference.name, |said| &said.texts, None)];
+    if reference.knows_domains {
+        let temperatures = Some(said.iter().map(|said| said.temperature).collect());
+        out.push(of(&format!("{}, its temperature tuned", reference.name), |said| &said.tempered, temperatures));
+    }
+    Ok(out)
+}
+
+fn say(engine: &Engine, grid: &Grid, domain: &Domain) -> Result<Said> {
+    let with = Gatherer { engine, grid, cache: None, also_tuned_on: &[], progress: &|_| {} };
+    let view = View { mode: Mode::Parametric, ..View::default() };
+    let [validation, test]: [Gathered; 2] =
+        [with.gather_from(domain, &domain.validation, &view)?, with.gather_from(domain, &domain.test, &view)?];
+    let i = validation.best_temperature(grid);
+    let tempered = |e: &Evidence| e.tempered[i];
+    let (texts, tempered) = (test.losses_by(|e| e.parametric_log_probability), test.losses_by(tempered));
+    Ok(Said { texts, tempered, temperature: grid.model_temperature[i] })
 }
 
 /// The gaps to all references that know the domains, for settings as columns name them.

@@ -8,6 +8,7 @@ use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, Scope, tune};
 
 use super::page::{Measured, Table, bits, sum};
+use super::plot::{Axis, Line, Plot};
 use super::{Ground, Run};
 use crate::config::{ModelConfig, SwapConfig, read_eval_config};
 use crate::wiring;
@@ -44,6 +45,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     check_tokenizer(&ground, &*tokenizer)?;
     let other = Ground::beside(&config, recipe, Some(model)).context("eval.swap")?;
     let sides = [side(&ground)?, side(&other)?];
+    sides[0].check_tokens(&sides[1])?;
     let mut rows = Vec::new();
     for model in &sides {
         for keys in &sides {
@@ -62,10 +64,17 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         title: "Keys and model exchanged",
         what: WHAT,
         finding: finding(&rows),
-        whole: json!({"made": ground.facts(&run.config), "other": other.facts(&run.config), "pairs": rows}),
+        whole: json!({"made": ground.facts(&run.config), "other": other.facts(&run.config), "pairs": &rows}),
         tables: raw.markdown(),
         raw,
-        picture: None,
+        picture: Some((
+            Plot {
+                title: "Keys and model exchanged",
+                labels: ["pair", "bits per byte on test text"],
+                axis: Axis::Rows(rows.iter().map(|row| format!("{}, keys of {}", row.model, row.keys)).collect()),
+            },
+            vec![Line::of("all domains", rows.iter().map(|row| row.test.bits_per_byte()))],
+        )),
     })
 }
 
@@ -91,6 +100,21 @@ fn finding(rows: &[Row]) -> String {
     )
 }
 
+impl Side {
+    /// Tokens can be exchanged one by one only if both have scored the same, with a beginning of text or without.
+    fn check_tokens(&self, other: &Self) -> Result<()> {
+        let tokens = |side: &Self| -> Vec<u32> {
+            let all = side.validation.iter().chain(&side.test);
+            all.flat_map(|g| &g.evidence).map(|e| e.token).collect()
+        };
+        ensure!(
+            tokens(self) == tokens(other),
+            "the model that eval.swap names scores other tokens: it needs the same tokenizer"
+        );
+        Ok(())
+    }
+}
+
 fn side(ground: &Ground) -> Result<Side> {
     let with = ground.gatherer();
     let gather = |validation: bool| -> Result<Vec<Gathered>> {
@@ -103,7 +127,8 @@ fn side(ground: &Ground) -> Result<Side> {
 /// p of one model with the neighbours of another.
 fn exchanged(model: &Gathered, keys: &Gathered) -> Gathered {
     let pair = |(model, keys): (&Evidence, &Evidence)| Evidence { neighbors: keys.neighbors.clone(), ..model.clone() };
-    Gathered { evidence: model.evidence.iter().zip(&keys.evidence).map(pair).collect(), n_bytes: model.n_bytes }
+    let evidence = model.evidence.iter().zip(&keys.evidence).map(pair).collect();
+    Gathered { evidence, texts: model.texts.clone() }
 }
 
 fn row(ground: &Ground, model: &Side, keys: &Side) -> Result<Row> {

@@ -7,6 +7,7 @@ use silo_engine::{Evidence, Mode, Sums};
 use silo_eval::{Gathered, Loss, Points, RuleKind, Ruled, Scope, Together, tune_rule};
 
 use super::page::{Measured, Table, bits, sum};
+use super::plot::{Axis, Line, Plot};
 use super::{Ground, Run};
 
 /// A rule, tuned on the validation text of all domains together, with the whole store.
@@ -41,7 +42,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     let (validation, Together { calibrated: chosen, .. }) = Together::choose(&with, &ground.domains)?;
     let test = |domain| with.gather(domain, &domain.test, Scope::Mixed, Mode::Knn);
     let test: Vec<Gathered> = ground.domains.iter().map(test).collect::<Result<_, _>>()?;
-    let bytes = validation.iter().map(|g| g.n_bytes).sum::<u64>();
+    let bytes = validation.iter().map(Gathered::n_bytes).sum::<u64>();
     let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
     let points = Points::of(with.grid, &all)?;
     let mut rows = Vec::new();
@@ -70,10 +71,20 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         title: "How much neighbours weigh at a token",
         what: WHAT,
         finding,
-        whole: json!({"made": ground.facts(&run.config), "rules": rows}),
+        whole: json!({"made": ground.facts(&run.config), "rules": &rows}),
         tables: raw.markdown(),
         raw,
-        picture: None,
+        picture: Some((
+            Plot {
+                title: "Rules for the neighbours' weight",
+                labels: ["rule", "bits per byte"],
+                axis: Axis::Rows(rows.iter().map(|row| row.name.clone()).collect()),
+            },
+            vec![
+                line("test text", &rows, |row| &row.test),
+                line("validation text, tuned on it", &rows, |row| &row.validation),
+            ],
+        )),
     })
 }
 
@@ -121,6 +132,10 @@ fn row(name: String, tuned: Ruled, validation: &[Gathered], test: &[Gathered]) -
         domains,
         tuned,
     }
+}
+
+fn line(name: &str, rows: &[Row], of: fn(&Row) -> &Loss) -> Line {
+    Line::of(name, rows.iter().map(|row| of(row).bits_per_byte()))
 }
 
 fn table(rows: &[Row], domains: &[&str]) -> Table {
