@@ -5,6 +5,8 @@
 #                                       default model: 49.2), in the default model's tokens, which were learnt on all three
 #   scripts/train_compared.sh domains   for each domain of configs/eval.toml, the default model gone on with on its text in the store, twice
 #
+#   scripts/train_compared.sh all       all models of docs/results/ from nothing, one after the other: the default model (configs/train.toml), the one that
+#                                       has learnt all text (configs/reference.toml), and these: two working days on two cores
 #   scripts/train_compared.sh measure   silo eval ppl with both, as far as they are there: docs/results/compared/
 #
 # A run that was stopped goes on at the next call.
@@ -28,16 +30,26 @@ train_domain() {
     --set "paths.output='work/models/$name'"
 }
 
+train_all_tiers() {
+  train_tiers silo-pd-6m "['public-domain']"
+  train_tiers silo-pd-sw-6m "['public-domain', 'permissive']"
+  train_tiers silo-pd-sw-by-6m "['public-domain', 'permissive', 'attribution']"
+}
+
+train_domains() {
+  for domain in $(sed -n '/^domains = \[/,/\]/p' configs/eval.toml | grep -o '"[^"]*"' | tr -d '"'); do
+    train_domain "$domain"
+  done
+}
+
 case ${1:-} in
-  tiers)
-    train_tiers silo-pd-6m "['public-domain']"
-    train_tiers silo-pd-sw-6m "['public-domain', 'permissive']"
-    train_tiers silo-pd-sw-by-6m "['public-domain', 'permissive', 'attribution']"
-    ;;
-  domains)
-    for domain in $(sed -n '/^domains = \[/,/\]/p' configs/eval.toml | grep -o '"[^"]*"' | tr -d '"'); do
-      train_domain "$domain"
-    done
+  tiers) train_all_tiers ;;
+  domains) train_domains ;;
+  all)
+    "$silo" train --config configs/train.toml
+    "$silo" train --config configs/reference.toml
+    train_all_tiers
+    train_domains
     ;;
   measure)
     references="{name = 'all text', path = 'models/reference-all-6m', knows_domains = true}"
@@ -49,7 +61,7 @@ case ${1:-} in
     "$silo" eval ppl --config configs/eval.toml --set "eval.references=[$references]" --output docs/results/compared
     ;;
   *)
-    echo "scripts/train_compared.sh: say tiers, domains or measure" >&2
+    echo "scripts/train_compared.sh: say all, tiers, domains or measure" >&2
     exit 2
     ;;
 esac

@@ -200,7 +200,7 @@ struct Pair {
 
 impl Gatherer<'_> {
     /// What was chosen before for this question, or is now.
-    fn choice<T: Serialize + DeserializeOwned>(
+    pub(crate) fn choice<T: Serialize + DeserializeOwned>(
         &self,
         question: &Value,
         choose: impl FnOnce() -> Result<T, EvalError>,

@@ -9,6 +9,7 @@
 
 mod cache;
 mod domain;
+mod ensemble;
 mod error;
 mod evaluate;
 mod gap;

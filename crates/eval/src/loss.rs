@@ -1,9 +1,9 @@
 //! Sums of −ln p, and what is reported of them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Σ −ln p over some text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     /// Nats.
     pub nats: f64,

@@ -249,6 +249,9 @@ pub struct EvalSection {
     /// Ways to retrieve passages that `silo eval context` compares.
     #[serde(default)]
     pub contexts: Vec<ContextParameters>,
+    /// Ways to retrieve two passages that it compares as ensembles, each passage read alone; `passages` does not count.
+    #[serde(default)]
+    pub context_ensembles: Vec<ContextParameters>,
     /// Models to compare with, by what they say of the same text alone: such that have learnt the domains, and others.
     #[serde(default)]
     pub references: Vec<ReferenceModel>,
