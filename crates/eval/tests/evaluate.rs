@@ -11,8 +11,8 @@ use silo_core::{
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
-    Domain, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText, Together, View,
-    evaluate,
+    Domain, DomainResult, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText,
+    Together, View, evaluate,
 };
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -182,6 +182,28 @@ fn grid() -> Grid {
     }
 }
 
+/// What the cells of a domain have to do with each other.
+fn check_cells(
+    with: &Gatherer<'_>,
+    (domain, result): (&Domain, &DomainResult),
+    (together, neutral): (&Together, KnnParameters),
+) {
+    let cell = |setting, scope| result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope)).unwrap();
+    let (alone, control) = (cell(Setting::Parametric, Scope::Mixed), cell(Setting::Tempered, Scope::Mixed));
+    assert!(control.validation.nats <= alone.validation.nats, "temperature 1 is among those that are tried");
+    let view = View { mode: Mode::Parametric, ..View::default() };
+    let losses = with.gather_from(domain, &domain.test, &view).unwrap().losses_by(|e| e.parametric_log_probability);
+    assert!(losses.iter().zip(&domain.test).all(|(loss, text)| loss.n_tokens == text.n_scored as u64));
+    let nats = losses.iter().map(|loss| loss.nats).sum::<f64>();
+    assert!((nats - alone.test.nats).abs() < 1e-9 * nats, "{nats} {alone:?}");
+    assert_eq!(cell(Setting::KnnNeutral, Scope::Mixed).parameters, Some(neutral));
+    let own = cell(Setting::Knn, Scope::Mixed);
+    let all = cell(Setting::KnnShared, Scope::Mixed);
+    assert_eq!(all.parameters, Some(together.shared.parameters));
+    assert!(own.validation.nats <= all.validation.nats, "what is tuned per domain is best on its validation text");
+    assert!(own.test.nats < cell(Setting::Parametric, Scope::Mixed).test.nats);
+}
+
 #[test]
 fn every_cell_is_what_the_engine_scores() {
     let root = tempfile::tempdir().unwrap();
@@ -235,21 +257,7 @@ fn every_cell_is_what_the_engine_scores() {
             assert_eq!(m.texts.len(), domain.test.len());
             assert_eq!(m.texts.iter().copied().fold(Loss::default(), Loss::and), m.test);
         }
-        let cell =
-            |setting, scope| result.measurements.iter().find(|m| (m.setting, m.scope) == (setting, scope)).unwrap();
-        let (alone, control) = (cell(Setting::Parametric, Scope::Mixed), cell(Setting::Tempered, Scope::Mixed));
-        assert!(control.validation.nats <= alone.validation.nats, "temperature 1 is among those that are tried");
-        let view = View { mode: Mode::Parametric, ..View::default() };
-        let losses = with.gather_from(domain, &domain.test, &view).unwrap().losses_by(|e| e.parametric_log_probability);
-        assert!(losses.iter().zip(&domain.test).all(|(loss, text)| loss.n_tokens == text.n_scored as u64));
-        let nats = losses.iter().map(|loss| loss.nats).sum::<f64>();
-        assert!((nats - alone.test.nats).abs() < 1e-9 * nats, "{nats} {alone:?}");
-        assert_eq!(cell(Setting::KnnNeutral, Scope::Mixed).parameters, Some(neutral));
-        let own = cell(Setting::Knn, Scope::Mixed);
-        let all = cell(Setting::KnnShared, Scope::Mixed);
-        assert_eq!(all.parameters, Some(together.shared.parameters));
-        assert!(own.validation.nats <= all.validation.nats, "what is tuned per domain is best on its validation text");
-        assert!(own.test.nats < cell(Setting::Parametric, Scope::Mixed).test.nats);
+        check_cells(&with, (domain, result), (&together, neutral));
     }
     assert!(Domain::read(root.path(), "gamma", SIZES, &ByteTokenizer::default()).is_err());
     let beyond = KnnParameters { k: 17, ..neutral };
