@@ -273,6 +273,23 @@ fn what_was_tuned_on_a_source_goes_with_it() {
     assert_eq!(scored.in_force.knn, neutral().knn);
 }
 
+/// That of one source for who sees that source, that of all for who sees all, and of those left when one is gone.
+#[test]
+fn each_request_has_the_calibration_that_suits_what_it_sees() {
+    let world = two_sources();
+    let one = Calibration { tuned: KnnParameters::new(5, 0.1, 1.0), ..world.calibration(&["one"]) };
+    let engine = world.engine(neutral(), [world.calibration(&["one", "two"]), one.clone()]);
+    let in_force =
+        |filter| engine.score(&world.request(KnnOverrides::default(), filter), &never()).unwrap().in_force.knn;
+    let allow = |name: &str| Filter { allow_sources: vec![name.parse().unwrap()], ..Filter::default() };
+    assert_eq!([in_force(Filter::default()), in_force(allow("one"))], [tuned(), one.tuned]);
+    assert_eq!(in_force(allow("two")), tuned(), "of those there are, it is tuned on more of what is seen");
+    world.store.by("test").withdraw(&Selection::Source("two".parse().unwrap())).unwrap();
+    assert_eq!(in_force(Filter::default()), one.tuned);
+    world.store.by("test").withdraw(&Selection::Source("one".parse().unwrap())).unwrap();
+    assert_eq!(in_force(Filter::default()), neutral().knn);
+}
+
 /// A stream that cannot see a source goes on without what was tuned on it.
 #[test]
 fn streams_do_not_keep_what_was_tuned_on_what_they_cannot_see() {

@@ -57,8 +57,12 @@ impl World {
         self.store.by("test").add_shard(&new, &*self.model, &AtomicBool::new(false), &|_, _| {}).unwrap();
     }
 
-    pub(crate) fn engine(&self, config: EngineConfig, calibration: Option<silo_core::Calibration>) -> Engine {
+    pub(crate) fn engine(
+        &self,
+        config: EngineConfig,
+        calibrations: impl IntoIterator<Item = silo_core::Calibration>,
+    ) -> Engine {
         let (model, tokenizer, store) = (self.model.clone(), self.tokenizer.clone(), self.store.clone());
-        Engine::start(config, calibration, model, tokenizer, store).unwrap()
+        Engine::start(config, calibrations, model, tokenizer, store).unwrap()
     }
 }
