@@ -160,7 +160,7 @@ def main():
     result["empty_equals_parametric"] = all(emptied[m] == alone["PARAMETRIC"] for m in MODES)
     server.stop()
 
-    server = service.Server(WORK, "one-place", ADDRESS, [("[engine.knn]", "[engine]\nmax_active = 1\n\n[engine.knn]")])
+    server = service.Server(WORK, "one-place", ADDRESS, [("[engine]\n", "[engine]\nmax_active = 1\n")])
     client = Client(modules)
     add(KEPT)
     result["place_of_one_who_hung_up"] = place_of_one_who_hung_up(client)
