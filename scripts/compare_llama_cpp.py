@@ -1,7 +1,7 @@
 """Greedy tokens and speed of `silo serve` beside llama.cpp, on the same GGUF file, in one run.
 
 Needs: pip install llama-cpp-python grpcio grpcio-tools (torch transformers gguf for --transformers), and a server of that file: configs/serve.toml
-       with model.path = "work/models/smollm2.gguf", model.require_open_training = false, store.recipe = "indexes/exact.toml"
+       with model.path = "work/models/smollm2.gguf", model.require_open_training = false, store.recipe = "indexes/exact.toml", no engine.knn_model and no [engine.knn.gate]
 Run:   python3 scripts/compare_llama_cpp.py work/models/smollm2.gguf --threads 2 --transformers > docs/results/llama_cpp.json
 """
 
