@@ -6,7 +6,7 @@
 #   scripts/train_compared.sh domains   for each domain of configs/eval.toml, the default model gone on with on its text in the store, twice
 #
 #   scripts/train_compared.sh all       all models of docs/results/ from nothing, one after the other: the default model (configs/train.toml), the one that
-#                                       has learnt all text (configs/reference.toml), and these: two working days on two cores
+#                                       has learnt all text (configs/reference.toml), and these. Each part has been run, not yet all in one go
 #   scripts/train_compared.sh measure   silo eval ppl with both, as far as they are there: docs/results/compared/
 #
 # A run that was stopped goes on at the next call.
