@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContentHash, KeySite, ShardMask, Snapshot, SourceId};
+use crate::{ContentHash, Filter, KeySite, Purpose, Snapshot, SourceId};
 
 /// How neighbours weigh in p(y): the three numbers of kNN-LM (Khandelwal et al. 2020, eq. 2–3), and what may be known of a neighbour besides its
 /// distance.
@@ -212,19 +212,28 @@ impl Calibration {
         ours && !self.tuned_on.is_empty() && self.tuned_on.iter().all(live)
     }
 
-    /// The parameters in force for a snapshot of which a part is seen: of the calibrations that may be used, those of the one that was tuned on
+    /// The parameters in force for a snapshot of which a filter shows a part: of the calibrations that may be used, those of the one that was tuned on
     /// what is most like the sources that are seen (by the Jaccard index; the first of equals), so that each source can have its own beside that
     /// of all together. If none may be used, the neutral ones of the first; `None` without a calibration.
-    pub fn in_force(all: &[Self], snapshot: &Snapshot, seen: &ShardMask) -> Option<KnnParameters> {
-        let shards = snapshot.shards.iter().enumerate().filter(|(i, _)| seen.sees(*i));
+    pub fn in_force(all: &[Self], snapshot: &Snapshot, filter: &Filter) -> Option<KnnParameters> {
+        let usable: Vec<&Self> = all.iter().filter(|calibration| calibration.holds(snapshot)).collect();
+        match usable[..] {
+            [] => all.first().map(|calibration| calibration.neutral),
+            [only] => Some(only.tuned),
+            [..] => Some(Self::most_alike(&usable, snapshot, filter).tuned),
+        }
+    }
+
+    /// Of several, the one that was tuned on what is most like what a filter shows.
+    fn most_alike<'a>(usable: &[&'a Self], snapshot: &Snapshot, filter: &Filter) -> &'a Self {
+        let mask = snapshot.mask(filter, Purpose::Knn);
+        let shards = snapshot.shards.iter().enumerate().filter(|(i, _)| mask.sees(*i));
         let seen: BTreeSet<&SourceId> = shards.map(|(_, shard)| &shard.source.id).collect();
         let alike = |calibration: &Self| {
             let tuned_on: BTreeSet<&SourceId> = calibration.tuned_on.iter().collect();
             seen.intersection(&tuned_on).count() as f64 / seen.union(&tuned_on).count().max(1) as f64
         };
-        let usable = all.iter().filter(|calibration| calibration.holds(snapshot));
-        let best = usable.reduce(|best, other| if alike(other) > alike(best) { other } else { best });
-        best.map(|calibration| calibration.tuned).or_else(|| all.first().map(|calibration| calibration.neutral))
+        usable[1..].iter().fold(usable[0], |best, other| if alike(other) > alike(best) { other } else { best })
     }
 }
 

@@ -64,7 +64,7 @@ impl Engine {
         let retrieval = Retrieval { without: without.to_vec(), ..request.retrieval.clone() };
         self.check_retrieval(&retrieval)?;
         with.snapshot.check_names(&silo_core::Filter { deny_sources: without.to_vec(), ..Default::default() })?;
-        let other = Pinned::at(with.snapshot.clone(), &retrieval, |s, seen| self.defaults(s, seen));
+        let other = Pinned::at(with.snapshot.clone(), &retrieval, |s, filter| self.defaults(s, filter));
         let _place = Place::take(self)?;
         let mut tokens = Vec::with_capacity(request.tokens.len());
         for span in self.spans(request)? {

@@ -39,11 +39,10 @@ pub(crate) struct Defaults {
 
 impl Asked {
     /// The request's own parameters, and those that hold for a state of the store.
-    fn of(&self, snapshot: &Snapshot, defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults) -> Defaults {
-        let seen = |snapshot: &Snapshot| defaults(snapshot, &snapshot.mask(&self.filter, Purpose::Knn));
+    fn of(&self, snapshot: &Snapshot, defaults: impl Fn(&Snapshot, &Filter) -> Defaults) -> Defaults {
         let calibrated = match &self.without[..] {
-            [] => seen(snapshot),
-            without => seen(&snapshot.without(without)),
+            [] => defaults(snapshot, &self.filter),
+            without => defaults(&snapshot.without(without), &self.filter),
         };
         let knn = KnnParameters {
             k: self.knn.k.unwrap_or(calibrated.knn.k),
@@ -63,7 +62,7 @@ impl Pinned {
     pub(crate) fn new(
         store: &dyn Datastore,
         retrieval: &crate::Retrieval,
-        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
+        defaults: impl Fn(&Snapshot, &Filter) -> Defaults,
     ) -> Self {
         Self::at(store.snapshot(), retrieval, defaults)
     }
@@ -72,7 +71,7 @@ impl Pinned {
     pub(crate) fn at(
         snapshot: Arc<Snapshot>,
         retrieval: &crate::Retrieval,
-        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
+        defaults: impl Fn(&Snapshot, &Filter) -> Defaults,
     ) -> Self {
         let mut filter = retrieval.filter.clone();
         filter.deny_sources.extend_from_slice(&retrieval.without);
@@ -94,7 +93,7 @@ impl Pinned {
     pub(crate) fn other_parameters(
         &self,
         store: &dyn Datastore,
-        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
+        defaults: impl Fn(&Snapshot, &Filter) -> Defaults,
     ) -> Option<Defaults> {
         let now = store.snapshot();
         if now.epoch == self.calibrated_at {
@@ -108,7 +107,7 @@ impl Pinned {
     pub(crate) fn recalibrate(
         &mut self,
         store: &dyn Datastore,
-        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
+        defaults: impl Fn(&Snapshot, &Filter) -> Defaults,
     ) -> bool {
         // Asked before what holds is: a change that comes between is looked at the next time.
         let epoch = store.snapshot().epoch;

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use silo_core::{
-    Calibration, Datastore, Epoch, Filter, LanguageModel, ModelError, SearchError, SequenceStep, ShardMask, Snapshot,
-    TokenId, Tokenizer,
+    Calibration, Datastore, Epoch, Filter, LanguageModel, ModelError, SearchError, SequenceStep, Snapshot, TokenId,
+    Tokenizer,
 };
 use tokio::sync::mpsc;
 
@@ -161,13 +161,13 @@ impl Engine {
         &self.config
     }
 
-    pub(crate) fn defaults(&self, snapshot: &Snapshot, seen: &ShardMask) -> Defaults {
-        defaults(&self.calibrations, &self.config, snapshot, seen)
+    pub(crate) fn defaults(&self, snapshot: &Snapshot, filter: &Filter) -> Defaults {
+        defaults(&self.calibrations, &self.config, snapshot, filter)
     }
 
     /// Pins the store for a request, and refuses names that the store never knew.
     pub(crate) fn pin(&self, retrieval: &Retrieval) -> Result<Pinned, EngineError> {
-        let pinned = Pinned::new(&*self.shared.store, retrieval, |s, seen| self.defaults(s, seen));
+        let pinned = Pinned::new(&*self.shared.store, retrieval, |s, filter| self.defaults(s, filter));
         pinned.snapshot.check_names(&retrieval.filter)?;
         pinned.snapshot.check_names(&Filter { deny_sources: retrieval.without.clone(), ..Filter::default() })?;
         Ok(pinned)
@@ -217,8 +217,8 @@ impl Drop for Engine {
     }
 }
 
-fn defaults(calibrations: &[Calibration], config: &EngineConfig, snapshot: &Snapshot, seen: &ShardMask) -> Defaults {
-    let knn = Calibration::in_force(calibrations, snapshot, seen).unwrap_or(config.knn);
+fn defaults(calibrations: &[Calibration], config: &EngineConfig, snapshot: &Snapshot, filter: &Filter) -> Defaults {
+    let knn = Calibration::in_force(calibrations, snapshot, filter).unwrap_or(config.knn);
     Defaults { knn, influence_cap: config.influence_cap }
 }
 
@@ -323,7 +323,7 @@ impl Worker {
     /// Draws a token for every request that has read all of its text.
     fn advance(&mut self, running: &[usize], outputs: Vec<Output>) {
         let (shared, config, calibrations) = (&self.shared, &self.config, &self.calibrations);
-        let defaults = |s: &Snapshot, seen: &ShardMask| defaults(calibrations, config, s, seen);
+        let defaults = |s: &Snapshot, filter: &Filter| defaults(calibrations, config, s, filter);
         let mut done = vec![false; self.active.len()];
         let mut drawing: Vec<(usize, Outputs)> = Vec::new();
         for (&i, output) in running.iter().zip(outputs) {

@@ -264,7 +264,7 @@ impl Engine {
         }
         let store = &*self.shared.store;
         let live = |pinned: &&Pinned| {
-            pinned.view.is_live(store) && pinned.other_parameters(store, |s, seen| self.defaults(s, seen)).is_none()
+            pinned.view.is_live(store) && pinned.other_parameters(store, |s, filter| self.defaults(s, filter)).is_none()
         };
         if views.iter().all(live) { Ok(()) } else { Err(EngineError::SourceRemoved) }
     }

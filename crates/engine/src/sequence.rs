@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use silo_core::mixture;
 use silo_core::sampling::sample;
 use silo_core::{
-    Datastore, Detokenizer, LanguageModel, NeighborSearch, Passage, Positions, SearchError, SequenceStep, ShardMask,
+    Datastore, Detokenizer, Filter, LanguageModel, NeighborSearch, Passage, Positions, SearchError, SequenceStep,
     Snapshot, SourceId, StepOutput, TokenId, Tokenizer,
 };
 use tokio::sync::mpsc;
@@ -180,7 +180,7 @@ impl Sequence {
     pub(crate) fn check_liveness(
         &mut self,
         shared: &Shared,
-        defaults: impl Fn(&Snapshot, &ShardMask) -> Defaults,
+        defaults: impl Fn(&Snapshot, &Filter) -> Defaults,
     ) -> Liveness {
         let mode = self.request.retrieval.mode;
         if self.is_live(shared) {

@@ -145,12 +145,7 @@ impl Together {
             let all: Vec<&Evidence> = gathered.iter().flat_map(|g| &g.evidence).collect();
             Ok(Self { shared: tune(with.grid, &all)?, calibrated: choose_rule(with.grid, &gathered)? })
         };
-        let texts: Vec<(&SourceId, Vec<&[u32]>)> =
-            domains.iter().map(|d| (&d.source, d.validation.iter().map(|text| &text.tokens[..]).collect())).collect();
-        let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
-        let question = json!({
-            "texts": texts, "window_tokens": windows, "grid": with.grid, "kinds": RuleKind::SERVED, "also_tuned_on": with.also_tuned_on,
-        });
+        let question = with.question(domains, ("also_tuned_on", json!(with.also_tuned_on)));
         let together = with.choice(&question, choose)?;
         Ok((mixed, together))
     }
@@ -211,6 +206,14 @@ impl Gatherer<'_> {
         }
     }
 
+    /// What is asked when something is chosen on the validation text of all domains together; and where.
+    fn question(&self, domains: &[Domain], (name, place): (&str, Value)) -> Value {
+        let texts: Vec<(&SourceId, Vec<&[u32]>)> =
+            domains.iter().map(|d| (&d.source, d.validation.iter().map(|text| &text.tokens[..]).collect())).collect();
+        let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
+        json!({"texts": texts, "window_tokens": windows, "grid": self.grid, "kinds": RuleKind::SERVED, name: place})
+    }
+
     /// What suits the validation text of one domain alone.
     fn own(
         &self,
@@ -230,13 +233,7 @@ impl Gatherer<'_> {
 
     /// What suits the validation text of all domains together where a view is seen, and `validation` was gathered.
     pub fn suits(&self, domains: &[Domain], view: &View, validation: &[Gathered]) -> Result<KnnParameters, EvalError> {
-        let texts = |d: &Domain| d.validation.iter().map(|text| text.tokens.clone()).collect();
-        let texts: Vec<(&SourceId, Vec<Vec<u32>>)> = domains.iter().map(|d| (&d.source, texts(d))).collect();
-        let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
-        let question = json!({
-            "view": format!("{view:?}"), "context": self.engine.config().context, "texts": texts, "window_tokens": windows, "grid": self.grid,
-            "kinds": RuleKind::SERVED,
-        });
+        let question = self.question(domains, ("view", json!(format!("{view:?}"))));
         let validation: Vec<&Gathered> = validation.iter().collect();
         let chosen: Chosen = self.choice(&question, || choose_rule(self.grid, &validation))?;
         Ok(chosen.parameters)

@@ -56,9 +56,10 @@ pub fn store_size(run: &Run) -> Result<Measured<'static>> {
         let n_entries = entries(&ground, &view.filter);
         // Documents are whole, so that the first ones of a domain may be more than its share.
         let share = n_entries as f64 / ground.n_entries().max(1) as f64;
-        let seen = point(&ground, format!("{:.1} %", 100.0 * share), share, (&view, n_entries), Some(tuned))?;
-        let not_calibrated: Vec<Loss> = gather(&ground, &view, false)?.iter().map(|g| g.loss(Some(&neutral))).collect();
-        points.push(Point { more: vec![(NOT_CALIBRATED, Some(sum(&not_calibrated)))], ..seen });
+        let test = gather(&ground, &view, false)?;
+        let not_calibrated = sum(&losses(&test, Some(&neutral)));
+        let seen = point(format!("{:.1} %", 100.0 * share), share, (&test, n_entries), Some(tuned));
+        points.push(Point { more: vec![(NOT_CALIBRATED, Some(not_calibrated))], ..seen });
     }
     let plot =
         Plot { title: "Size of the store", labels: ["share of the store", "bits per byte"], axis: Axis::Logarithmic };
@@ -94,7 +95,7 @@ pub fn removal(run: &Run) -> Result<Measured<'static>> {
         let n_entries = entries(&ground, &view.filter);
         // As a server does: what was tuned on a source that is gone does not hold.
         let parameters = if n == 0 { calibration.tuned } else { calibration.neutral };
-        let seen = point(&ground, label, n as f64, (&view, n_entries), Some(parameters))?;
+        let seen = point(label, n as f64, (&gather(&ground, &view, false)?, n_entries), Some(parameters));
         let more = vec![(WITHDRAWN, withdrawn(n, &seen.domains)), (WITHDRAWN_ALONE, withdrawn(n, &last.domains))];
         points.push(Point { more, ..seen });
     }
@@ -172,20 +173,17 @@ fn gather(ground: &Ground, view: &View, validation: bool) -> Result<Vec<Gathered
 /// The model alone, which is what a store of which nothing is seen leaves.
 fn alone(ground: &Ground) -> Result<Point> {
     let view = View { mode: Mode::Parametric, ..View::default() };
-    let point = point(ground, "the model alone".into(), f64::NAN, (&view, 0), None)?;
-    Ok(point)
+    Ok(point("the model alone".into(), f64::NAN, (&gather(ground, &view, false)?, 0), None))
 }
 
-fn point(
-    ground: &Ground,
-    label: String,
-    x: f64,
-    (view, n_entries): (&View, u64),
-    parameters: Option<KnnParameters>,
-) -> Result<Point> {
-    let domains: Vec<Loss> = gather(ground, view, false)?.iter().map(|g| g.loss(parameters.as_ref())).collect();
-    let test = sum(&domains);
-    Ok(Point { label, x, n_entries, parameters, test, domains, more: Vec::new() })
+/// Of each domain.
+fn losses(gathered: &[Gathered], parameters: Option<&KnnParameters>) -> Vec<Loss> {
+    gathered.iter().map(|g| g.loss(parameters)).collect()
+}
+
+fn point(label: String, x: f64, (test, n_entries): (&[Gathered], u64), parameters: Option<KnnParameters>) -> Point {
+    let domains = losses(test, parameters.as_ref());
+    Point { label, x, n_entries, parameters, test: sum(&domains), domains, more: Vec::new() }
 }
 
 fn measured<'a>(

@@ -8,7 +8,7 @@ use silo_engine::{Engine, EngineConfig, GuardConfig, Mode, Retrieval};
 use silo_eval::{Domain, Loss, Prompt, StoredWords, distinct, divergence, generate, judged};
 
 use super::page::{Measured, Table, bits, sum};
-use super::plot::{Axis, Line, Plot};
+use super::plot::{Line, Plot};
 use super::reference::Alone;
 use super::{Ground, Run};
 
@@ -81,11 +81,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         tables: raw.markdown(),
         raw,
         picture: Some((
-            Plot {
-                title: "What is generated",
-                labels: ["way", "bits"],
-                axis: Axis::Rows(rows.iter().map(|row| row.way.to_owned()).collect()),
-            },
+            Plot::rows("What is generated", "bits", rows.iter().map(|row| row.way.to_owned())),
             vec![
                 Line::of("per byte, by the judge", rows.iter().map(|row| row.judge.bits_per_byte())),
                 Line::of("of divergence from the domain", rows.iter().map(|row| row.divergence)),

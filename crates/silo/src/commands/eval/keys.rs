@@ -9,7 +9,7 @@ use silo_eval::{Gathered, Loss, Scope, SearchQuality, search_quality, tune};
 use silo_store::Recipe;
 
 use super::page::{Measured, Table, bits, sum};
-use super::plot::{Axis, Line, Plot};
+use super::plot::{Line, Plot};
 use super::speed::{sample_keys, shard_bytes};
 use super::{Ground, Run};
 use crate::config::{ComparedRecipe, EvalConfig, read_eval_config};
@@ -61,11 +61,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         tables: raw.markdown(),
         raw,
         picture: Some((
-            Plot {
-                title: "Keys and their index",
-                labels: ["recipe", "bits per byte on test text"],
-                axis: Axis::Rows(rows.iter().map(|row| row.name.clone()).collect()),
-            },
+            Plot::rows("Keys and their index", "bits per byte on test text", rows.iter().map(|row| row.name.clone())),
             vec![
                 Line::of("with neighbours", rows.iter().map(|row| row.test.bits_per_byte())),
                 Line::of("the model alone", rows.iter().map(|row| row.alone.bits_per_byte())),

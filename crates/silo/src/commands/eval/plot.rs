@@ -66,7 +66,12 @@ const COLOURS: [RGBColor; 14] = [
     RGBColor(85, 107, 47),
 ];
 
-impl Plot<'_> {
+impl<'a> Plot<'a> {
+    /// Names one below the other, and what is measured of them.
+    pub fn rows(title: &'a str, measured: &'a str, names: impl Iterator<Item = String>) -> Self {
+        Self { title, labels: ["", measured], axis: Axis::Rows(names.collect()) }
+    }
+
     /// The picture as SVG.
     pub fn svg(&self, lines: &[Line]) -> Result<String> {
         let mut svg = String::new();
@@ -219,7 +224,7 @@ mod tests {
     #[test]
     fn rows_stand_one_below_the_other() {
         let names = ["zero", "first", "second", "third"].map(str::to_owned).to_vec();
-        let plot = Plot { title: "Rows", labels: ["rule", "bits per byte"], axis: Axis::Rows(names) };
+        let plot = Plot::rows("Rows", "bits per byte", names.into_iter());
         let svg = plot.svg(&lines()).unwrap();
         let height = |name: &str| {
             let before = &svg[..svg.find(&format!("\n{name}\n")).unwrap()];

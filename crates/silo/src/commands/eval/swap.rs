@@ -8,7 +8,7 @@ use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, Scope, tune};
 
 use super::page::{Measured, Table, bits, sum};
-use super::plot::{Axis, Line, Plot};
+use super::plot::{Line, Plot};
 use super::{Ground, Run};
 use crate::config::{ModelConfig, SwapConfig, read_eval_config};
 use crate::wiring;
@@ -68,11 +68,11 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         tables: raw.markdown(),
         raw,
         picture: Some((
-            Plot {
-                title: "Keys and model exchanged",
-                labels: ["pair", "bits per byte on test text"],
-                axis: Axis::Rows(rows.iter().map(|row| format!("{}, keys of {}", row.model, row.keys)).collect()),
-            },
+            Plot::rows(
+                "Keys and model exchanged",
+                "bits per byte on test text",
+                rows.iter().map(|row| format!("{}, keys of {}", row.model, row.keys)),
+            ),
             vec![Line::of("all domains", rows.iter().map(|row| row.test.bits_per_byte()))],
         )),
     })

@@ -7,7 +7,7 @@ use silo_engine::{Evidence, Mode, Sums};
 use silo_eval::{Gathered, Loss, Points, RuleKind, Ruled, Scope, Together, tune_rule};
 
 use super::page::{Measured, Table, bits, sum};
-use super::plot::{Axis, Line, Plot};
+use super::plot::{Line, Plot};
 use super::{Ground, Run};
 
 /// A rule, tuned on the validation text of all domains together, with the whole store.
@@ -75,11 +75,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         tables: raw.markdown(),
         raw,
         picture: Some((
-            Plot {
-                title: "Rules for the neighbours' weight",
-                labels: ["rule", "bits per byte"],
-                axis: Axis::Rows(rows.iter().map(|row| row.name.clone()).collect()),
-            },
+            Plot::rows("Rules for the neighbours' weight", "bits per byte", rows.iter().map(|row| row.name.clone())),
             vec![
                 line("test text", &rows, |row| &row.test),
                 line("validation text, tuned on it", &rows, |row| &row.validation),
