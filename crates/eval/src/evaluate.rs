@@ -129,8 +129,8 @@ pub struct Together {
 }
 
 impl Together {
-    /// Chooses; also gives what it was chosen from where all of the store is seen.
-    pub fn choose(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<Gathered>, Self), EvalError> {
+    /// Chooses; also gives what it was chosen from.
+    pub fn choose(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(TunedOn, Self), EvalError> {
         with.grid.check()?;
         let gather = |scope: Scope| {
             let gather = |domain: &Domain| with.gather(domain, &domain.validation, scope, Mode::Knn);
@@ -138,23 +138,47 @@ impl Together {
         };
         let mixed = gather(Scope::Mixed)?;
         let others = with.also_tuned_on.iter().filter(|scope| **scope != Scope::Mixed);
-        let others = others.map(|scope| gather(*scope)).collect::<Result<Vec<_>, _>>()?;
+        let others = others.map(|scope| gather(*scope)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        let from = TunedOn { mixed, others };
         let choose = || {
             (with.progress)("choosing what suits all domains together");
-            let gathered: Vec<&Gathered> = mixed.iter().chain(others.iter().flatten()).collect();
-            let all: Vec<&Evidence> = gathered.iter().flat_map(|g| &g.evidence).collect();
-            Ok(Self { shared: tune(with.grid, &all)?, calibrated: choose_rule(with.grid, &gathered)? })
+            let gathered: Vec<&Gathered> = from.all().collect();
+            Ok(Self { shared: tune(with.grid, &from.evidence())?, calibrated: choose_rule(with.grid, &gathered)? })
         };
         let question = with.question(domains, ("also_tuned_on", json!(with.also_tuned_on)));
         let together = with.choice(&question, choose)?;
-        Ok((mixed, together))
+        Ok((from, together))
+    }
+}
+
+/// The validation text of all domains, as it was seen.
+pub struct TunedOn {
+    /// With all of the store, in the order of the domains.
+    pub mixed: Vec<Gathered>,
+    /// With the other parts of it that were asked for.
+    pub others: Vec<Gathered>,
+}
+
+impl TunedOn {
+    fn all(&self) -> impl Iterator<Item = &Gathered> {
+        self.mixed.iter().chain(&self.others)
+    }
+
+    /// Of every token, as often as it was seen.
+    pub fn evidence(&self) -> Vec<&Evidence> {
+        self.all().flat_map(|g| &g.evidence).collect()
+    }
+
+    /// Bytes of the texts, as often as they were seen.
+    pub fn n_bytes(&self) -> u64 {
+        self.all().map(Gathered::n_bytes).sum()
     }
 }
 
 /// Measures all domains; also gives what suits all of them together.
 pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Together), EvalError> {
     let neutral = with.neutral()?;
-    let (mixed, together) = Together::choose(with, domains)?;
+    let (TunedOn { mixed, .. }, together) = Together::choose(with, domains)?;
     let mut out = Vec::new();
     for (domain, mixed) in domains.iter().zip(mixed) {
         let mut result =

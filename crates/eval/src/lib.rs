@@ -27,7 +27,9 @@ mod weight;
 pub use cache::EvidenceCache;
 pub use domain::{Domain, Sizes, StorePart, StoredText, Text, store_parts};
 pub use error::EvalError;
-pub use evaluate::{DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, View, evaluate};
+pub use evaluate::{
+    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, TunedOn, View, evaluate,
+};
 pub use gap::{GapClosed, GapLosses};
 pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, divergence, generate, judged};
 pub use interval::Difference;

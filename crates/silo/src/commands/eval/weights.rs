@@ -39,11 +39,10 @@ const KINDS: [RuleKind; 6] = [
 pub fn run(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let with = ground.gatherer();
-    let (validation, Together { calibrated: chosen, .. }) = Together::choose(&with, &ground.domains)?;
+    let (from, Together { calibrated: chosen, .. }) = Together::choose(&with, &ground.domains)?;
     let test = |domain| with.gather(domain, &domain.test, Scope::Mixed, Mode::Knn);
     let test: Vec<Gathered> = ground.domains.iter().map(test).collect::<Result<_, _>>()?;
-    let bytes = validation.iter().map(Gathered::n_bytes).sum::<u64>();
-    let all: Vec<&Evidence> = validation.iter().flat_map(|g| &g.evidence).collect();
+    let (all, bytes) = (from.evidence(), from.n_bytes());
     let points = Points::of(with.grid, &all)?;
     let mut rows = Vec::new();
     // Where there is nothing but 0 to choose, all are without.
@@ -56,7 +55,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
         let served = RuleKind::SERVED.iter().position(|served| matches == with_matches && *served == kind);
         let nats = served.map(|i| chosen.between_halves[i]);
         let between_halves = nats.map(|nats| nats / std::f64::consts::LN_2 / bytes as f64);
-        rows.push(Row { between_halves, ..row(name, tuned, &validation, &test) });
+        rows.push(Row { between_halves, ..row(name, tuned, &from.mixed, &test) });
     }
     let is_chosen = |row: &&Row| row.tuned.parameters() == Some(chosen.parameters);
     let row = rows
