@@ -42,7 +42,7 @@ for domain in json.loads((work / "results/domains.json").read_text())["domains"]
 PYTHON
 evaluate calibrate --config configs/eval_test.toml --output "$work/results/calibration.json"
 # What is neutral is tuned on openly licensed text, which these pages are not said to be.
-if silo eval calibrate --config configs/eval_test.toml --set "eval.sizes.stored='validation'" --output "$work/neutral.json" 2>"$work/out.txt"; then
+if silo eval calibrate --config configs/eval_test.toml --set eval.sizes.neutral=true --output "$work/neutral.json" 2>"$work/out.txt"; then
   echo "silo eval calibrate took governed text for neutral" >&2; exit 1
 fi
 grep -q "openly licensed text alone" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }

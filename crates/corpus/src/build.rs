@@ -52,6 +52,8 @@ pub struct BuildReport {
 pub struct SourceReport {
     /// Its name.
     pub name: SourceId,
+    /// What it is for.
+    pub role: Role,
     /// Its subject.
     pub domain: String,
     /// Its packages with their versions.
@@ -225,7 +227,7 @@ impl CorpusBuilder<'_> {
             licence: evidence.licence,
             tier: evidence.tier,
             evidence: evidence.ground,
-            train: source.permissions.train && evidence.tier.is_open(),
+            train: source.permissions.train && evidence.tier.is_open() && declaration.role != Role::Neutral,
             hash: ContentHash::of(text.as_bytes()),
             split: Split::of(&uri, declaration.role),
             excluded: None,
@@ -257,20 +259,52 @@ impl CorpusBuilder<'_> {
         Ok(Imported { packages: vec![format!("jsonl:{}", declaration.name)], documents })
     }
 
-    /// Marks what is not trained or tested on. Held-out text is compared with all training text and with what goes to the store.
+    /// Marks what is not trained or tested on. Held-out text is compared with all training text and with what goes to the store. Neutral sources are
+    /// compared with what models learn and with themselves: neither do they change anything of the others, nor does governed text of them.
     fn exclude(&self, declarations: &[SourceDeclaration], all: &mut [Imported]) {
-        let mut exact: HashSet<[u8; 32]> = HashSet::new();
-        let mut near = NearDuplicates::new(NEAR_DUPLICATE);
-        let mut overlap = Overlap::default();
+        let of = |role: Role| (0..declarations.len()).filter(|&i| declarations[i].role == role).collect::<Vec<_>>();
+        let [learnt, domains, neutral] = [Role::Train, Role::Domain, Role::Neutral].map(of);
         // Training sources first, so that a held-out copy gives way to the one that is trained on.
-        let mut order: Vec<usize> = (0..all.len()).collect();
-        order.sort_by_key(|&i| (declarations[i].role == Role::Domain, i));
+        let others = [&learnt[..], &domains].concat();
+        Seen::default().exclude(all, &others, &others);
+        if !neutral.is_empty() {
+            Seen::by(all, &learnt).exclude(all, &neutral, &[&learnt[..], &neutral].concat());
+        }
+    }
+}
+
+/// Text that was met.
+struct Seen {
+    exact: HashSet<[u8; 32]>,
+    near: NearDuplicates,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { exact: HashSet::new(), near: NearDuplicates::new(NEAR_DUPLICATE) }
+    }
+}
+
+impl Seen {
+    /// Whoever has met these sources.
+    fn by(all: &[Imported], these: &[usize]) -> Self {
+        let mut seen = Self::default();
+        for document in these.iter().flat_map(|&i| &all[i].documents) {
+            seen.exact.insert(exact_key(&document.text));
+            seen.near.seen(&document.text);
+        }
+        seen
+    }
+
+    /// Marks, in these sources, what was met before, and of held-out text what has too much in common with training text of those.
+    fn exclude(&mut self, all: &mut [Imported], these: &[usize], compared_with: &[usize]) {
+        let mut overlap = Overlap::default();
         for split in [Split::Train, Split::Validation, Split::Test] {
-            for &i in &order {
+            for &i in these {
                 for d in all[i].documents.iter_mut().filter(|d| d.split == split) {
-                    if !exact.insert(exact_key(&d.text)) {
+                    if !self.exact.insert(exact_key(&d.text)) {
                         d.excluded = Some(Exclusion::ExactDuplicate);
-                    } else if near.seen(&d.text) {
+                    } else if self.near.seen(&d.text) {
                         d.excluded = Some(Exclusion::NearDuplicate);
                     } else if split != Split::Train {
                         overlap.hold_out(&d.text);
@@ -278,11 +312,11 @@ impl CorpusBuilder<'_> {
                 }
             }
         }
-        for imported in all.iter() {
-            imported.documents.iter().filter(|d| d.split == Split::Train).for_each(|d| overlap.look_at(&d.text));
+        for &i in compared_with {
+            all[i].documents.iter().filter(|d| d.split == Split::Train).for_each(|d| overlap.look_at(&d.text));
         }
-        for imported in all {
-            for d in imported.documents.iter_mut().filter(|d| d.split != Split::Train && d.excluded.is_none()) {
+        for &i in these {
+            for d in all[i].documents.iter_mut().filter(|d| d.split != Split::Train && d.excluded.is_none()) {
                 let share = overlap.share(&d.text);
                 d.overlap = Some(share);
                 if share > MAX_OVERLAP {
@@ -353,6 +387,7 @@ fn report(declaration: &SourceDeclaration, imported: &Imported) -> SourceReport 
     imported.documents.iter().for_each(|d| digest.update(d.hash.0));
     SourceReport {
         name: declaration.name.clone(),
+        role: declaration.role,
         domain: declaration.domain.clone(),
         packages: imported.packages.clone(),
         n_documents: imported.documents.len() as u64,
@@ -365,8 +400,8 @@ fn report(declaration: &SourceDeclaration, imported: &Imported) -> SourceReport 
 }
 
 impl SourceReport {
-    /// Whether every document is of an open tier.
-    pub fn is_open(&self) -> bool {
-        !self.tiers.contains_key(Tier::Restricted.name())
+    /// Whether models learn it, where nothing else is said: every document is of an open tier, and it is not what neutral parameters are tuned on.
+    pub fn is_learnt(&self) -> bool {
+        self.role != Role::Neutral && !self.tiers.contains_key(Tier::Restricted.name())
     }
 }

@@ -2,19 +2,33 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use silo_core::{LicencePolicy, Permissions, Source, SourceId, Tier};
 
 use crate::{CorpusError, Format};
 
 /// What a source's text is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Training text, 1 % of it validation and 1 % test text.
     Train,
     /// A domain of the store: 80 % goes to the store, 10 % each are validation and test text.
     Domain,
+    /// Openly licensed text that no model learns, split as a domain: what neutral parameters are tuned on, which must see text as new to the model
+    /// as governed text is.
+    Neutral,
+}
+
+impl Role {
+    /// The name used in declarations and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Domain => "domain",
+            Self::Neutral => "neutral",
+        }
+    }
 }
 
 /// A declared source.
@@ -143,8 +157,8 @@ impl SourceDeclaration {
         if self.tier.is_some_and(|t| t < tier) {
             return Err(format!("the declared tier is more open than the licence's, which is {tier}"));
         }
-        if self.role == Role::Train && !self.tier.unwrap_or(tier).is_open() {
-            return Err(format!("its role is train, but its licence '{}' is restricted", self.licence));
+        if self.role != Role::Domain && !self.tier.unwrap_or(tier).is_open() {
+            return Err(format!("its role is {}, but its licence '{}' is restricted", self.role.name(), self.licence));
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ impl Split {
         let bucket = u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]) % 100;
         let held_out = match role {
             Role::Train => 1,
-            Role::Domain => 10,
+            Role::Domain | Role::Neutral => 10,
         };
         if bucket < held_out {
             Self::Validation

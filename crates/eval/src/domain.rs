@@ -1,25 +1,12 @@
 //! Domains: what of a source goes to the store, and what is held out.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use silo_core::{ContentHash, Document, SourceId, TokenId, Tokenizer};
-use silo_corpus::{CorpusDocument, MAX_OVERLAP, Overlap, Split, about_bytes, read_documents};
+use silo_core::{Document, SourceId, TokenId, Tokenizer};
+use silo_corpus::{CorpusDocument, Split, about_bytes, read_documents};
 
 use crate::EvalError;
-
-/// Which of a domain's text goes to the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StoredText {
-    /// Training text. Of a source that the model has not learnt, so new to it.
-    #[default]
-    Train,
-    /// Every second validation document; the others are tuned on, but for those that have too much in common with what is stored. Also of a source
-    /// that the model has learnt, this is new to it, as governed text is: what neutral parameters can be tuned on. Openly licensed text only.
-    Validation,
-}
 
 /// How much of each domain is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,9 +27,9 @@ pub struct Sizes {
     /// Held-out text is scored in windows of at most this many tokens; 0 for the model's own.
     #[serde(default)]
     pub window_tokens: usize,
-    /// Which text goes to the store.
+    /// Openly licensed text alone, governed text is refused: what is tuned on it hangs on nothing that may be withdrawn.
     #[serde(default)]
-    pub stored: StoredText,
+    pub neutral: bool,
 }
 
 /// A part of a domain's documents for the store.
@@ -116,20 +103,13 @@ impl Domain {
         let of = |split: Split| documents.iter().filter(move |d| d.split == split);
         // The store keeps what is too much like other text; held-out text must not be.
         let held_out = |split| of(split).filter(|d| d.excluded.is_none());
-        let validation: Vec<&CorpusDocument> = held_out(Split::Validation).collect();
-        let [stored, validation] = match sizes.stored {
-            StoredText::Train => [of(Split::Train).collect(), validation],
-            StoredText::Validation => {
-                if let Some(governed) = validation.iter().find(|d| !d.tier.is_open()) {
-                    return Err(EvalError::Governed { source_id: source.to_string(), uri: governed.uri.clone() });
-                }
-                halves(validation)
-            }
-        };
+        if let Some(governed) = documents.iter().find(|d| sizes.neutral && !d.tier.is_open()) {
+            return Err(EvalError::Governed { source_id: source.to_string(), uri: governed.uri.clone() });
+        }
         let domain = Self {
             source,
-            stored: about_bytes(stored.into_iter(), sizes.store_bytes).map(document).collect(),
-            validation: texts(validation.into_iter(), sizes.validation_tokens, sizes.document_tokens, tokenizer)?,
+            stored: about_bytes(of(Split::Train), sizes.store_bytes).map(document).collect(),
+            validation: texts(held_out(Split::Validation), sizes.validation_tokens, sizes.document_tokens, tokenizer)?,
             test: texts(
                 behind(held_out(Split::Test), sizes.passed_over_bytes),
                 sizes.test_tokens,
@@ -149,19 +129,6 @@ impl Domain {
         }
         Ok(domain)
     }
-}
-
-/// Every second document, parts of one together, and the others, but for those that have too much in common with the former.
-fn halves(documents: Vec<&CorpusDocument>) -> [Vec<&CorpusDocument>; 2] {
-    let whole = |d: &CorpusDocument| ContentHash::of(d.uri.split("&part=").next().unwrap_or_default().as_bytes());
-    let all: BTreeSet<ContentHash> = documents.iter().map(|d| whole(d)).collect();
-    let first: BTreeSet<&ContentHash> = all.iter().step_by(2).collect();
-    let (first, mut second): (Vec<_>, Vec<_>) = documents.into_iter().partition(|d| first.contains(&whole(d)));
-    let mut overlap = Overlap::default();
-    second.iter().for_each(|d| overlap.hold_out(&d.text));
-    first.iter().for_each(|d| overlap.look_at(&d.text));
-    second.retain(|d| overlap.share(&d.text) <= MAX_OVERLAP);
-    [first, second]
 }
 
 fn document(d: &CorpusDocument) -> Document {

@@ -17,7 +17,7 @@ pub enum EvalError {
     #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other domains", path.display())]
     NoText { path: PathBuf, what: String },
     #[error(
-        "'{source_id}' is governed ({uri}), and eval.sizes.stored is \"validation\": what is tuned so is tuned on openly licensed text alone; name other \
+        "'{source_id}' is governed ({uri}), and eval.sizes.neutral is set: what is tuned so is tuned on openly licensed text alone; name other \
          domains"
     )]
     Governed { source_id: String, uri: String },

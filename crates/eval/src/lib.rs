@@ -25,7 +25,7 @@ mod tune;
 mod weight;
 
 pub use cache::EvidenceCache;
-pub use domain::{Domain, Sizes, StorePart, StoredText, Text, store_parts};
+pub use domain::{Domain, Sizes, StorePart, Text, store_parts};
 pub use error::EvalError;
 pub use evaluate::{
     DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, TunedOn, View, evaluate,

@@ -1,6 +1,5 @@
 //! The table against scoring every text by itself.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -11,8 +10,8 @@ use silo_core::{
 use silo_corpus::{CorpusDocument, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
-    Domain, DomainResult, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, StoredText,
-    Together, View, evaluate,
+    Domain, DomainResult, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, Together, View,
+    evaluate,
 };
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -24,7 +23,7 @@ const SIZES: Sizes = Sizes {
     document_tokens: 0,
     passed_over_bytes: 0,
     window_tokens: 0,
-    stored: StoredText::Train,
+    neutral: false,
 };
 
 fn document(source: &str, i: usize, split: Split) -> CorpusDocument {
@@ -106,28 +105,27 @@ fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
     loss
 }
 
-/// What is stored and what is tuned on are different documents, all of them held out.
+/// What neutral parameters are tuned on is openly licensed, every document of it.
 #[test]
-fn held_out_text_can_be_stored() {
+fn governed_text_is_not_neutral() {
     let root = tempfile::tempdir().unwrap();
-    corpus(root.path(), &["alpha", "governed"]);
+    corpus(root.path(), &["alpha"]);
     let path = root.path().join("alpha.jsonl.zst");
-    let mut documents = silo_corpus::read_documents(&path).unwrap();
-    documents.iter_mut().for_each(|d| d.tier = Tier::Permissive);
-    write_documents(&path, &documents).unwrap();
-    let tokenizer = ByteTokenizer::default();
-    let all = Sizes { store_bytes: 1 << 20, validation_tokens: 1 << 20, ..SIZES };
-    let [train, held_out] = [StoredText::Train, StoredText::Validation]
-        .map(|stored| Domain::read(root.path(), "alpha", Sizes { stored, ..all }, &tokenizer).unwrap());
-    let tuned_on = |domain: &Domain| domain.validation.iter().map(|t| t.tokens.clone()).collect::<BTreeSet<_>>();
-    let stored =
-        |domain: &Domain| domain.stored.iter().map(|d| tokenizer.encode(&d.text).unwrap()).collect::<BTreeSet<_>>();
-    assert_eq!((tuned_on(&train).len(), stored(&held_out).len(), tuned_on(&held_out).len()), (10, 5, 5));
-    assert_eq!(&stored(&held_out) | &tuned_on(&held_out), tuned_on(&train));
-    assert_eq!(held_out.test, train.test);
-    let governed = Sizes { stored: StoredText::Validation, ..all };
-    let error = Domain::read(root.path(), "governed", governed, &tokenizer).unwrap_err().to_string();
-    assert!(error.contains("'governed'") && error.contains("openly licensed"), "{error}");
+    let neutral = Sizes { neutral: true, ..SIZES };
+    let read = |sizes| Domain::read(root.path(), "alpha", sizes, &ByteTokenizer::default());
+    let governed = silo_corpus::read_documents(&path).unwrap();
+    let mut open = governed.clone();
+    open.iter_mut().for_each(|d| d.tier = Tier::Permissive);
+    write_documents(&path, &open).unwrap();
+    assert_eq!(read(neutral).unwrap().validation, read(SIZES).unwrap().validation);
+    for (i, document) in governed.iter().enumerate() {
+        let mut all_but_one = open.clone();
+        all_but_one[i] = document.clone();
+        write_documents(&path, &all_but_one).unwrap();
+        let error = read(neutral).unwrap_err().to_string();
+        assert!(error.contains("'alpha'") && error.contains("openly licensed"), "{error}");
+    }
+    assert!(read(SIZES).is_ok());
 }
 
 /// What was looked at is passed over as whole documents, the same for every tokenizer, and no document has more than its part.

@@ -86,7 +86,7 @@ impl Text {
                 continue;
             }
             let named = wanted.iter().any(|w| source.name.as_str() == w);
-            if !(named || wanted.is_empty() && source.is_open()) {
+            if !(named || wanted.is_empty() && source.is_learnt()) {
                 continue;
             }
             let file: PathBuf = path.join(format!("{}.jsonl.zst", source.name));

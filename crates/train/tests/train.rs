@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use silo_core::{ContentHash, KeySite, LanguageModel, Positions, SequenceStep, Tier, Tokenizer};
-use silo_corpus::{BuildReport, CorpusDocument, SourceReport, Split, write_documents};
+use silo_corpus::{BuildReport, CorpusDocument, Role, SourceReport, Split, read_documents, write_documents};
 use silo_model::{CpuLlama, LoadedModel};
 use silo_train::{
     DataConfig, LogLine, Logging, ModelShape, OptimizerConfig, Outcome, Paths, ReferenceText, TokenizerConfig,
@@ -46,8 +46,13 @@ fn corpus_without(root: &Path, tier: Tier, without: &[usize]) {
     let documents: Vec<CorpusDocument> = documents.collect();
     std::fs::create_dir_all(root).unwrap();
     write_documents(&root.join("tales.jsonl.zst"), &documents).unwrap();
+    report(root, tier, Role::Train);
+}
+
+fn report(root: &Path, tier: Tier, role: Role) {
     let report = SourceReport {
         name: "tales".parse().unwrap(),
+        role,
         domain: "tales".into(),
         packages: vec!["pkg:test/tales@1".into()],
         n_documents: 30,
@@ -270,6 +275,23 @@ fn restricted_text_is_never_trained_on() {
     config.data.tiers.push(Tier::Restricted);
     assert!(run(&config, None).unwrap_err().to_string().contains("restricted text is never trained on"));
     assert!(!config.paths.output.exists());
+}
+
+#[test]
+fn text_that_neutral_parameters_are_tuned_on_is_never_trained_on() {
+    let root = tempfile::tempdir().unwrap();
+    let built = root.path().join("corpus");
+    corpus(&built, Tier::PublicDomain);
+    report(&built, Tier::PublicDomain, Role::Neutral);
+    let path = built.join("tales.jsonl.zst");
+    let mut documents = read_documents(&path).unwrap();
+    documents.iter_mut().for_each(|d| d.train = false);
+    write_documents(&path, &documents).unwrap();
+    let mut config = config(root.path(), "run");
+    assert!(run(&config, None).unwrap_err().to_string().contains("no training document"));
+    config.data.sources = vec!["tales".into()];
+    let message = run(&config, None).unwrap_err().to_string();
+    assert!(message.contains("24 documents") && message.contains("does not permit training"), "{message}");
 }
 
 #[test]

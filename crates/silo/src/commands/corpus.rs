@@ -176,6 +176,7 @@ fn show(report: &BuildReport, as_json: bool) -> Result<()> {
         let mb = format!("{:.2}", s.n_bytes as f64 / 1e6);
         vec![
             s.name.to_string(),
+            s.role.name().to_owned(),
             s.domain.clone(),
             mb,
             s.n_documents.to_string(),
@@ -185,7 +186,7 @@ fn show(report: &BuildReport, as_json: bool) -> Result<()> {
         ]
     };
     let rows: Vec<Vec<String>> = report.sources.iter().map(row).collect();
-    output::table(&["source", "domain", "MB", "documents", "tiers", "splits", "left out"], &rows);
+    output::table(&["source", "role", "domain", "MB", "documents", "tiers", "splits", "left out"], &rows);
     Ok(())
 }
 
@@ -196,7 +197,7 @@ impl Check {
         if let Some(unknown) = self.sources.iter().find(|n| !report.sources.iter().any(|s| s.name.as_str() == **n)) {
             bail!("the corpus holds no source '{unknown}'");
         }
-        let wanted = report.sources.iter().filter(|s| if self.sources.is_empty() { s.is_open() } else { named(s) });
+        let wanted = report.sources.iter().filter(|s| if self.sources.is_empty() { s.is_learnt() } else { named(s) });
         let gate = LicenceGate::new(&self.tiers);
         let (mut n_documents, mut n_bytes, mut n_sources) = (0, 0, 0);
         for source in wanted {

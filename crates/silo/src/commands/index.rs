@@ -158,7 +158,7 @@ impl Train {
         let report = read_report(&self.corpus)?;
         let compared = |name: &str| self.comparison.iter().any(|c| c == name);
         let wanted = |name: &str, open: bool| if self.comparison.is_empty() { open } else { compared(name) };
-        for source in report.sources.iter().filter(|s| wanted(s.name.as_str(), s.is_open())) {
+        for source in report.sources.iter().filter(|s| wanted(s.name.as_str(), s.is_learnt())) {
             let documents = read_documents(&self.corpus.join(format!("{}.jsonl.zst", source.name)))?;
             let usable = |d: &CorpusDocument| {
                 d.split == Split::Train

@@ -12,7 +12,7 @@ use silo_core::{
 };
 use silo_corpus::read_declarations;
 use silo_engine::Engine;
-use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, StoredText, Together, store_parts};
+use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, store_parts};
 use silo_store::{NewShard, Recipe, Store};
 
 use crate::config::{ConfigFile, EvalConfig, read_eval_config};
@@ -104,12 +104,13 @@ impl Ground {
         self.store.snapshot().shards.iter().map(|s| s.n_entries).sum()
     }
 
-    /// A calibration with what was chosen on the validation text of all domains. On held-out open text, it hangs on no source.
+    /// A calibration with what was chosen on the validation text of all domains. On openly licensed text alone, it hangs on no source.
     pub fn calibration(&self, chosen: &Chosen) -> Calibration {
         let (card, tuned) = (self.model.card(), chosen.parameters);
-        let (tuned_on, neutral) = match self.config.eval.sizes.stored {
-            StoredText::Train => (self.domains.iter().map(|d| d.source.clone()).collect(), self.config.engine.knn),
-            StoredText::Validation => (Vec::new(), tuned),
+        let (tuned_on, neutral) = if self.config.eval.sizes.neutral {
+            (Vec::new(), tuned)
+        } else {
+            (self.domains.iter().map(|d| d.source.clone()).collect(), self.config.engine.knn)
         };
         Calibration { model: card.hash, key_site: card.key_site, tuned_on, tuned, neutral }
     }
