@@ -5,7 +5,7 @@ made of openly licensed text or of the domains; keys of packed documents; larger
     sizes="--set eval.sizes.validation_tokens=600 --set eval.sizes.test_tokens=1000"
     silo eval export --config configs/eval_small.toml $sizes --output work/export/domains
     silo eval export --config configs/eval_small.toml $sizes --packed --output work/export/packed
-    silo eval export --config configs/neutral.toml --set eval.sizes.validation_tokens=1 --output work/export/open
+    silo eval export --config configs/neutral.toml --set eval.sizes.validation_tokens=1 --set eval.sizes.store_bytes=40000 --output work/export/open
     python3 scripts/compare_methods.py work/export docs/results/methods.json
 
 Writes JSON and prints tables; takes an hour. One weight at every token; weight, temperature, match bonus and k are tuned on the validation text of all domains together,

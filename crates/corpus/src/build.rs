@@ -1,28 +1,21 @@
 //! Declared sources → corpus files.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, LicencePolicy, SourceId, Tier};
 
-use crate::dedup::exact_key;
 use crate::files::read_lines;
 use crate::package::{Kind, Unpacked, fetch, matching};
+use crate::repeats::exclude;
 use crate::resolve::{PackageLicence, share_copyright};
 use crate::shape;
-use crate::{
-    CorpusDocument, CorpusError, Exclusion, Format, Importer, NearDuplicates, Overlap, Resolver, Role,
-    SourceDeclaration, Split, write_documents,
-};
+use crate::{CorpusDocument, CorpusError, Format, Importer, Resolver, Role, SourceDeclaration, Split, write_documents};
 
 /// Texts shorter than this are no documents.
 const MIN_BYTES: usize = 200;
-/// Jaccard similarity of near-duplicates.
-const NEAR_DUPLICATE: f64 = 0.8;
-/// Held-out documents with more of their 13-grams elsewhere are contaminated.
-pub const MAX_OVERLAP: f64 = 0.2;
 /// Sources of fewer files are split by part.
 const FEW_FILES: usize = 20;
 /// Bytes of a file in which its licence header is looked for.
@@ -99,7 +92,7 @@ impl CorpusBuilder<'_> {
             all.push(self.import(declaration)?);
         }
         (self.progress)("looking for repeated text");
-        self.exclude(declarations, &mut all);
+        exclude(declarations.iter().map(|d| d.role).zip(all.iter_mut().map(|i| &mut i.documents)).collect());
         let mut sources = Vec::new();
         for (declaration, imported) in declarations.iter().zip(&all) {
             let path = self.output.join(format!("{}.jsonl.zst", declaration.name));
@@ -227,7 +220,7 @@ impl CorpusBuilder<'_> {
             licence: evidence.licence,
             tier: evidence.tier,
             evidence: evidence.ground,
-            train: source.permissions.train && evidence.tier.is_open() && declaration.role != Role::Neutral,
+            train: source.permissions.train && evidence.tier.is_open(),
             hash: ContentHash::of(text.as_bytes()),
             split: Split::of(&uri, declaration.role),
             excluded: None,
@@ -257,73 +250,6 @@ impl CorpusBuilder<'_> {
         let documents: Vec<_> =
             lines.into_iter().enumerate().map(document).filter(|d| !d.text.trim().is_empty()).collect();
         Ok(Imported { packages: vec![format!("jsonl:{}", declaration.name)], documents })
-    }
-
-    /// Marks what is not trained or tested on. Held-out text is compared with all training text and with what goes to the store. Neutral sources are
-    /// compared with what models learn and with themselves: neither do they change anything of the others, nor does governed text of them.
-    fn exclude(&self, declarations: &[SourceDeclaration], all: &mut [Imported]) {
-        let of = |role: Role| (0..declarations.len()).filter(|&i| declarations[i].role == role).collect::<Vec<_>>();
-        let [learnt, domains, neutral] = [Role::Train, Role::Domain, Role::Neutral].map(of);
-        // Training sources first, so that a held-out copy gives way to the one that is trained on.
-        let others = [&learnt[..], &domains].concat();
-        Seen::default().exclude(all, &others, &others);
-        if !neutral.is_empty() {
-            Seen::by(all, &learnt).exclude(all, &neutral, &[&learnt[..], &neutral].concat());
-        }
-    }
-}
-
-/// Text that was met.
-struct Seen {
-    exact: HashSet<[u8; 32]>,
-    near: NearDuplicates,
-}
-
-impl Default for Seen {
-    fn default() -> Self {
-        Self { exact: HashSet::new(), near: NearDuplicates::new(NEAR_DUPLICATE) }
-    }
-}
-
-impl Seen {
-    /// Whoever has met these sources.
-    fn by(all: &[Imported], these: &[usize]) -> Self {
-        let mut seen = Self::default();
-        for document in these.iter().flat_map(|&i| &all[i].documents) {
-            seen.exact.insert(exact_key(&document.text));
-            seen.near.seen(&document.text);
-        }
-        seen
-    }
-
-    /// Marks, in these sources, what was met before, and of held-out text what has too much in common with training text of those.
-    fn exclude(&mut self, all: &mut [Imported], these: &[usize], compared_with: &[usize]) {
-        let mut overlap = Overlap::default();
-        for split in [Split::Train, Split::Validation, Split::Test] {
-            for &i in these {
-                for d in all[i].documents.iter_mut().filter(|d| d.split == split) {
-                    if !self.exact.insert(exact_key(&d.text)) {
-                        d.excluded = Some(Exclusion::ExactDuplicate);
-                    } else if self.near.seen(&d.text) {
-                        d.excluded = Some(Exclusion::NearDuplicate);
-                    } else if split != Split::Train {
-                        overlap.hold_out(&d.text);
-                    }
-                }
-            }
-        }
-        for &i in compared_with {
-            all[i].documents.iter().filter(|d| d.split == Split::Train).for_each(|d| overlap.look_at(&d.text));
-        }
-        for &i in these {
-            for d in all[i].documents.iter_mut().filter(|d| d.split != Split::Train && d.excluded.is_none()) {
-                let share = overlap.share(&d.text);
-                d.overlap = Some(share);
-                if share > MAX_OVERLAP {
-                    d.excluded = Some(Exclusion::Contaminated);
-                }
-            }
-        }
     }
 }
 
@@ -400,8 +326,8 @@ fn report(declaration: &SourceDeclaration, imported: &Imported) -> SourceReport 
 }
 
 impl SourceReport {
-    /// Whether models learn it, where nothing else is said: every document is of an open tier, and it is not what neutral parameters are tuned on.
+    /// Whether models learn it, where nothing else is said: its role is train, and every document is of an open tier.
     pub fn is_learnt(&self) -> bool {
-        self.role != Role::Neutral && !self.tiers.contains_key(Tier::Restricted.name())
+        self.role == Role::Train && !self.tiers.contains_key(Tier::Restricted.name())
     }
 }

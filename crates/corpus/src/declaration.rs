@@ -8,7 +8,7 @@ use silo_core::{LicencePolicy, Permissions, Source, SourceId, Tier};
 use crate::{CorpusError, Format};
 
 /// What a source's text is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Training text, 1 % of it validation and 1 % test text.
@@ -169,6 +169,7 @@ impl SourceDeclaration {
         let by_licence = policy.tier(&self.licence).unwrap_or(Tier::Restricted);
         let tier = self.tier.unwrap_or(by_licence).max(by_licence);
         let of_tier = Permissions::of_tier(tier);
+        let permissions = self.permissions.map_or(of_tier, |p| p.and(of_tier));
         Source {
             id: self.name.clone(),
             owner: self.owner.clone(),
@@ -176,7 +177,7 @@ impl SourceDeclaration {
             licence_stated_at: self.licence_stated_at.clone(),
             notice: self.notice.clone(),
             tier,
-            permissions: self.permissions.map_or(of_tier, |p| p.and(of_tier)),
+            permissions: Permissions { train: permissions.train && self.role != Role::Neutral, ..permissions },
         }
     }
 }
@@ -229,6 +230,8 @@ mod tests {
     fn a_declaration_gives_a_source() {
         let source = check(GOOD).unwrap().source(&LicencePolicy::default());
         assert_eq!((source.tier, source.permissions), (Tier::Permissive, Permissions::ALL));
+        let neutral = check(&GOOD.replace("\"train\"", "\"neutral\"")).unwrap().source(&LicencePolicy::default());
+        assert_eq!(neutral.permissions, Permissions { train: false, ..Permissions::ALL });
     }
 
     #[test]
@@ -241,6 +244,7 @@ mod tests {
             ("\"text\"", "\"word\"", "word"),
             ("name = \"s\"", "name = \"S S\"", "no source id"),
             ("role", "tier = \"public-domain\"\n role", "more open"),
+            ("\"train\"", "\"neutral\"\n tier = \"restricted\"", "its role is neutral"),
         ] {
             let message = check(&GOOD.replace(from, to)).unwrap_err();
             assert!(message.contains(says), "{message:?} should say {says:?}");

@@ -14,7 +14,7 @@ const BANDS: usize = 16;
 const OVERLAP_WORDS: usize = 13;
 
 /// A 64-bit hash that is the same on every machine and in every version.
-fn hash(words: &[&str]) -> u64 {
+pub(crate) fn hash(words: &[&str]) -> u64 {
     let mut state = 0xcbf2_9ce4_8422_2325_u64; // FNV-1a
     for word in words {
         for byte in word.bytes().chain([b' ']) {

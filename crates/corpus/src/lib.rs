@@ -15,11 +15,13 @@ mod files;
 mod format;
 mod gate;
 mod package;
+mod repeats;
 mod resolve;
+mod sentences;
 mod shape;
 mod split;
 
-pub use build::{BuildReport, CorpusBuilder, MAX_OVERLAP, SourceReport};
+pub use build::{BuildReport, CorpusBuilder, SourceReport};
 pub use declaration::{Importer, Override, Role, SourceDeclaration, read_declarations};
 pub use dedup::{NearDuplicates, Overlap};
 pub use error::CorpusError;
@@ -27,4 +29,5 @@ pub use files::{CorpusDocument, Exclusion, about_bytes, read_documents, write_do
 pub use format::Format;
 pub use gate::{LicenceGate, Violation};
 pub use resolve::{Evidence, Resolver};
+pub use sentences::Sentences;
 pub use split::Split;

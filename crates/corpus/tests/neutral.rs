@@ -5,16 +5,38 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use silo_core::LicencePolicy;
-use silo_corpus::{BuildReport, CorpusBuilder, SourceDeclaration, Split, read_documents};
+use silo_corpus::{
+    BuildReport, CorpusBuilder, CorpusDocument, Exclusion, Role, SourceDeclaration, Split, read_documents,
+};
 
-/// Sixty texts of each source, half of which all have in common.
+/// Texts that each pair of sources has in common, and all; and per source texts that are half another's, and own ones.
+const KINDS: [(&str, [usize; 3]); 7] = [
+    ("all", [0, 0, 0]),
+    ("learnt and governed", [1, 1, 2]),
+    ("learnt and neutral", [3, 4, 3]),
+    ("governed and neutral", [5, 6, 6]),
+    ("restricted of a training source, and neutral", [7, 8, 7]),
+    ("own", [9, 10, 11]),
+    ("own too", [12, 13, 14]),
+];
+const OF_A_KIND: usize = 40;
+
+fn words(seed: usize, n: usize) -> String {
+    (0..n).map(|i| format!("w{}", seed * 1000 + i)).collect::<Vec<_>>().join(" ")
+}
+
 fn write_texts(root: &Path) {
-    let words = |seed: usize| (0..120).map(|i| format!("w{}", seed * 1000 + i)).collect::<Vec<_>>().join(" ");
-    for (n, source) in ["learnt", "governed", "neutral"].into_iter().enumerate() {
+    for (column, source) in ["learnt", "governed", "neutral"].into_iter().enumerate() {
         std::fs::create_dir_all(root.join(source)).unwrap();
-        for i in 0..60 {
-            let text = if i < 30 { words(i) } else { words(100 * (n + 1) + i) };
-            std::fs::write(root.join(source).join(format!("{i}.txt")), text).unwrap();
+        for (kind, (_, seeds)) in KINDS.into_iter().enumerate() {
+            for i in 0..OF_A_KIND {
+                // Half of each text is its own, in every second document, so that it has much in common with others and repeats none.
+                let seed = seeds[column] * OF_A_KIND + i;
+                let own = if i % 2 == 0 { String::new() } else { words(10_000 * (column + 1) + seed, 120) };
+                let name =
+                    if kind == 4 && column == 0 { format!("{kind}-{i}.not.txt") } else { format!("{kind}-{i}.txt") };
+                std::fs::write(root.join(source).join(name), format!("{} {own}", words(seed, 120))).unwrap();
+            }
         }
     }
 }
@@ -23,25 +45,31 @@ fn declaration(root: &Path, name: &str, role: &str, licence: &str) -> SourceDecl
     let path = root.join(format!("{name}.toml"));
     let text = format!(
         "name = \"{name}\"\ntitle = \"t\"\nowner = \"o\"\nlicence = \"{licence}\"\nlicence_stated_at = \"here\"\nrole = \"{role}\"\ndomain = \"d\"\n\
-         [importer]\nkind = \"directory\"\npath = \"{}\"\nfiles = [\"*.txt\"]\nformat = \"text\"\n",
+         [importer]\nkind = \"directory\"\npath = \"{}\"\nfiles = [\"*.txt\"]\nformat = \"text\"\n\
+         [[override]]\nfiles = \"*.not.txt\"\nlicence = \"GPL-3.0-only\"\nevidence = \"the test\"\n",
         root.join(name).display(),
     );
     std::fs::write(&path, text).unwrap();
     SourceDeclaration::read(&path).unwrap()
 }
 
-/// What is reported, and the files by source.
-fn build(output: &Path, declarations: &[&SourceDeclaration]) -> (BuildReport, BTreeMap<String, Vec<u8>>) {
+/// What is reported, and the documents by source.
+fn build(output: &Path, declarations: &[&SourceDeclaration]) -> (BuildReport, BTreeMap<String, Vec<CorpusDocument>>) {
     let declarations: Vec<_> = declarations.iter().map(|d| (*d).clone()).collect();
     let builder = CorpusBuilder { policy: LicencePolicy::default(), cache: output, output, progress: &|_| {} };
     let report = builder.build(&declarations).unwrap();
-    let file = |name: &str| std::fs::read(output.join(format!("{name}.jsonl.zst"))).unwrap();
-    let files = report.sources.iter().map(|s| (s.name.to_string(), file(s.name.as_str()))).collect();
+    let read = |name: &str| read_documents(&output.join(format!("{name}.jsonl.zst"))).unwrap();
+    let files = report.sources.iter().map(|s| (s.name.to_string(), read(s.name.as_str()))).collect();
     (report, files)
 }
 
+/// Documents of a kind that are left out for a reason, or kept.
+fn count(documents: &[CorpusDocument], kind: usize, excluded: Option<Exclusion>) -> usize {
+    documents.iter().filter(|d| d.uri.contains(&format!("#{kind}-")) && d.excluded == excluded).count()
+}
+
 #[test]
-fn neutral_sources_change_no_others_and_governed_ones_change_none_of_them() {
+fn neutral_sources_change_no_others_and_governed_text_changes_none_of_them() {
     let root = tempfile::tempdir().unwrap();
     write_texts(root.path());
     let learnt = declaration(root.path(), "learnt", "train", "MIT");
@@ -49,16 +77,31 @@ fn neutral_sources_change_no_others_and_governed_ones_change_none_of_them() {
     let neutral = declaration(root.path(), "neutral", "neutral", "MIT");
     let (report, all) = build(&root.path().join("all"), &[&governed, &learnt, &neutral]);
     let (_, without_neutral) = build(&root.path().join("without_neutral"), &[&governed, &learnt]);
-    let (_, without_governed) = build(&root.path().join("without_governed"), &[&learnt, &neutral]);
     assert_eq!(all["learnt"], without_neutral["learnt"]);
     assert_eq!(all["governed"], without_neutral["governed"]);
+    // Without governed sources, and without the restricted documents of the training source.
+    for i in 0..OF_A_KIND {
+        std::fs::remove_file(root.path().join(format!("learnt/4-{i}.not.txt"))).unwrap();
+    }
+    let (open, without_governed) = build(&root.path().join("without_governed"), &[&learnt, &neutral]);
     assert_eq!(all["neutral"], without_governed["neutral"]);
 
-    let documents = read_documents(&root.path().join("all/neutral.jsonl.zst")).unwrap();
+    // What it has in common with text that is learnt is left out of it, whole repetitions and held-out text that is half of it; with others, not.
+    let documents = &all["neutral"];
+    for kind in [0, 2] {
+        assert_eq!(count(documents, kind, Some(Exclusion::ExactDuplicate)), OF_A_KIND / 2, "{}", KINDS[kind].0);
+        assert!(count(documents, kind, Some(Exclusion::Contaminated)) > 0, "{}", KINDS[kind].0);
+    }
+    for kind in [1, 3, 4, 5, 6] {
+        assert_eq!(count(documents, kind, None), OF_A_KIND, "{}", KINDS[kind].0);
+    }
+    // The same texts do leave governed ones out, so that there was something to find.
+    assert!(count(&all["governed"], 1, Some(Exclusion::ExactDuplicate)) > 0);
+
     assert!(documents.iter().all(|d| !d.train), "no model learns it");
-    assert!(documents.iter().any(|d| d.split != Split::Train && d.excluded.is_none()), "it is tuned on");
-    let excluded = documents.iter().filter(|d| d.excluded.is_some()).count();
-    assert_eq!(excluded, 30, "what a model has learnt is not new to it");
-    let learns: Vec<bool> = report.sources.iter().map(|s| s.is_learnt()).collect();
-    assert_eq!(learns, [false, true, false]);
+    assert!(documents.iter().any(|d| d.split == Split::Validation), "it is tuned on");
+    let learns = |report: BuildReport| report.sources.iter().map(|s| (s.role, s.is_learnt())).collect::<Vec<_>>();
+    let roles = [Role::Domain, Role::Train, Role::Neutral];
+    assert_eq!(learns(report), roles.map(|role| (role, false)), "a restricted document keeps its source out");
+    assert_eq!(learns(open), [(Role::Train, true), (Role::Neutral, false)]);
 }

@@ -8,7 +8,7 @@ use silo_corpus::{CorpusDocument, Split, about_bytes, read_documents};
 
 use crate::EvalError;
 
-/// How much of each domain is used.
+/// Which text of each domain is used, and how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sizes {
@@ -27,7 +27,7 @@ pub struct Sizes {
     /// Held-out text is scored in windows of at most this many tokens; 0 for the model's own.
     #[serde(default)]
     pub window_tokens: usize,
-    /// Openly licensed text alone, governed text is refused: what is tuned on it hangs on nothing that may be withdrawn.
+    /// Only sources whose role is neutral, without what repeats training text: what is tuned on them hangs on no governed text.
     #[serde(default)]
     pub neutral: bool,
 }
@@ -100,12 +100,16 @@ impl Domain {
         }
         let mut documents = read_documents(&path)?;
         documents.sort_by_key(|d| d.hash);
+        if sizes.neutral {
+            // Training text is not new to a model; governed text may be withdrawn.
+            if let Some(other) = documents.iter().find(|d| d.train || !d.tier.is_open()) {
+                return Err(EvalError::NotNeutral { source_id: source.to_string(), uri: other.uri.clone() });
+            }
+            documents.retain(|d| d.excluded.is_none());
+        }
         let of = |split: Split| documents.iter().filter(move |d| d.split == split);
         // The store keeps what is too much like other text; held-out text must not be.
         let held_out = |split| of(split).filter(|d| d.excluded.is_none());
-        if let Some(governed) = documents.iter().find(|d| sizes.neutral && !d.tier.is_open()) {
-            return Err(EvalError::Governed { source_id: source.to_string(), uri: governed.uri.clone() });
-        }
         let domain = Self {
             source,
             stored: about_bytes(of(Split::Train), sizes.store_bytes).map(document).collect(),

@@ -17,10 +17,9 @@ pub enum EvalError {
     #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other domains", path.display())]
     NoText { path: PathBuf, what: String },
     #[error(
-        "'{source_id}' is governed ({uri}), and eval.sizes.neutral is set: what is tuned so is tuned on openly licensed text alone; name other \
-         domains"
+        "{uri} of '{source_id}' is governed, or text that models learn, and eval.sizes.neutral is set: name sources whose role is \"neutral\""
     )]
-    Governed { source_id: String, uri: String },
+    NotNeutral { source_id: String, uri: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the grid has no {0}; name at least one")]

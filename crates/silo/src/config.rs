@@ -469,23 +469,4 @@ mod tests {
         assert!(format!("{:#}", parse_serve("[model\n").unwrap_err()).contains("line 1"));
         assert!(format!("{:#}", parse_serve("[store]\nroot=\"r\"\nrecipe=\"i\"").unwrap_err()).contains("model"));
     }
-
-    #[test]
-    fn the_shipped_configurations_are_good() {
-        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
-        for name in ["serve.toml", "demo.toml", "test.toml"] {
-            ServeConfig::read(&configs.join(name)).unwrap();
-        }
-        for name in ["train.toml", "reference.toml"] {
-            read_train_config(&configs.join(name).as_path().into()).unwrap();
-        }
-        for name in ["eval.toml", "eval_small.toml", "eval_smollm2.toml", "eval_test.toml", "neutral.toml"] {
-            read_eval_config(&configs.join(name).as_path().into()).unwrap();
-        }
-        let indexes = configs.join("../indexes");
-        let files = std::fs::read_dir(indexes).unwrap().map(|e| e.unwrap().path());
-        for recipe in files.filter(|p| p.extension().is_some_and(|e| e == "toml")) {
-            silo_store::Recipe::read(&recipe).unwrap();
-        }
-    }
 }

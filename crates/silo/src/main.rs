@@ -4,6 +4,8 @@ mod client;
 mod commands;
 mod config;
 mod output;
+#[cfg(test)]
+mod shipped;
 mod wiring;
 
 use std::process::ExitCode;

@@ -53,7 +53,7 @@ pub struct Paths {
 pub struct DataConfig {
     /// Open tiers to train on.
     pub tiers: Vec<Tier>,
-    /// Sources to train on; all of the open tiers if empty.
+    /// Sources to train on; if empty, all whose role is train and whose documents are all of open tiers.
     #[serde(default)]
     pub sources: Vec<String>,
     /// About so many bytes of validation text per tier: whole documents, until there are as many.

@@ -1,12 +1,14 @@
 //! `silo corpus`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use silo_core::{LicencePolicy, Tier};
 use silo_corpus::{
-    BuildReport, CorpusBuilder, CorpusDocument, LicenceGate, SourceReport, Split, read_declarations, read_documents,
+    BuildReport, CorpusBuilder, CorpusDocument, LicenceGate, Role, Sentences, SourceReport, Split, read_declarations,
+    read_documents,
 };
 
 use crate::output;
@@ -119,7 +121,10 @@ pub struct Check {
     /// Tiers to train on.
     #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
     tiers: Vec<Tier>,
-    /// Sources to train on; those of open tiers by default.
+    /// Neutral text is refused if more than this share of a source's sentences, by bytes, stands word for word in restricted text.
+    #[arg(long, default_value_t = 0.02, value_name = "SHARE")]
+    max_governed: f64,
+    /// Sources to train on; those whose role is train by default.
     sources: Vec<String>,
 }
 
@@ -210,14 +215,53 @@ impl Check {
             n_documents += training.len();
             n_bytes += training.iter().map(|d| d.text.len()).sum::<usize>();
         }
+        let governed = self.governed(&report)?;
         if as_json {
-            output::json(&serde_json::json!({"n_sources": n_sources, "n_documents": n_documents, "n_bytes": n_bytes}))
-        } else {
-            println!(
-                "{n_documents} documents of {n_sources} sources may be trained on: {:.2} MB",
-                n_bytes as f64 / 1e6
-            );
-            Ok(())
+            let governed: BTreeMap<&str, f64> = governed.iter().map(|(name, share)| (&name[..], *share)).collect();
+            return output::json(&serde_json::json!({
+                "n_sources": n_sources, "n_documents": n_documents, "n_bytes": n_bytes, "governed_share_of_neutral": governed,
+            }));
         }
+        println!("{n_documents} documents of {n_sources} sources may be trained on: {:.2} MB", n_bytes as f64 / 1e6);
+        if let Some((name, share)) = governed.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
+            println!(
+                "{} neutral sources: at most {:.2} % of one's sentences stand in restricted text ('{name}')",
+                governed.len(),
+                100.0 * share
+            );
+        }
+        Ok(())
+    }
+
+    /// Of each neutral source, the share of its sentences that stand in restricted text: a licence on a package does not make others' text free.
+    fn governed(&self, report: &BuildReport) -> Result<Vec<(String, f64)>> {
+        let neutral: Vec<&SourceReport> = report.sources.iter().filter(|s| s.role == Role::Neutral).collect();
+        if neutral.is_empty() || !self.sources.is_empty() {
+            return Ok(Vec::new());
+        }
+        let documents = |s: &SourceReport| read_documents(&self.place.corpus.join(format!("{}.jsonl.zst", s.name)));
+        let mut restricted = Sentences::default();
+        for source in &report.sources {
+            documents(source)?.iter().filter(|d| !d.tier.is_open()).for_each(|d| restricted.add(&d.text));
+        }
+        let mut out = Vec::new();
+        for source in neutral {
+            let counts = documents(source)?
+                .iter()
+                .map(|d| restricted.count(&d.text))
+                .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+            let share = counts.1 as f64 / counts.0.max(1) as f64;
+            if share > self.max_governed {
+                bail!(
+                    "{:.1} % of the sentences of '{}', whose role is neutral, stand word for word in restricted sources (limit: {:.1} %): whatever its \
+                     licence says, the text is others'; take it out of the declarations, or make it a restricted domain",
+                    100.0 * share,
+                    source.name,
+                    100.0 * self.max_governed
+                );
+            }
+            out.push((source.name.to_string(), share));
+        }
+        Ok(out)
     }
 }

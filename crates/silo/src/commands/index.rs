@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use silo_core::{ContentHash, Tier, TokenId};
-use silo_corpus::{CorpusDocument, LicenceGate, Split, read_documents};
+use silo_corpus::{CorpusDocument, LicenceGate, SourceReport, Split, read_documents};
 use silo_store::{Recipe, encode, quantizer_about};
 use silo_vector::{Training, train_quantizer};
 
@@ -39,10 +39,10 @@ pub struct Train {
     /// A corpus built by `silo corpus build`.
     #[arg(long, default_value = "work/corpus", value_name = "PATH")]
     corpus: PathBuf,
-    /// Open tiers that keys are taken from.
+    /// Tiers of the training sources that keys are taken from.
     #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
     tiers: Vec<Tier>,
-    /// Take the keys from these sources instead, restricted ones too: for measuring what a neutral quantiser costs. What is made of them
+    /// Take the keys from these sources instead, restricted ones too: for measuring what a quantiser of training text costs. What is made of them
     /// carries their names, and a server refuses it.
     #[arg(long, value_delimiter = ',', conflicts_with = "tiers", value_name = "SOURCES")]
     comparison: Vec<String>,
@@ -157,8 +157,9 @@ impl Train {
         let mut out = Vec::new();
         let report = read_report(&self.corpus)?;
         let compared = |name: &str| self.comparison.iter().any(|c| c == name);
-        let wanted = |name: &str, open: bool| if self.comparison.is_empty() { open } else { compared(name) };
-        for source in report.sources.iter().filter(|s| wanted(s.name.as_str(), s.is_learnt())) {
+        let wanted =
+            |s: &&SourceReport| if self.comparison.is_empty() { s.is_learnt() } else { compared(s.name.as_str()) };
+        for source in report.sources.iter().filter(wanted) {
             let documents = read_documents(&self.corpus.join(format!("{}.jsonl.zst", source.name)))?;
             let usable = |d: &CorpusDocument| {
                 d.split == Split::Train

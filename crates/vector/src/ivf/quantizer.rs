@@ -17,7 +17,7 @@ const ZERO_CODE: f32 = 128.0;
 /// Queries may lie this far outside of what codes can say.
 const QUERY_RANGE: (f32, f32) = (-2048.0, 2047.0);
 
-/// Sorts keys into lists and gives them small codes. Made once from neutral text, then shared by all shards.
+/// Sorts keys into lists and gives them small codes. Made once from training text, then shared by all shards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantizer {
     /// Values of a key.
