@@ -45,7 +45,17 @@ evaluate calibrate --config configs/eval_test.toml --output "$work/results/calib
 if silo eval calibrate --config configs/eval_test.toml --set eval.sizes.neutral=true --output "$work/neutral.json" 2>"$work/out.txt"; then
   echo "silo eval calibrate took governed text for neutral" >&2; exit 1
 fi
-grep -q "openly licensed text alone" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
+grep -q 'whose role is "neutral"' "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
+# Nor is it neutral for a package's licence that says so: its sentences are the restricted source's.
+mkdir "$work/declarations"
+cp tests/eval/docs.toml "$work/declarations"
+sed -e 's/^name = .*/name = "copied"/; s/^role = .*/role = "neutral"/; s/^licence = .*/licence = "MIT"/' tests/eval/docs.toml >"$work/declarations/copied.toml"
+silo corpus build --declarations "$work/declarations" --corpus "$work/copied" >"$work/out.txt" 2>&1 || { cat "$work/out.txt" >&2; exit 1; }
+if silo corpus check --corpus "$work/copied" >"$work/out.txt" 2>&1; then
+  echo "silo corpus check took restricted text for neutral" >&2; exit 1
+fi
+grep -q "100.0 % of the sentences of 'copied'" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
+silo corpus check --corpus "$work/copied" --max-governed 1 | grep -q "1 neutral sources: at most 100.00 %"
 for page in domains weights overlap store-size removal-curve context keys generation swap; do
   for file in "$page.md" "$page.csv" "$page.json"; do
     [ -s "$work/results/$file" ] || { echo "silo eval all wrote no $file" >&2; exit 1; }
