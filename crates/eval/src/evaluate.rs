@@ -22,18 +22,26 @@ pub enum Scope {
     Mixed,
     /// All but the domain's own source, as after its withdrawal.
     Others,
+    /// One source alone that is not the domain's own, the next of the domains: a store in which next to nothing suits the text.
+    Another,
 }
 
 impl Scope {
     const MEASURED: [Self; 2] = [Self::Matched, Self::Mixed];
 
     /// What of the store a domain sees.
-    fn filter(self, domain: &SourceId) -> Filter {
+    fn filter(self, domain: &SourceId, domains: &[Domain]) -> Filter {
         let own = || vec![domain.clone()];
+        let next = || domains.iter().skip_while(|d| d.source != *domain).nth(1).or(domains.first());
         match self {
             Self::Matched => Filter { allow_sources: own(), ..Filter::default() },
             Self::Mixed => Filter::default(),
             Self::Others => Filter { deny_sources: own(), ..Filter::default() },
+            Self::Another => Filter {
+                allow_sources: next().map(|d| d.source.clone()).into_iter().collect(),
+                deny_sources: own(),
+                ..Filter::default()
+            },
         }
     }
 }
@@ -109,6 +117,8 @@ pub struct View {
 pub struct Gatherer<'a> {
     /// An engine whose store holds the domains.
     pub engine: &'a Engine,
+    /// These domains.
+    pub domains: &'a [Domain],
     /// What is tried.
     pub grid: &'a Grid,
     /// Where evidence is kept, if it is.
@@ -265,7 +275,11 @@ impl Gatherer<'_> {
 
     /// Evidence of texts of a domain.
     pub fn gather(&self, domain: &Domain, texts: &[Text], scope: Scope, mode: Mode) -> Result<Gathered, EvalError> {
-        self.gather_from(domain, texts, &View { filter: scope.filter(&domain.source), mode, context: None })
+        self.gather_from(
+            domain,
+            texts,
+            &View { filter: scope.filter(&domain.source, self.domains), mode, context: None },
+        )
     }
 
     /// The same of what a view shows.

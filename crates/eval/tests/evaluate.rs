@@ -235,9 +235,10 @@ fn every_cell_is_what_the_engine_scores() {
         EvidenceCache::new(&root.path().join("evidence"), serde_json::json!("all that it was made from")).unwrap();
     let gathered = std::cell::Cell::new(0);
     let progress = |_: &str| gathered.set(gathered.get() + 1);
-    let also_tuned_on = [Scope::Others];
+    let also_tuned_on = [Scope::Others, Scope::Another];
     let with = Gatherer {
         engine: &engine,
+        domains: &domains,
         grid: &grid,
         cache: Some(&cache),
         also_tuned_on: &also_tuned_on,
@@ -248,8 +249,16 @@ fn every_cell_is_what_the_engine_scores() {
     let before = gathered.replace(0);
     assert_eq!(
         (evaluate(&with, &domains).unwrap(), before, gathered.get()),
-        ((results.clone(), together.clone()), 19, 0)
+        ((results.clone(), together.clone()), 21, 0)
     );
+    // Each sees the next one's source alone, the last one the first's.
+    let (tuned_on, _) = Together::choose(&with, &domains).unwrap();
+    for (i, domain) in domains.iter().enumerate() {
+        let allow_sources = vec![domains[(i + 1) % domains.len()].source.clone()];
+        let view = View { filter: Filter { allow_sources, ..Filter::default() }, ..View::default() };
+        let seen = with.gather_from(domain, &domain.validation, &view).unwrap();
+        assert_eq!(tuned_on.others[domains.len() + i].evidence, seen.evidence);
+    }
     let calibrated = parts.engine(EngineConfig::default(), Some(parts.calibration(&domains, &together)));
     let gated = |m: &Measurement| m.parameters.is_some_and(|p| p.gate.is_some());
     assert!(results.iter().flat_map(|r| &r.measurements).any(gated), "some cell has a gate");

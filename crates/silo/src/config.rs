@@ -276,7 +276,7 @@ pub struct EvalSection {
     /// What is tried on validation text.
     pub grid: Grid,
     /// What is tuned for all domains together is tuned where each sees the whole store; and here: "matched", its own source alone, and "others", all
-    /// but that, as after its withdrawal.
+    /// but that, as after its withdrawal, and "another", a single one that is not its own.
     #[serde(default)]
     pub also_tuned_on: Vec<Scope>,
     /// Runs that are timed.

@@ -91,7 +91,14 @@ impl Ground {
     pub fn gatherer(&self) -> Gatherer<'_> {
         let (grid, cache, also_tuned_on) =
             (&self.config.eval.grid, self.cache.as_ref(), &self.config.eval.also_tuned_on);
-        Gatherer { engine: &self.engine, grid, cache, also_tuned_on, progress: &|what| eprintln!("{what}") }
+        Gatherer {
+            engine: &self.engine,
+            domains: &self.domains,
+            grid,
+            cache,
+            also_tuned_on,
+            progress: &|what| eprintln!("{what}"),
+        }
     }
 
     /// What suits the validation text of all domains together.

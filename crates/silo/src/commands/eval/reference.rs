@@ -130,7 +130,8 @@ fn score(ground: &Ground, reference: &ReferenceModel) -> Result<Vec<Reference>> 
 }
 
 fn say(engine: &Engine, grid: &Grid, domain: &Domain) -> Result<Said> {
-    let with = Gatherer { engine, grid, cache: None, also_tuned_on: &[], progress: &|_| {} };
+    let domains = std::slice::from_ref(domain);
+    let with = Gatherer { engine, domains, grid, cache: None, also_tuned_on: &[], progress: &|_| {} };
     let view = View { mode: Mode::Parametric, ..View::default() };
     let [validation, test]: [Gathered; 2] =
         [with.gather_from(domain, &domain.validation, &view)?, with.gather_from(domain, &domain.test, &view)?];
