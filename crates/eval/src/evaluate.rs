@@ -475,4 +475,18 @@ mod tests {
         };
         assert_eq!([first(&[3, 3, 4]), first(&[9, 1]), first(&[1, 1, 8]), first(&[10])], [6, 9, 2, 5]);
     }
+
+    #[test]
+    fn another_source_is_the_next_one_alone() {
+        let [validation, test] = [Vec::new(), Vec::new()];
+        let empty = Domain { source: "alpha".parse().unwrap(), stored: Vec::new(), validation, test, window_tokens: 0 };
+        let domains = ["alpha", "beta", "gamma"].map(|name| Domain { source: name.parse().unwrap(), ..empty.clone() });
+        for (own, next) in [(0, 1), (1, 2), (2, 0)] {
+            let filter = Scope::Another.filter(&domains[own].source, &domains);
+            assert_eq!(filter.allow_sources, [domains[next].source.clone()]);
+        }
+        // Alone among the domains, it sees nothing.
+        let filter = Scope::Another.filter(&empty.source, &domains[..1]);
+        assert_eq!((filter.allow_sources, filter.deny_sources), (vec![empty.source.clone()], vec![empty.source]));
+    }
 }
