@@ -328,6 +328,11 @@ fn report(declaration: &SourceDeclaration, imported: &Imported) -> SourceReport 
 impl SourceReport {
     /// Whether models learn it, where nothing else is said: its role is train, and every document is of an open tier.
     pub fn is_learnt(&self) -> bool {
-        self.role == Role::Train && !self.tiers.contains_key(Tier::Restricted.name())
+        self.role == Role::Train && !self.has_restricted()
+    }
+
+    /// Whether a document is restricted.
+    pub fn has_restricted(&self) -> bool {
+        self.tiers.contains_key(Tier::Restricted.name())
     }
 }

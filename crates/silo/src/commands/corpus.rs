@@ -241,7 +241,7 @@ impl Check {
         }
         let documents = |s: &SourceReport| read_documents(&self.place.corpus.join(format!("{}.jsonl.zst", s.name)));
         let mut restricted = Sentences::default();
-        for source in &report.sources {
+        for source in report.sources.iter().filter(|s| s.has_restricted()) {
             documents(source)?.iter().filter(|d| !d.tier.is_open()).for_each(|d| restricted.add(&d.text));
         }
         let mut out = Vec::new();
