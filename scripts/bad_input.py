@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Wrong input, tried on the built program and on a running service: what was done, and the answer, word for word.
 
-Needs the built program, Python's grpcio-tools and, for the full disk, the right to mount a small tmpfs (skipped, and said so, without it).
+Needs the built program, Python's grpcio-tools and grpcio-status and, for the full disk, the right to mount a small tmpfs (skipped, and said so, without it).
 
     scripts/bad_input.py > docs/results/bad_input.md
 """
@@ -62,6 +62,23 @@ def models():
     serve("a model that was not trained on open text alone, as far as anyone knows", [(f'path = "{MODEL}"', 'path = "crates/model/tests/golden/gqa"'), ("indexes/ivf.toml", "indexes/tiny.toml")])
 
 
+def details(error):
+    """The rich details of a refusal, one after the other; what repeats its message is cut."""
+    from google.protobuf import symbol_database, text_format
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
+    assert error_details_pb2.DESCRIPTOR  # known by name from here on
+    status = rpc_status.from_call(error)
+    out = ""
+    for detail in status.details if status else ():
+        message = symbol_database.Default().GetSymbol(detail.TypeName())()
+        detail.Unpack(message)
+        text = text_format.MessageToString(message, as_one_line=True, as_utf8=True)
+        out += f" [{message.DESCRIPTOR.name} {text.replace(text_format.text_encoding.CEscape(error.details(), True), '…')}]"
+    return out
+
+
 def requests(modules):
     import grpc
 
@@ -75,7 +92,7 @@ def requests(modules):
             method(request)
             note(what, "answered!")
         except grpc.RpcError as error:
-            note(what, f"{error.code().name}: {error.details()}")
+            note(what, f"{error.code().name}: {error.details()}{details(error)}")
 
     text = lambda **fields: generation.GenerateRequest(text="The", max_new_tokens=2, **fields)
     call("k of 0", generate.Generate, text(retrieval=knn(k=0)))

@@ -13,7 +13,7 @@ use silo_core::ContentHash;
 
 use super::{LoadError, LoadedModel, Part, WeightSource, gguf_blocks};
 use crate::kernels::Stored;
-use crate::llama::{LlamaShape, Rope, RopeStyle};
+use crate::llama::{LlamaShape, Rope, RopeScaling, RopeStyle};
 use crate::tokenizer::{ByteLevelTokenizer, GgufVocabulary};
 
 pub(super) fn open(path: &Path) -> Result<LoadedModel, LoadError> {
@@ -42,18 +42,20 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// A file that was cut off still has a good header: look whether all tensors lie inside.
+/// A file that was cut off still has a good header: look whether all tensors lie inside. The last one says how long the file should be.
 fn check_extent(path: &Path, content: &Content, len: usize) -> Result<(), LoadError> {
-    for (name, info) in &content.tensor_infos {
+    let ends = content.tensor_infos.iter().map(|(name, info)| {
         let blocks = info.shape.elem_count() / info.ggml_dtype.block_size();
         let size = (blocks as u64).saturating_mul(info.ggml_dtype.type_size() as u64);
-        let end = content.tensor_data_offset.saturating_add(info.offset).saturating_add(size);
-        if end > len as u64 {
+        (content.tensor_data_offset.saturating_add(info.offset).saturating_add(size), name)
+    });
+    match ends.max() {
+        Some((end, name)) if end > len as u64 => {
             let reason = format!("tensor '{name}' ends at byte {end}, but the file has {len}: it was cut off");
-            return Err(LoadError::format(path, reason));
+            Err(LoadError::format(path, reason))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 struct Metadata<'a> {
@@ -98,9 +100,6 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
     if architecture != "llama" {
         return Err(LoadError::unsupported(m.path, format!("the architecture '{architecture}'")));
     }
-    if let Some(scaling) = m.text("llama.rope.scaling.type").filter(|s| *s != "none") {
-        return Err(LoadError::unsupported(m.path, format!("rope scaling of type '{scaling}' in a GGUF file")));
-    }
     let dim = m.required("llama.embedding_length")?;
     let n_heads = m.required("llama.attention.head_count")?;
     let embedding = m.content.tensor_infos.get("token_embd.weight");
@@ -117,7 +116,7 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
         vocab_size,
         context_tokens: m.required("llama.context_length")?,
         norm_eps: m.real("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
-        rope: Rope::plain(m.real("llama.rope.freq_base").unwrap_or(10_000.0), RopeStyle::Interleaved),
+        rope: rope(m)?,
         tied_head: !m.content.tensor_infos.contains_key("output.weight"),
         beginning_of_text: beginning_of_text(m),
         end_of_text: m.number("tokenizer.ggml.eos_token_id").map(|t| t as u32).into_iter().collect(),
@@ -126,9 +125,29 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
     Ok(shape)
 }
 
-/// The token that texts begin with, where the file asks for one.
+/// Llama 3's scaling is no key of the metadata but a tensor of factors ([`super::Part::RopeFactors`]).
+fn rope(m: &Metadata<'_>) -> Result<Rope, LoadError> {
+    let mut rope = Rope::plain(m.real("llama.rope.freq_base").unwrap_or(10_000.0), RopeStyle::Interleaved);
+    let factor = "llama.rope.scaling.factor";
+    rope.scaling = match m.text("llama.rope.scaling.type").unwrap_or("none") {
+        "none" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: m.real(factor).ok_or_else(|| m.missing(factor))? },
+        other => {
+            return Err(LoadError::unsupported(m.path, format!("rope scaling of type '{other}' in a GGUF file")));
+        }
+    };
+    Ok(rope)
+}
+
+/// llama.cpp's name of the way in which text is cut into words.
+fn pre_tokenizer<'a>(m: &'a Metadata<'_>) -> &'a str {
+    m.text("tokenizer.ggml.pre").unwrap_or("default")
+}
+
+/// The token that texts begin with, where the file asks for one, or says nothing and its kind of tokenizer does.
 fn beginning_of_text(m: &Metadata<'_>) -> Option<u32> {
-    let wanted = m.value("tokenizer.ggml.add_bos_token").and_then(|v| v.to_bool().ok()).unwrap_or(true);
+    let said = m.value("tokenizer.ggml.add_bos_token").and_then(|v| v.to_bool().ok());
+    let wanted = said.unwrap_or_else(|| GgufVocabulary::begins_texts(pre_tokenizer(m)));
     m.number("tokenizer.ggml.bos_token_id").filter(|_| wanted).map(|t| t as u32)
 }
 
@@ -142,7 +161,7 @@ fn tokenizer(m: &Metadata<'_>) -> Result<ByteLevelTokenizer, LoadError> {
         tokens: m.list("tokenizer.ggml.tokens", text)?,
         kinds: m.list("tokenizer.ggml.token_type", |v| v.to_i32().ok())?,
         merges: m.list("tokenizer.ggml.merges", text)?,
-        pre: m.text("tokenizer.ggml.pre").unwrap_or("gpt-2").to_owned(),
+        pre: pre_tokenizer(m).to_owned(),
         beginning_of_text: beginning_of_text(m),
         end_of_text: m.number("tokenizer.ggml.eos_token_id").map(|t| t as u32).into_iter().collect(),
     };
