@@ -56,6 +56,11 @@ if silo corpus check --corpus "$work/copied" >"$work/out.txt" 2>&1; then
 fi
 grep -q "100.0 % of the sentences of 'copied'" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
 silo corpus check --corpus "$work/copied" --max-governed 1 | grep -q "1 neutral sources: at most 100.00 %"
+# One source cannot be built anew beside others that it is not compared with: then they would not be looked at any more.
+if silo corpus build --declarations "$work/declarations" --corpus "$work/copied" copied >"$work/out.txt" 2>&1; then
+  echo "silo corpus build forgot a source" >&2; exit 1
+fi
+grep -q "holds 'docs' too" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
 for page in domains weights overlap store-size removal-curve context keys generation swap; do
   for file in "$page.md" "$page.csv" "$page.json"; do
     [ -s "$work/results/$file" ] || { echo "silo eval all wrote no $file" >&2; exit 1; }

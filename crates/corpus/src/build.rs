@@ -1,18 +1,19 @@
 //! Declared sources → corpus files.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use silo_core::{ContentHash, LicencePolicy, SourceId, Tier};
+use serde::Deserialize;
+use silo_core::{ContentHash, LicencePolicy};
 
 use crate::files::read_lines;
 use crate::package::{Kind, Unpacked, fetch, matching};
 use crate::repeats::exclude;
 use crate::resolve::{PackageLicence, share_copyright};
 use crate::shape;
-use crate::{CorpusDocument, CorpusError, Format, Importer, Resolver, Role, SourceDeclaration, Split, write_documents};
+use crate::{
+    BuildReport, CorpusDocument, CorpusError, Format, Importer, Resolver, Role, SourceDeclaration, SourceReport, Split,
+    write_documents,
+};
 
 /// Texts shorter than this are no documents.
 const MIN_BYTES: usize = 200;
@@ -31,38 +32,6 @@ pub struct CorpusBuilder<'a> {
     pub output: &'a Path,
     /// Told what is being done.
     pub progress: &'a dyn Fn(&str),
-}
-
-/// What was built.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BuildReport {
-    /// One per source, sorted by name.
-    pub sources: Vec<SourceReport>,
-}
-
-/// What was built of a source.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SourceReport {
-    /// Its name.
-    pub name: SourceId,
-    /// What it is for.
-    pub role: Role,
-    /// Its subject.
-    pub domain: String,
-    /// Its packages with their versions.
-    pub packages: Vec<String>,
-    /// Documents.
-    pub n_documents: u64,
-    /// Bytes of text.
-    pub n_bytes: u64,
-    /// Documents per tier.
-    pub tiers: BTreeMap<String, u64>,
-    /// Documents per split, without those that are excluded.
-    pub splits: BTreeMap<String, u64>,
-    /// Documents left out of training and testing, per reason.
-    pub excluded: BTreeMap<String, u64>,
-    /// SHA-256 over the hashes of its documents, in order.
-    pub sha256: ContentHash,
 }
 
 /// A line of a JSON Lines source.
@@ -97,16 +66,10 @@ impl CorpusBuilder<'_> {
         for (declaration, imported) in declarations.iter().zip(&all) {
             let path = self.output.join(format!("{}.jsonl.zst", declaration.name));
             write_documents(&path, &imported.documents)?;
-            sources.push(report(declaration, imported));
+            sources.push(SourceReport::of(declaration, &imported.packages, &imported.documents));
         }
         let report = BuildReport { sources };
-        let path = self.output.join("report.json");
-        let text = serde_json::to_string_pretty(&report).map_err(|e| CorpusError::Line {
-            path: path.clone(),
-            line: 0,
-            reason: e.to_string(),
-        })?;
-        std::fs::write(&path, text).map_err(CorpusError::io(&path))?;
+        report.write(self.output)?;
         Ok(report)
     }
 
@@ -299,40 +262,4 @@ fn cap(documents: &mut Vec<CorpusDocument>, max_bytes: Option<u64>) {
         total += d.text.len() as u64;
         total <= max
     });
-}
-
-fn report(declaration: &SourceDeclaration, imported: &Imported) -> SourceReport {
-    let count = |key: &dyn Fn(&CorpusDocument) -> Option<String>| {
-        let mut out = BTreeMap::new();
-        for name in imported.documents.iter().filter_map(key) {
-            *out.entry(name).or_insert(0) += 1;
-        }
-        out
-    };
-    let mut digest = Sha256::new();
-    imported.documents.iter().for_each(|d| digest.update(d.hash.0));
-    SourceReport {
-        name: declaration.name.clone(),
-        role: declaration.role,
-        domain: declaration.domain.clone(),
-        packages: imported.packages.clone(),
-        n_documents: imported.documents.len() as u64,
-        n_bytes: imported.documents.iter().map(|d| d.text.len() as u64).sum(),
-        tiers: count(&|d| Some(d.tier.name().to_owned())),
-        splits: count(&|d| d.excluded.is_none().then(|| d.split.name().to_owned())),
-        excluded: count(&|d| d.excluded.map(|e| e.name().to_owned())),
-        sha256: ContentHash(digest.finalize().into()),
-    }
-}
-
-impl SourceReport {
-    /// Whether models learn it, where nothing else is said: its role is train, and every document is of an open tier.
-    pub fn is_learnt(&self) -> bool {
-        self.role == Role::Train && !self.has_restricted()
-    }
-
-    /// Whether a document is restricted.
-    pub fn has_restricted(&self) -> bool {
-        self.tiers.contains_key(Tier::Restricted.name())
-    }
 }

@@ -23,6 +23,21 @@ pub enum CorpusError {
              source's declaration if it is wrong"
     )]
     Gate { n: usize, list: String },
+    #[error("there is no corpus at {}; build one with `silo corpus build`", path.display())]
+    NoCorpus { path: PathBuf },
+    #[error("{} is damaged ({reason}); build the corpus again", path.display())]
+    Report { path: PathBuf, reason: String },
+    #[error(
+        "the corpus at {} holds {others} too, with which the sources that were named must be compared for repeated text; name all of them, or none \
+         to build every declared source, or give another --corpus",
+        path.display()
+    )]
+    HoldsOthers { path: PathBuf, others: String },
+    #[error(
+        "{uri} of '{name}', whose role is neutral, has the licence '{licence}', which is not open; leave it out by the importer's patterns, or \
+         correct its licence by an override if it is wrong"
+    )]
+    NotOpen { name: String, uri: String, licence: String },
 }
 
 impl CorpusError {

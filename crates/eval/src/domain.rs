@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use silo_core::{Document, SourceId, TokenId, Tokenizer};
-use silo_corpus::{CorpusDocument, Split, about_bytes, read_documents};
+use silo_corpus::{BuildReport, CorpusDocument, Role, Split, about_bytes, read_documents};
 
 use crate::EvalError;
 
@@ -24,6 +24,9 @@ pub struct Sizes {
     /// Test documents that begin in so many bytes are passed over: for measuring on text that has not been looked at.
     #[serde(default)]
     pub passed_over_bytes: usize,
+    /// Of each test document so many tokens are passed over, and what follows is scored as if it began there.
+    #[serde(default)]
+    pub passed_over_tokens: usize,
     /// Held-out text is scored in windows of at most this many tokens; 0 for the model's own.
     #[serde(default)]
     pub window_tokens: usize,
@@ -101,6 +104,10 @@ impl Domain {
         let mut documents = read_documents(&path)?;
         documents.sort_by_key(|d| d.hash);
         if sizes.neutral {
+            let report = BuildReport::read(corpus)?;
+            if !report.sources.iter().any(|s| s.name == source && s.role == Role::Neutral) {
+                return Err(EvalError::NoNeutralRole { source_id: source.to_string() });
+            }
             // Training text is not new to a model; governed text may be withdrawn.
             if let Some(other) = documents.iter().find(|d| d.train || !d.tier.is_open()) {
                 return Err(EvalError::NotNeutral { source_id: source.to_string(), uri: other.uri.clone() });
@@ -113,11 +120,18 @@ impl Domain {
         let domain = Self {
             source,
             stored: about_bytes(of(Split::Train), sizes.store_bytes).map(document).collect(),
-            validation: texts(held_out(Split::Validation), sizes.validation_tokens, sizes.document_tokens, tokenizer)?,
+            validation: texts(
+                held_out(Split::Validation),
+                Drawn { max_tokens: sizes.validation_tokens, passed_over: 0, of_one: sizes.document_tokens },
+                tokenizer,
+            )?,
             test: texts(
                 behind(held_out(Split::Test), sizes.passed_over_bytes),
-                sizes.test_tokens,
-                sizes.document_tokens,
+                Drawn {
+                    max_tokens: sizes.test_tokens,
+                    passed_over: sizes.passed_over_tokens,
+                    of_one: sizes.document_tokens,
+                },
                 tokenizer,
             )?,
             window_tokens: sizes.window_tokens,
@@ -125,7 +139,7 @@ impl Domain {
         for (empty, what) in [
             (domain.stored.is_empty(), "text for the store"),
             (domain.validation.is_empty(), "validation text"),
-            (domain.test.is_empty(), "test text behind eval.sizes.passed_over_bytes"),
+            (domain.test.is_empty(), "test text behind eval.sizes.passed_over_bytes and passed_over_tokens"),
         ] {
             if empty {
                 return Err(missing(format!("{what} of '{name}'")));
@@ -159,20 +173,34 @@ fn behind<'a>(
     })
 }
 
+/// How much of documents is taken.
+#[derive(Clone, Copy)]
+struct Drawn {
+    /// Tokens of all together.
+    max_tokens: usize,
+    /// Tokens of each that are passed over.
+    passed_over: usize,
+    /// Tokens of each that are taken after those; 0 for all.
+    of_one: usize,
+}
+
 fn texts<'a>(
     documents: impl Iterator<Item = &'a CorpusDocument>,
-    max_tokens: usize,
-    max_of_one: usize,
+    drawn: Drawn,
     tokenizer: &dyn Tokenizer,
 ) -> Result<Vec<Text>, EvalError> {
-    let max_of_one = if max_of_one == 0 { usize::MAX } else { max_of_one };
-    let (mut out, mut left) = (Vec::new(), max_tokens);
+    let of_one = if drawn.of_one == 0 { usize::MAX } else { drawn.of_one };
+    let (mut out, mut left) = (Vec::new(), drawn.max_tokens);
     for document in documents {
         if left == 0 {
             break;
         }
         let mut tokens = tokenizer.encode(&document.text)?;
-        tokens.truncate(left.min(max_of_one));
+        tokens.drain(..drawn.passed_over.min(tokens.len()));
+        tokens.truncate(left.min(of_one));
+        if tokens.is_empty() {
+            continue;
+        }
         left -= tokens.len();
         // Without a beginning of text nothing predicts the first token: its bytes are not scored.
         let first_scored = usize::from(tokenizer.beginning_of_text().is_none());

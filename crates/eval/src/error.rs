@@ -17,9 +17,13 @@ pub enum EvalError {
     #[error("the corpus at {} has no {what}; build it with `silo corpus build`, or name other domains", path.display())]
     NoText { path: PathBuf, what: String },
     #[error(
-        "{uri} of '{source_id}' is governed, or text that models learn, and eval.sizes.neutral is set: name sources whose role is \"neutral\""
+        "{uri} of '{source_id}' is governed, or text that models learn, and eval.sizes.neutral is set: correct the declaration of its source, and build the corpus again"
     )]
     NotNeutral { source_id: String, uri: String },
+    #[error(
+        "the role of '{source_id}' is not \"neutral\", and eval.sizes.neutral is set: name sources whose role is \"neutral\""
+    )]
+    NoNeutralRole { source_id: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the grid has no {0}; name at least one")]

@@ -66,6 +66,8 @@ pub enum Setting {
     Context,
     /// Both, calibrated on the domain.
     KnnAndContext,
+    /// Both, as the engine is configured.
+    KnnAndContextNeutral,
 }
 
 /// One cell of the table.
@@ -140,22 +142,28 @@ pub struct Together {
 
 impl Together {
     /// Chooses; also gives what it was chosen from.
-    pub fn choose(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(TunedOn, Self), EvalError> {
+    pub fn choose(with: &Gatherer<'_>) -> Result<(TunedOn, Self), EvalError> {
         with.grid.check()?;
         let gather = |scope: Scope| {
             let gather = |domain: &Domain| with.gather(domain, &domain.validation, scope, Mode::Knn);
-            domains.iter().map(gather).collect::<Result<Vec<Gathered>, _>>()
+            with.domains.iter().map(gather).collect::<Result<Vec<Gathered>, _>>()
         };
         let mixed = gather(Scope::Mixed)?;
-        let others = with.also_tuned_on.iter().filter(|scope| **scope != Scope::Mixed);
-        let others = others.map(|scope| gather(*scope)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        let others = with
+            .also_tuned_on
+            .iter()
+            .map(|scope| gather(*scope))
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .flatten()
+            .collect();
         let from = TunedOn { mixed, others };
         let choose = || {
             (with.progress)("choosing what suits all domains together");
             let gathered: Vec<&Gathered> = from.all().collect();
             Ok(Self { shared: tune(with.grid, &from.evidence())?, calibrated: choose_rule(with.grid, &gathered)? })
         };
-        let question = with.question(domains, ("also_tuned_on", json!(with.also_tuned_on)));
+        let question = with.question(("also_tuned_on", json!(with.also_tuned_on)));
         let together = with.choice(&question, choose)?;
         Ok((from, together))
     }
@@ -186,11 +194,11 @@ impl TunedOn {
 }
 
 /// Measures all domains; also gives what suits all of them together.
-pub fn evaluate(with: &Gatherer<'_>, domains: &[Domain]) -> Result<(Vec<DomainResult>, Together), EvalError> {
+pub fn evaluate(with: &Gatherer<'_>) -> Result<(Vec<DomainResult>, Together), EvalError> {
     let neutral = with.neutral()?;
-    let (TunedOn { mixed, .. }, together) = Together::choose(with, domains)?;
+    let (TunedOn { mixed, .. }, together) = Together::choose(with)?;
     let mut out = Vec::new();
-    for (domain, mixed) in domains.iter().zip(mixed) {
+    for (domain, mixed) in with.domains.iter().zip(mixed) {
         let mut result =
             DomainResult { domain: domain.source.to_string(), measurements: Vec::new(), edges: BTreeSet::new() };
         let mut known = Some(mixed);
@@ -241,10 +249,13 @@ impl Gatherer<'_> {
     }
 
     /// What is asked when something is chosen on the validation text of all domains together; and where.
-    fn question(&self, domains: &[Domain], (name, place): (&str, Value)) -> Value {
-        let texts: Vec<(&SourceId, Vec<&[u32]>)> =
-            domains.iter().map(|d| (&d.source, d.validation.iter().map(|text| &text.tokens[..]).collect())).collect();
-        let windows: Vec<usize> = domains.iter().map(|d| d.window_tokens).collect();
+    fn question(&self, (name, place): (&str, Value)) -> Value {
+        let texts: Vec<(&SourceId, Vec<&[u32]>)> = self
+            .domains
+            .iter()
+            .map(|d| (&d.source, d.validation.iter().map(|text| &text.tokens[..]).collect()))
+            .collect();
+        let windows: Vec<usize> = self.domains.iter().map(|d| d.window_tokens).collect();
         json!({"texts": texts, "window_tokens": windows, "grid": self.grid, "kinds": RuleKind::SERVED, name: place})
     }
 
@@ -266,8 +277,8 @@ impl Gatherer<'_> {
     }
 
     /// What suits the validation text of all domains together where a view is seen, and `validation` was gathered.
-    pub fn suits(&self, domains: &[Domain], view: &View, validation: &[Gathered]) -> Result<KnnParameters, EvalError> {
-        let question = self.question(domains, ("view", json!(format!("{view:?}"))));
+    pub fn suits(&self, view: &View, validation: &[Gathered]) -> Result<KnnParameters, EvalError> {
+        let question = self.question(("view", json!(format!("{view:?}"))));
         let validation: Vec<&Gathered> = validation.iter().collect();
         let chosen: Chosen = self.choice(&question, || choose_rule(self.grid, &validation))?;
         Ok(chosen.parameters)
@@ -398,6 +409,9 @@ fn measure(result: &mut DomainResult, pair: &Pair, grid: &Grid, (together, neutr
         settings.push((Setting::KnnShared, Some(together.shared.parameters)));
         settings.push((Setting::KnnCalibrated, Some(together.calibrated.parameters)));
         settings.push((Setting::KnnNeutral, Some(neutral)));
+    }
+    if (pair.mode, pair.scope) == (Mode::KnnAndContext, Scope::Mixed) {
+        settings.push((Setting::KnnAndContextNeutral, Some(neutral)));
     }
     result.edges.extend(grid.edges(&own));
     for (setting, parameters) in settings {

@@ -58,6 +58,10 @@ impl Grid {
             (!rises(&self.knn_temperature), "knn_temperature must be above 0 and rise"),
             (!self.model_temperature.iter().all(|t| is_temperature(*t)), "model_temperature must be above 0"),
             (!self.knn_weight.iter().all(|w| (0.0..=1.0).contains(w)), "knn_weight must be from 0 to 1"),
+            (
+                self.gated_weight() == 0.0,
+                "knn_weight must have one above 0 and below 1 among them: of it a gate leaves a part",
+            ),
             (!self.match_bonus.iter().all(|b| is_match_bonus(*b)), "match_bonus must be from -100 to 100"),
             (!self.match_bonus.contains(&0.0), "match_bonus must have 0 among them: what matching is compared with"),
             (self.match_tokens > usize::from(u16::MAX), "match_tokens must be at most 65535"),

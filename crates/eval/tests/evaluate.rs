@@ -7,7 +7,7 @@ use silo_core::{
     Calibration, ContentHash, Datastore, Filter, KeySite, KnnParameters, LanguageModel, Permissions, Source, Tier,
     Tokenizer,
 };
-use silo_corpus::{CorpusDocument, Exclusion, Split, write_documents};
+use silo_corpus::{BuildReport, CorpusDocument, Exclusion, Role, SourceReport, Split, write_documents};
 use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
     Domain, DomainResult, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, Together, View,
@@ -22,6 +22,7 @@ const SIZES: Sizes = Sizes {
     test_tokens: 100,
     document_tokens: 0,
     passed_over_bytes: 0,
+    passed_over_tokens: 0,
     window_tokens: 0,
     neutral: false,
 };
@@ -89,7 +90,7 @@ fn scored(engine: &Engine, domain: &Domain, m: &Measurement) -> Loss {
         Setting::Parametric | Setting::Tempered => Mode::Parametric,
         Setting::Knn | Setting::KnnShared | Setting::KnnCalibrated | Setting::KnnNeutral => Mode::Knn,
         Setting::Context => Mode::Context,
-        Setting::KnnAndContext => Mode::KnnAndContext,
+        Setting::KnnAndContext | Setting::KnnAndContextNeutral => Mode::KnnAndContext,
     };
     let allow_sources = if m.scope == Scope::Matched { vec![domain.source.clone()] } else { Vec::new() };
     let filter = Filter { allow_sources, ..Filter::default() };
@@ -118,6 +119,20 @@ fn only_neutral_text_is_neutral() {
         (document.tier, document.train) = (Tier::Permissive, false);
     }
     write_documents(&path, &documents).unwrap();
+    let report = |role| {
+        let (name, domain, packages) = ("alpha".parse().unwrap(), String::new(), Vec::new());
+        let (tiers, splits, excluded) = Default::default();
+        let sha256 = ContentHash([0; 32]);
+        let source =
+            SourceReport { name, role, domain, packages, n_documents: 40, n_bytes: 1, tiers, splits, excluded, sha256 };
+        BuildReport { sources: vec![source] }.write(root.path()).unwrap();
+    };
+    for role in [Role::Train, Role::Domain] {
+        report(role);
+        let error = read(neutral).unwrap_err().to_string();
+        assert!(error.contains("role of 'alpha'"), "{error}");
+    }
+    report(Role::Neutral);
     let all = read(neutral).unwrap();
     assert_eq!(all, read(Sizes { neutral: false, ..neutral }).unwrap());
     for i in 0..documents.len() {
@@ -154,6 +169,12 @@ fn test_text_can_be_new_and_of_many_documents() {
     let expected: Vec<&[u32]> = all[2..].iter().map(|text| &text.tokens[..11]).collect();
     assert_eq!(new.test.iter().map(|text| &text.tokens[..]).collect::<Vec<_>>(), expected, "8 of 11 are all there are");
     assert!(new.validation.iter().all(|text| text.tokens.len() <= 11) && new.validation.len() == 6);
+    let later = read(Sizes { passed_over_tokens: 11, ..sizes }).unwrap();
+    let expected: Vec<&[u32]> = all[2..].iter().map(|text| &text.tokens[11..22]).collect();
+    assert_eq!(later.test.iter().map(|text| &text.tokens[..]).collect::<Vec<_>>(), expected);
+    assert_eq!(later.validation, new.validation);
+    let error = read(Sizes { passed_over_tokens: 1 << 20, ..SIZES }).unwrap_err().to_string();
+    assert!(error.contains("passed_over_tokens"), "{error}");
     let error = read(Sizes { passed_over_bytes: 1 << 20, ..SIZES }).unwrap_err().to_string();
     assert!(error.contains("passed_over_bytes"), "{error}");
 }
@@ -244,18 +265,15 @@ fn every_cell_is_what_the_engine_scores() {
         also_tuned_on: &also_tuned_on,
         progress: &progress,
     };
-    let (results, together) = evaluate(&with, &domains).unwrap();
+    let (results, together) = evaluate(&with).unwrap();
     // The second time nothing is searched for.
     let before = gathered.replace(0);
-    assert_eq!(
-        (evaluate(&with, &domains).unwrap(), before, gathered.get()),
-        ((results.clone(), together.clone()), 21, 0)
-    );
+    assert_eq!((evaluate(&with).unwrap(), before, gathered.get()), ((results.clone(), together.clone()), 21, 0));
     let calibrated = parts.engine(EngineConfig::default(), Some(parts.calibration(&domains, &together)));
     let gated = |m: &Measurement| m.parameters.is_some_and(|p| p.gate.is_some());
     assert!(results.iter().flat_map(|r| &r.measurements).any(gated), "some cell has a gate");
     for (domain, result) in domains.iter().zip(&results) {
-        assert_eq!(result.measurements.len(), 11);
+        assert_eq!(result.measurements.len(), 12);
         for m in result.measurements.iter().filter(|m| m.setting != Setting::Tempered) {
             let knn = m.parameters.unwrap_or(EngineConfig::default().knn);
             let configured = parts.engine(EngineConfig { knn, ..EngineConfig::default() }, None);
@@ -271,6 +289,6 @@ fn every_cell_is_what_the_engine_scores() {
     assert!(Domain::read(root.path(), "gamma", SIZES, &ByteTokenizer::default()).is_err());
     let beyond = KnnParameters { k: 17, ..neutral };
     let engine = parts.engine(EngineConfig { knn: beyond, ..EngineConfig::default() }, None);
-    let error = evaluate(&Gatherer { engine: &engine, ..with }, &domains).unwrap_err().to_string();
+    let error = evaluate(&Gatherer { engine: &engine, ..with }).unwrap_err().to_string();
     assert!(error.contains("17") && error.contains("eval.grid"), "{error}");
 }

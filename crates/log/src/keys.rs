@@ -71,7 +71,11 @@ impl KeyFile {
 
     /// Reads the keys.
     pub fn read(path: &Path) -> Result<Self, LogError> {
-        let text = fs::read_to_string(path).map_err(LogError::io(path))?;
+        let text = fs::read_to_string(path).map_err(|error| {
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            let advice = || std::io::Error::new(error.kind(), "there is no key; `silo key create` makes one");
+            LogError::Io { path: path.to_owned(), source: if missing { advice() } else { error } }
+        })?;
         let signing = SigningKey::from_secret_text(&text)?;
         let mut verifying = read_public(&Self::public_path(path))?;
         if !verifying.contains(signing.verifying_key()) {

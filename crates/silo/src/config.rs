@@ -374,6 +374,12 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
             }
         };
         fault(e.domains.is_empty(), "eval.domains names no source");
+        fault(is_repeated(&e.domains), "eval.domains names a source twice: its text would count twice");
+        fault(
+            is_repeated(&e.also_tuned_on) || e.also_tuned_on.contains(&Scope::Mixed),
+            "eval.also_tuned_on names a part of the store twice; the whole, \"mixed\", is always tuned on",
+        );
+        fault(!(e.min_gap_bits > 0.0 && e.min_gap_bits.is_finite()), "eval.min_gap_bits must be above 0");
         let rises = e.store_shares.is_sorted_by(|a, b| a < b) && e.store_shares.iter().all(|s| *s > 0.0 && *s < 1.0);
         fault(!rises, "eval.store_shares must rise, from above 0 to below 1");
         fault(
@@ -412,6 +418,10 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
             fault(true, &error.to_string());
         }
     })
+}
+
+fn is_repeated<T: PartialEq>(names: &[T]) -> bool {
+    names.iter().enumerate().any(|(i, name)| names[..i].contains(name))
 }
 
 /// Reads a calibration.

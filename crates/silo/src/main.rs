@@ -68,7 +68,7 @@ enum Command {
     /// The key that receipts are signed with: create, rotate, show.
     #[command(subcommand)]
     Key(commands::key::Key),
-    /// Receipts of withdrawals: get, verify.
+    /// Opt-outs: submit, decide, appeal, restore; and receipts of withdrawals.
     #[command(subcommand)]
     Optout(commands::optout::OptOut),
 }

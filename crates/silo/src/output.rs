@@ -1,6 +1,8 @@
 //! Results on the terminal.
 
-use anyhow::Result;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -9,6 +11,13 @@ use time::format_description::well_known::Rfc3339;
 pub fn time(unix_ms: i64) -> String {
     let at = OffsetDateTime::from_unix_timestamp(unix_ms.div_euclid(1000)).ok();
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| unix_ms.to_string())
+}
+
+/// Writes a file whole or not at all.
+pub fn file(path: &Path, what: impl AsRef<[u8]>) -> Result<()> {
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, what).with_context(|| format!("cannot write {}", partial.display()))?;
+    std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// An error and its causes on one line, without those that the text before them already holds.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use silo_core::ContentHash;
 use silo_corpus::{Role, read_declarations};
 
 use crate::config::{ConfigFile, EvalConfig, ServeConfig, read_eval_config, read_train_config};
@@ -53,12 +54,15 @@ fn rounded(value: &mut Value) {
 #[test]
 fn neutral_parameters_are_those_that_were_measured() {
     let results = std::fs::read_to_string(root().join("docs/results/neutral.json")).unwrap();
-    let mut tuned = serde_json::from_str::<Value>(&results).unwrap()["calibration"]["tuned"].take();
+    let mut calibration = serde_json::from_str::<Value>(&results).unwrap()["calibration"].take();
+    let mut tuned = calibration["tuned"].take();
+    let model = silo_model::LoadedModel::open(&root().join("models/silo-open-6m")).unwrap().hash;
+    assert_eq!(serde_json::from_value::<ContentHash>(calibration["model"].take()).unwrap(), model);
     rounded(&mut tuned);
     let shipped = ["serve.toml", "demo.toml"].map(|name| serve(name).engine);
     for engine in shipped.into_iter().chain(["eval.toml", "eval_small.toml"].map(|name| eval(name).engine)) {
         assert_eq!(serde_json::to_value(engine.knn).unwrap(), tuned);
-        assert!(engine.knn_model.is_some(), "another model is refused");
+        assert_eq!(engine.knn_model, Some(model), "another model is refused");
     }
 }
 

@@ -29,12 +29,12 @@ pub fn load_model(config: &ModelConfig) -> Result<(Arc<dyn LanguageModel>, Arc<d
     let loaded = LoadedModel::open(&config.path)?;
     if config.require_open_training {
         match loaded.provenance.as_ref().map(|p| &p.training_tiers) {
-            Some(tiers) if tiers.iter().all(|t| t.is_open()) => {}
-            Some(_) => bail!(
+            Some(tiers) if !tiers.is_empty() && tiers.iter().all(|t| t.is_open()) => {}
+            Some(tiers) if !tiers.is_empty() => bail!(
                 "the model {} was trained on restricted text, and model.require_open_training is set",
                 loaded.name
             ),
-            None => bail!(
+            _ => bail!(
                 "it is unknown what the model {} was trained on, and model.require_open_training is set; use a model that \
                  states its training tiers in a silo.json beside its weights, or unset it",
                 loaded.name
@@ -123,6 +123,12 @@ fn calibration(path: &Path, config: &EngineConfig, card: &ModelCard) -> Result<C
                 config.max_match_tokens
             );
         }
+    }
+    if calibration.neutral != config.knn {
+        tracing::warn!(
+            "the calibration {named} has other neutral parameters than [engine.knn], and they hold as soon as one of its sources is gone: make it \
+             anew with [engine.knn] as it is now"
+        );
     }
     Ok(calibration)
 }

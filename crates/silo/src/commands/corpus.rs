@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use silo_core::{LicencePolicy, Tier};
 use silo_corpus::{
-    BuildReport, CorpusBuilder, CorpusDocument, LicenceGate, Role, Sentences, SourceReport, Split, read_declarations,
+    BuildReport, CorpusBuilder, CorpusDocument, CorpusError, LicenceGate, Role, SourceReport, Split, read_declarations,
     read_documents,
 };
 
@@ -20,7 +20,7 @@ pub enum Corpus {
     Build(Build),
     /// What a built corpus holds.
     Stats(Stats),
-    /// Whether its training text may be trained on.
+    /// Whether its training text may be trained on, and its neutral text is nobody's who might withdraw it.
     Check(Check),
     /// Print documents of a source.
     Text(PrintText),
@@ -53,7 +53,7 @@ enum SplitName {
 
 /// Documents of one part of a source that is not left out, in the order of the corpus.
 pub fn corpus_documents(corpus: &Path, source: &str, split: Split) -> Result<Vec<CorpusDocument>> {
-    let report = read_report(corpus)?;
+    let report = BuildReport::read(corpus)?;
     if !report.sources.iter().any(|s| s.name.as_str() == source) {
         bail!("the corpus at {} holds no source '{source}'", corpus.display());
     }
@@ -113,7 +113,7 @@ pub struct Stats {
     place: Place,
 }
 
-/// Checks the training text.
+/// Checks the training text and the neutral text.
 #[derive(Debug, Args)]
 pub struct Check {
     #[command(flatten)]
@@ -122,9 +122,9 @@ pub struct Check {
     #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
     tiers: Vec<Tier>,
     /// Neutral text is refused if more than this share of a source's sentences, by bytes, stands word for word in restricted text.
-    #[arg(long, default_value_t = 0.02, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.02, value_name = "SHARE", value_parser = share)]
     max_governed: f64,
-    /// Sources to train on; those whose role is train by default.
+    /// Sources to check; by default those whose role is train, and the neutral ones.
     sources: Vec<String>,
 }
 
@@ -133,29 +133,41 @@ impl Corpus {
     pub fn run(self, as_json: bool) -> Result<()> {
         match self {
             Self::Build(c) => c.run(as_json),
-            Self::Stats(c) => show(&read_report(&c.place.corpus)?, as_json),
+            Self::Stats(c) => show(&BuildReport::read(&c.place.corpus)?, as_json),
             Self::Check(c) => c.run(as_json),
             Self::Text(c) => c.run(as_json),
         }
     }
 }
 
-/// The report of a built corpus.
-pub fn read_report(corpus: &Path) -> Result<BuildReport> {
-    let path = corpus.join("report.json");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("there is no corpus at {}; build one with `silo corpus build`", corpus.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is damaged; build the corpus again", path.display()))
-}
-
 impl Build {
+    fn named(&self, source: &str) -> bool {
+        self.sources.iter().any(|s| s == source)
+    }
+
+    /// What repeats another source's text is left out: some sources cannot be built anew beside others that are not looked at.
+    fn refuse_to_forget_others(&self) -> Result<()> {
+        let path = self.place.corpus.clone();
+        // What is no corpus, or a damaged one, is made anew.
+        let Ok(report) = BuildReport::read(&path) else { return Ok(()) };
+        let others = report.sources.iter().map(|s| s.name.as_str()).filter(|name| !self.named(name));
+        match others.collect::<Vec<_>>()[..] {
+            [] => Ok(()),
+            [other] => Err(CorpusError::HoldsOthers { path, others: format!("'{other}'") }.into()),
+            [other, ref more @ ..] => {
+                Err(CorpusError::HoldsOthers { path, others: format!("'{other}' and {} more", more.len()) }.into())
+            }
+        }
+    }
+
     fn run(self, as_json: bool) -> Result<()> {
         let mut declarations = read_declarations(&self.declarations)?;
         if !self.sources.is_empty() {
             if let Some(unknown) = self.sources.iter().find(|s| !declarations.iter().any(|d| d.name.as_str() == **s)) {
                 bail!("there is no declaration of '{unknown}' in {}", self.declarations.display());
             }
-            declarations.retain(|d| self.sources.iter().any(|s| s == d.name.as_str()));
+            declarations.retain(|d| self.named(d.name.as_str()));
+            self.refuse_to_forget_others()?;
         }
         std::fs::create_dir_all(&self.cache).with_context(|| format!("cannot make {}", self.cache.display()))?;
         let cache = self.cache.canonicalize().with_context(|| format!("cannot use {}", self.cache.display()))?;
@@ -195,17 +207,25 @@ fn show(report: &BuildReport, as_json: bool) -> Result<()> {
     Ok(())
 }
 
+/// A share: from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("it must be from 0 to 1".to_owned()) }
+}
+
 impl Check {
     fn run(self, as_json: bool) -> Result<()> {
-        let report = read_report(&self.place.corpus)?;
+        let report = BuildReport::read(&self.place.corpus)?;
         let named = |s: &SourceReport| self.sources.iter().any(|n| n == s.name.as_str());
         if let Some(unknown) = self.sources.iter().find(|n| !report.sources.iter().any(|s| s.name.as_str() == **n)) {
             bail!("the corpus holds no source '{unknown}'");
         }
-        let wanted = report.sources.iter().filter(|s| if self.sources.is_empty() { s.is_learnt() } else { named(s) });
+        let all = self.sources.is_empty();
+        let (neutral, others): (Vec<&SourceReport>, Vec<_>) =
+            report.sources.iter().filter(|s| all || named(s)).partition(|s| s.role == Role::Neutral);
         let gate = LicenceGate::new(&self.tiers);
         let (mut n_documents, mut n_bytes, mut n_sources) = (0, 0, 0);
-        for source in wanted {
+        for source in others.into_iter().filter(|s| !all || s.is_learnt()) {
             let path = self.place.corpus.join(format!("{}.jsonl.zst", source.name));
             let documents: Vec<CorpusDocument> = read_documents(&path)?;
             let training: Vec<&CorpusDocument> =
@@ -215,43 +235,9 @@ impl Check {
             n_documents += training.len();
             n_bytes += training.iter().map(|d| d.text.len()).sum::<usize>();
         }
-        let governed = self.governed(&report)?;
-        if as_json {
-            let governed: BTreeMap<&str, f64> = governed.iter().map(|(name, share)| (&name[..], *share)).collect();
-            return output::json(&serde_json::json!({
-                "n_sources": n_sources, "n_documents": n_documents, "n_bytes": n_bytes, "governed_share_of_neutral": governed,
-            }));
-        }
-        println!("{n_documents} documents of {n_sources} sources may be trained on: {:.2} MB", n_bytes as f64 / 1e6);
-        if let Some((name, share)) = governed.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
-            println!(
-                "{} neutral sources: at most {:.2} % of one's sentences stand in restricted text ('{name}')",
-                governed.len(),
-                100.0 * share
-            );
-        }
-        Ok(())
-    }
-
-    /// Of each neutral source, the share of its sentences that stand in restricted text: a licence on a package does not make others' text free.
-    fn governed(&self, report: &BuildReport) -> Result<Vec<(String, f64)>> {
-        let neutral: Vec<&SourceReport> = report.sources.iter().filter(|s| s.role == Role::Neutral).collect();
-        if neutral.is_empty() || !self.sources.is_empty() {
-            return Ok(Vec::new());
-        }
-        let documents = |s: &SourceReport| read_documents(&self.place.corpus.join(format!("{}.jsonl.zst", s.name)));
-        let mut restricted = Sentences::default();
-        for source in report.sources.iter().filter(|s| s.has_restricted()) {
-            documents(source)?.iter().filter(|d| !d.tier.is_open()).for_each(|d| restricted.add(&d.text));
-        }
-        let mut out = Vec::new();
-        for source in neutral {
-            let counts = documents(source)?
-                .iter()
-                .map(|d| restricted.count(&d.text))
-                .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-            let share = counts.1 as f64 / counts.0.max(1) as f64;
-            if share > self.max_governed {
+        let governed = report.governed_shares(&self.place.corpus, &neutral)?;
+        for (source, share) in &governed {
+            if *share > self.max_governed {
                 bail!(
                     "{:.1} % of the sentences of '{}', whose role is neutral, stand word for word in restricted sources (limit: {:.1} %): whatever its \
                      licence says, the text is others'; take it out of the declarations, or make it a restricted domain",
@@ -260,8 +246,22 @@ impl Check {
                     100.0 * self.max_governed
                 );
             }
-            out.push((source.name.to_string(), share));
         }
-        Ok(out)
+        if as_json {
+            let governed: BTreeMap<&str, f64> = governed.iter().map(|(s, share)| (s.name.as_str(), *share)).collect();
+            return output::json(&serde_json::json!({
+                "n_sources": n_sources, "n_documents": n_documents, "n_bytes": n_bytes, "governed_share_of_neutral": governed,
+            }));
+        }
+        println!("{n_documents} documents of {n_sources} sources may be trained on: {:.2} MB", n_bytes as f64 / 1e6);
+        if let Some((source, share)) = governed.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
+            println!(
+                "{} neutral sources: at most {:.2} % of one's sentences stand in restricted text ('{}')",
+                governed.len(),
+                100.0 * share,
+                source.name
+            );
+        }
+        Ok(())
     }
 }

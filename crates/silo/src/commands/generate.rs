@@ -28,10 +28,10 @@ pub struct Generate {
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<u32>,
     /// 0 takes the most probable token.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Keep the most probable tokens up to this mass.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Keep the k most probable tokens; 0 keeps all.
     #[arg(long)]

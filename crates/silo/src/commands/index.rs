@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use silo_core::{ContentHash, Tier, TokenId};
-use silo_corpus::{CorpusDocument, LicenceGate, SourceReport, Split, read_documents};
+use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split, read_documents};
 use silo_store::{Recipe, encode, quantizer_about};
 use silo_vector::{Training, train_quantizer};
 
-use super::corpus::read_report;
 use crate::config::{DeviceConfig, ModelConfig};
 use crate::{output, wiring};
 
@@ -112,9 +111,7 @@ impl Train {
         };
         eprintln!("clustering {n_keys} keys of {n_documents} documents");
         let bytes = train_quantizer(&keys, dim, training)?.to_bytes()?;
-        let partial = self.output.with_extension("partial");
-        std::fs::write(&partial, &bytes).with_context(|| format!("cannot write {}", partial.display()))?;
-        std::fs::rename(&partial, &self.output).with_context(|| format!("cannot write {}", self.output.display()))?;
+        output::file(&self.output, &bytes)?;
         let sha256 = ContentHash::of(&bytes);
         if as_json {
             return output::json(&serde_json::json!({
@@ -155,7 +152,7 @@ impl Train {
     fn documents(&self) -> Result<Vec<CorpusDocument>> {
         let gate = LicenceGate::new(&self.tiers);
         let mut out = Vec::new();
-        let report = read_report(&self.corpus)?;
+        let report = BuildReport::read(&self.corpus)?;
         let compared = |name: &str| self.comparison.iter().any(|c| c == name);
         let wanted =
             |s: &&SourceReport| if self.comparison.is_empty() { s.is_learnt() } else { compared(s.name.as_str()) };

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::page::{Measured, write};
+use super::page::Measured;
 use super::{Ground, Run, context, curve, domains, generation, keys, overlap, swap, weights};
 use crate::output;
 
@@ -44,7 +44,7 @@ pub fn run(run: &Run, as_json: bool) -> Result<()> {
             page += &format!("\n![{}]({}.svg)\n", measured.title, measured.name);
         }
         // After each: what is done stands there if the next one fails.
-        write(&run.output.join("summary.md"), &page)?;
+        output::file(&run.output.join("summary.md"), &page)?;
         whole.insert(measured.name.to_owned(), measured.whole);
     }
     if as_json { output::json(&whole) } else { Ok(()) }

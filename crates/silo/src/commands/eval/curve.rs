@@ -52,7 +52,7 @@ pub fn store_size(run: &Run) -> Result<Measured<'static>> {
         let view = seen(Filter { allow_shards: shards_of_share(&ground, i), ..Filter::default() });
         eprintln!("{:.1} % of each domain", 100.0 * share);
         let validation: Vec<Gathered> = gather(&ground, &view, true)?;
-        let tuned = ground.gatherer().suits(&ground.domains, &view, &validation)?;
+        let tuned = ground.gatherer().suits(&view, &validation)?;
         let n_entries = entries(&ground, &view.filter);
         // Documents are whole, so that the first ones of a domain may be more than its share.
         let share = n_entries as f64 / ground.n_entries().max(1) as f64;

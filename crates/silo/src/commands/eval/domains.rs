@@ -21,7 +21,7 @@ const WHAT: &str = "Held-out text of domains, scored by the service's engine: do
     tuned on none of these domains. Test text was scored with that. The draws are those of hashes: nothing is random.";
 
 /// Columns of the tables, in the order of a reader's interest.
-const COLUMNS: [(&str, Setting, Scope); 11] = [
+const COLUMNS: [(&str, Setting, Scope); 12] = [
     ("parametric", Setting::Parametric, Scope::Mixed),
     ("its temperature tuned", Setting::Tempered, Scope::Mixed),
     ("kNN, own shard", Setting::Knn, Scope::Matched),
@@ -33,6 +33,7 @@ const COLUMNS: [(&str, Setting, Scope); 11] = [
     ("context, whole store", Setting::Context, Scope::Mixed),
     ("both, own shard", Setting::KnnAndContext, Scope::Matched),
     ("both, whole store", Setting::KnnAndContext, Scope::Mixed),
+    ("both, whole store, not calibrated", Setting::KnnAndContextNeutral, Scope::Mixed),
 ];
 
 /// The column of what a server is calibrated with; the next one is what it has without.
@@ -44,7 +45,7 @@ const DRAWN: [usize; 5] = [0, 2, 5, 6, 8];
 pub fn run(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let references = references(&ground)?;
-    let (results, together) = evaluate(&ground.gatherer(), &ground.domains)?;
+    let (results, together) = evaluate(&ground.gatherer())?;
     let closed = gaps(&results, &references, &COLUMNS[1..], ground.config.eval.min_gap_bits);
     let sure = differences(&results, &references, &[COLUMNS[CALIBRATED], COLUMNS[CALIBRATED + 1]]);
     let tables = markdown(&results, (&together, &ground.config.eval.grid), &references, (&closed, &sure));

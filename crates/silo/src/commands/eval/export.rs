@@ -10,7 +10,6 @@ use silo_engine::{Mode, Observation, Retrieval, ScoreRequest};
 use silo_eval::{Domain, Text};
 use silo_store::{Encoded, encode};
 
-use super::page::write;
 use super::{Export, Ground};
 use crate::output;
 
@@ -27,12 +26,12 @@ pub fn run(command: &Export, as_json: bool) -> Result<()> {
         tensors.extend(held_out(&ground, domain, "validation", &domain.validation)?);
         tensors.extend(held_out(&ground, domain, "test", &domain.test)?);
         let path = command.output.join(format!("{}.safetensors", domain.source));
-        write(&path, bytes(&tensors).with_context(|| format!("what {} would hold", path.display()))?)?;
+        output::file(&path, bytes(&tensors).with_context(|| format!("what {} would hold", path.display()))?)?;
         let shapes: Vec<Value> = tensors.iter().map(|t| json!([t.name, t.shape])).collect();
         written.push(json!({"domain": domain.source, "tensors": shapes}));
     }
     let whole = json!({"made": ground.facts(&command.config), "packed": command.packed, "domains": written});
-    write(&command.output.join("export.json"), format!("{whole:#}\n"))?;
+    output::file(&command.output.join("export.json"), format!("{whole:#}\n"))?;
     if as_json {
         return output::json(&whole);
     }

@@ -103,7 +103,7 @@ impl Ground {
 
     /// What suits the validation text of all domains together.
     pub fn chosen(&self) -> Result<Chosen> {
-        Ok(Together::choose(&self.gatherer(), &self.domains)?.1.calibrated)
+        Ok(Together::choose(&self.gatherer())?.1.calibrated)
     }
 
     /// Entries of the whole store.

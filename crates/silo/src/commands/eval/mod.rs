@@ -27,7 +27,6 @@ use silo_core::{Gate, GateTerms, KnnParameters};
 use crate::config::ConfigFile;
 use crate::output;
 use ground::Ground;
-use page::write;
 
 /// Measurements on held-out text.
 #[derive(Debug, Subcommand)]
@@ -55,7 +54,7 @@ pub enum Eval {
     /// Keys, values and what the model alone says, as safetensors: for trying other ways to search and to weigh. What is written holds the
     /// text of the store, and is to be governed like it.
     Export(Export),
-    /// Tune how neighbours weigh on the validation text of all domains, and whether a gate sets it; writes what `store.calibration` names.
+    /// Tune how neighbours weigh on the validation text of all domains, and whether a gate sets it; writes a file for `store.calibrations`.
     Calibrate(Calibrate),
 }
 
@@ -158,7 +157,7 @@ fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
     let ground = Ground::open(&command.config)?;
     let chosen = ground.chosen()?;
     let calibration = ground.calibration(&chosen);
-    write(&command.output, format!("{:#}\n", json!(calibration)))?;
+    output::file(&command.output, format!("{:#}\n", json!(calibration)))?;
     if as_json {
         return output::json(&calibration);
     }

@@ -1,7 +1,5 @@
 //! A result as files: JSON, CSV, a page, pictures.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
 use silo_eval::Loss;
@@ -75,14 +73,14 @@ impl Measured<'_> {
     pub fn write(&self, run: &Run) -> Result<()> {
         std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
         let path = |ending: &str| run.output.join(format!("{}.{ending}", self.name));
-        write(&path("json"), format!("{:#}\n", self.whole))?;
-        write(&path("csv"), &self.raw.csv()?)?;
+        output::file(&path("json"), format!("{:#}\n", self.whole))?;
+        output::file(&path("csv"), &self.raw.csv()?)?;
         if let Some((plot, lines)) = &self.picture {
             let svg = plot.svg(lines)?;
-            write(&path("png"), plot.png(&svg)?)?;
-            write(&path("svg"), svg)?;
+            output::file(&path("png"), plot.png(&svg)?)?;
+            output::file(&path("svg"), svg)?;
         }
-        write(&path("md"), self.page())
+        output::file(&path("md"), self.page())
     }
 
     fn page(&self) -> String {
@@ -109,13 +107,6 @@ impl Measured<'_> {
             text(&facts["recipe"]["name"]),
         )
     }
-}
-
-/// Writes a result whole or not at all.
-pub fn write(path: &Path, what: impl AsRef<[u8]>) -> Result<()> {
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, what).with_context(|| format!("cannot write {}", partial.display()))?;
-    std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Bits per byte, as tables show them.

@@ -11,7 +11,6 @@ use silo_engine::Mode;
 use silo_eval::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 use silo_store::{NewShard, Store, encode};
 
-use super::page::write;
 use super::{Bench, Ground};
 use crate::{output, wiring};
 
@@ -49,9 +48,9 @@ pub fn run(command: &Bench, as_json: bool) -> Result<()> {
         "resident_bytes": memory, "start_to_ready_seconds": ready,
     });
     std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
-    write(&run.output.join("speed.json"), format!("{whole:#}\n"))?;
+    output::file(&run.output.join("speed.json"), format!("{whole:#}\n"))?;
     let table = markdown(&whole, &decoding, &quality);
-    write(&run.output.join("speed.md"), &table)?;
+    output::file(&run.output.join("speed.md"), &table)?;
     if as_json {
         output::json(&whole)
     } else {

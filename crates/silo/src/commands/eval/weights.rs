@@ -39,7 +39,7 @@ const KINDS: [RuleKind; 6] = [
 pub fn run(run: &Run) -> Result<Measured<'static>> {
     let ground = Ground::open(&run.config)?;
     let with = ground.gatherer();
-    let (from, Together { calibrated: chosen, .. }) = Together::choose(&with, &ground.domains)?;
+    let (from, Together { calibrated: chosen, .. }) = Together::choose(&with)?;
     let test = |domain| with.gather(domain, &domain.test, Scope::Mixed, Mode::Knn);
     let test: Vec<Gathered> = ground.domains.iter().map(test).collect::<Result<_, _>>()?;
     let (all, bytes) = (from.evidence(), from.n_bytes());
