@@ -18,6 +18,7 @@ mod generation;
 mod interval;
 mod loss;
 mod overlap;
+mod scope;
 mod speed;
 #[cfg(test)]
 mod tests;
@@ -28,13 +29,14 @@ pub use cache::EvidenceCache;
 pub use domain::{Domain, Sizes, StorePart, Text, store_parts};
 pub use error::EvalError;
 pub use evaluate::{
-    DomainResult, Gathered, Gatherer, Measurement, Progress, Scope, Setting, Together, TunedOn, View, evaluate,
+    DomainResult, Gathered, Gatherer, Measurement, Progress, Setting, Together, TunedOn, View, evaluate,
 };
 pub use gap::{GapClosed, GapLosses};
 pub use generation::{Generated, GenerationSizes, Prompt, StoredWords, distinct, divergence, generate, judged};
 pub use interval::Difference;
 pub use loss::Loss;
 pub use overlap::{OverlapConfig, overlaps, without_matches};
+pub use scope::Scope;
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
 pub use tune::{Grid, Points, Tuned, tune};
 pub use weight::{Chosen, RuleKind, Ruled, WeightRule, tune_rule};
