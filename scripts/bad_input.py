@@ -159,11 +159,13 @@ def full_disk():
         lines = WORK / "big.jsonl"
         lines.write_text("".join('{"uri": "%d", "text": "%s"}\n' % (i, f"Number {i} of many sentences on a mat. " * 80) for i in range(40)))
         note("… one that does not fit", silo("shard", "add", "--source", "big", str(lines)))
-        note("… and afterwards it serves and changes as before", silo("generate", "The cat", "--mode", "knn", "--max-new-tokens", "2", "--temperature", "0")[:6] + ", "
-             + silo("shard", "remove", "1", "--no-wait")[:6])
+        generate = lambda: silo("generate", "The cat", "--mode", "knn", "--max-new-tokens", "2", "--temperature", "0", "--seed", "1")
+        note("… and afterwards it serves as before", generate())
         server.stop()
         server = service.Server(place, "store", ADDRESS, fresh=False)
-        note("… and after a restart", silo("shard", "ls"))
+        note("… and after a restart", generate())
+        note("… what there is", silo("shard", "ls"))
+        note("… and can be removed", silo("shard", "remove", "1", "--no-wait")[:6])
         server.stop()
     finally:
         subprocess.run(["umount", str(place)], check=True)

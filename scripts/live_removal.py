@@ -129,7 +129,7 @@ def place_of_one_who_hung_up(client):
 def main():
     WORK.mkdir(parents=True, exist_ok=True)
     modules = service.stubs(WORK)
-    text = silo("corpus", "text", REMOVED, "--split", "test", "--max-bytes", "4000", "--corpus", "work/corpus")
+    text = silo("corpus", "text", REMOVED, "--split", "validation", "--max-bytes", "4000", "--corpus", "work/corpus")
     result = service.made("live_removal.py")
 
     server = service.Server(WORK, "never", ADDRESS)
