@@ -2,7 +2,7 @@
 """The opt-out of an author, after Min et al. 2023, table 6: Jane Austen's novels are in the store, one novel is not and is scored.
 
 Perplexity by the model alone, with the store, after the author was withdrawn, and of a store that never had the author; the last two
-must be equal to the last bit. Needs the built program, the corpus (`silo corpus build brown sotu`) and apt for the package with the novels.
+must be equal to the last bit. Needs the built program, the corpus (`silo corpus build`; where there is none, `silo corpus build brown sotu` suffices) and apt for the package with the novels.
 
     scripts/author_optout.py [--bytes 40000] > docs/results/author_optout.json
 """

@@ -2,7 +2,7 @@
 """A domain's shard is removed over gRPC while streams run: what is scored afterwards must equal a store that never had it, to the last bit.
 
 Also: with that shard alone, what is scored after its removal must equal the model alone; how long until each stream has ended; and how long
-until the place of a client that hung up is another's. Needs the built program, the corpus (`silo corpus build man-pages vim-doc`) and
+until the place of a client that hung up is another's. Needs the built program, the corpus (`silo corpus build`) and
 Python's grpcio-tools.
 
     scripts/live_removal.py > docs/results/live_removal.json
