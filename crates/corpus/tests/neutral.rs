@@ -105,3 +105,35 @@ fn neutral_sources_change_no_others_and_governed_text_changes_none_of_them() {
     assert_eq!(learns(report), roles.map(|role| (role, false)), "a restricted document keeps its source out");
     assert_eq!(learns(open), [(Role::Train, true), (Role::Neutral, false)]);
 }
+
+#[test]
+fn shares_are_of_others_restricted_text_and_neutral_text_has_none_itself() {
+    let root = tempfile::tempdir().unwrap();
+    let write = |source: &str, name: &str, text: &str| {
+        std::fs::create_dir_all(root.path().join(source)).unwrap();
+        std::fs::write(root.path().join(source).join(name), text).unwrap();
+    };
+    let lines =
+        |of: &str| (0..30).map(|i| format!("Sentence {i} of {of} is said by nobody else.\n")).collect::<String>();
+    write("governed", "a.txt", &lines("the governor"));
+    write("neutral", "a.txt", &lines("neutrals"));
+    write("neutral", "b.txt", &lines("the governor"));
+    let governed = declaration(root.path(), "governed", "domain", "GPL-3.0-only");
+    let neutral = declaration(root.path(), "neutral", "neutral", "MIT");
+    let corpus = root.path().join("corpus");
+    let shares = |report: &BuildReport| {
+        let of: Vec<_> = report.sources.iter().filter(|s| s.role == Role::Neutral).collect();
+        report.governed_shares(&corpus, &of).map(|shares| shares[0].1)
+    };
+    let (report, _) = build(&corpus, &[&governed, &neutral]);
+    let share = shares(&report).unwrap();
+    assert!((0.5..0.6).contains(&share), "{share}: the longer half");
+    // Of a build without the governed source there is nothing to find.
+    let (report, _) = build(&corpus, &[&neutral]);
+    assert_eq!(shares(&report).unwrap(), 0.0);
+    // What is restricted itself is not compared with anything.
+    write("neutral", "c.not.txt", &lines("a licence"));
+    let (report, _) = build(&corpus, &[&governed, &neutral]);
+    let error = shares(&report).unwrap_err().to_string();
+    assert!(error.contains("c.not.txt") && error.contains("GPL-3.0-only"), "{error}");
+}
