@@ -51,7 +51,7 @@ silo generate "$prompt" --max-new-tokens 16 --temperature 0 --mode knn --allow-s
 
 title "4. What the store is worth, on a text that is not in it"
 held_out=$work/text/held-out.txt
-silo corpus text vim-doc --corpus "$work/corpus" --split test --max-bytes 8000 >"$held_out"
+silo corpus text vim-doc --corpus "$work/corpus" --split validation --max-bytes 8000 >"$held_out"
 bits "the model alone" --mode parametric
 bits "with nearest neighbours (kNN-LM)" --mode knn
 bits "with passages before the text" --mode context

@@ -54,6 +54,7 @@ struct Imported {
 impl CorpusBuilder<'_> {
     /// Builds all declared sources. Files are written when everything is known, one by one, each whole or not at all.
     pub fn build(&self, declarations: &[SourceDeclaration]) -> Result<BuildReport, CorpusError> {
+        self.refuse_to_forget_others(declarations)?;
         std::fs::create_dir_all(self.output).map_err(CorpusError::io(self.output))?;
         let mut all = Vec::new();
         for declaration in declarations {
@@ -71,6 +72,22 @@ impl CorpusBuilder<'_> {
         let report = BuildReport { sources };
         report.write(self.output)?;
         Ok(report)
+    }
+
+    /// What repeats another source's text is left out: some sources cannot be built anew beside others that are not looked at.
+    fn refuse_to_forget_others(&self, declarations: &[SourceDeclaration]) -> Result<(), CorpusError> {
+        let report = match BuildReport::read(self.output) {
+            Err(CorpusError::NoCorpus { .. }) => return Ok(()),
+            report => report?,
+        };
+        let built = |s: &&SourceReport| declarations.iter().any(|d| d.name == s.name);
+        let others: Vec<&SourceReport> = report.sources.iter().filter(|s| !built(s)).collect();
+        let others = match others[..] {
+            [] => return Ok(()),
+            [other] => format!("'{}'", other.name),
+            [other, ref more @ ..] => format!("'{}' and {} more", other.name, more.len()),
+        };
+        Err(CorpusError::HoldsOthers { path: self.output.to_owned(), others })
     }
 
     fn import(&self, declaration: &SourceDeclaration) -> Result<Imported, CorpusError> {

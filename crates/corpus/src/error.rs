@@ -25,14 +25,19 @@ pub enum CorpusError {
     Gate { n: usize, list: String },
     #[error("there is no corpus at {}; build one with `silo corpus build`", path.display())]
     NoCorpus { path: PathBuf },
-    #[error("{} is damaged ({reason}); build the corpus again", path.display())]
+    #[error("{} is damaged ({reason}); delete the directory, and build the corpus again", path.display())]
     Report { path: PathBuf, reason: String },
     #[error(
-        "the corpus at {} holds {others} too, with which the sources that were named must be compared for repeated text; name all of them, or none \
-         to build every declared source, or give another --corpus",
+        "the corpus at {} holds {others} too, with which the sources of this build must be compared for repeated text; build them as well, give another \
+         --corpus, or delete the directory if they are to go",
         path.display()
     )]
     HoldsOthers { path: PathBuf, others: String },
+    #[error(
+        "{percent:.1} % of {what} stand word for word in restricted sources (limit: {limit:.1} %), and the role of '{name}' is neutral: whatever its \
+         licence says, the text is others'; leave it out by the importer's patterns, take the source out of the declarations, or make it a domain"
+    )]
+    Governed { what: String, name: String, percent: f64, limit: f64 },
     #[error(
         "{uri} of '{name}', whose role is neutral, has the licence '{licence}', which is not open; leave it out by the importer's patterns, or \
          correct its licence by an override if it is wrong"

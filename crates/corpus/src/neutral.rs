@@ -2,39 +2,89 @@
 
 use std::path::Path;
 
-use crate::sentences::Sentences;
+use crate::known::KnownText;
 use crate::{BuildReport, CorpusDocument, CorpusError, Role, SourceReport, read_documents};
 
+/// How much of a neutral source may stand in restricted text, if nothing else is said.
+pub const MAX_GOVERNED: f64 = 0.02;
+
+/// And of a single document: of a source only some documents are tuned on.
+pub const MAX_GOVERNED_OF_DOCUMENT: f64 = 0.5;
+
+/// How much of neutral sources stands word for word in restricted text of sources that are not neutral.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Governed<'a> {
+    /// How many sources with restricted text they were compared with.
+    pub n_compared: usize,
+    /// Of each.
+    pub shares: Vec<GovernedShare<'a>>,
+}
+
+/// How much of a neutral source is governed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GovernedShare<'a> {
+    /// The source.
+    pub source: &'a SourceReport,
+    /// Of its words, by bytes.
+    pub share: f64,
+    /// The document of which most is governed, and how much of its words.
+    pub most: Option<(String, f64)>,
+}
+
+impl Governed<'_> {
+    /// Refuses sources of which more than a share is governed, or more than another of one of their documents.
+    pub fn refuse_above(&self, limit: f64, limit_of_document: f64) -> Result<(), CorpusError> {
+        let refused = |share: f64, limit: f64, what: String, source: &SourceReport| {
+            let (percent, limit, name) = (100.0 * share, 100.0 * limit, source.name.to_string());
+            if percent > limit { Err(CorpusError::Governed { what, name, percent, limit }) } else { Ok(()) }
+        };
+        for GovernedShare { source, share, most } in &self.shares {
+            refused(*share, limit, format!("'{}'", source.name), source)?;
+            if let Some((uri, share)) = most {
+                refused(*share, limit_of_document, uri.clone(), source)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl BuildReport {
-    /// Of each of these sources, the share of its sentences, by bytes, that stand word for word in restricted text of sources that are not neutral.
+    /// Compares neutral sources with all restricted text of the others.
     ///
     /// # Errors
     ///
     /// If a document of one is not of an open tier.
-    pub fn governed_shares<'a>(
-        &self,
-        corpus: &Path,
-        sources: &[&'a SourceReport],
-    ) -> Result<Vec<(&'a SourceReport, f64)>, CorpusError> {
-        if sources.is_empty() {
-            return Ok(Vec::new());
-        }
+    pub fn governed<'a>(&self, corpus: &Path, sources: &[&'a SourceReport]) -> Result<Governed<'a>, CorpusError> {
+        let restricted = self.sources.iter().filter(|s| s.role != Role::Neutral && s.has_restricted());
         let documents = |s: &SourceReport| read_documents(&corpus.join(format!("{}.jsonl.zst", s.name)));
-        let mut restricted = Sentences::default();
-        for source in self.sources.iter().filter(|s| s.role != Role::Neutral && s.has_restricted()) {
-            documents(source)?.iter().filter(|d| !d.tier.is_open()).for_each(|d| restricted.add(&d.text));
+        let mut out = Governed { n_compared: restricted.clone().count(), shares: Vec::new() };
+        if sources.is_empty() {
+            return Ok(out);
         }
-        let share = |source: &&'a SourceReport| Ok((*source, share(&documents(source)?, &restricted)?));
-        sources.iter().map(share).collect()
+        let mut known = KnownText::default();
+        for source in restricted {
+            documents(source)?.iter().filter(|d| !d.tier.is_open()).for_each(|d| known.add(&d.text));
+        }
+        for source in sources {
+            out.shares.push(share(source, &documents(source)?, &known)?);
+        }
+        Ok(out)
     }
 }
 
-fn share(documents: &[CorpusDocument], restricted: &Sentences) -> Result<f64, CorpusError> {
+fn share<'a>(
+    source: &'a SourceReport,
+    documents: &[CorpusDocument],
+    known: &KnownText,
+) -> Result<GovernedShare<'a>, CorpusError> {
     if let Some(d) = documents.iter().find(|d| !d.tier.is_open()) {
         let (name, uri, licence) = (d.source.to_string(), d.uri.clone(), d.licence.clone());
         return Err(CorpusError::NotOpen { name, uri, licence });
     }
-    let counts = documents.iter().map(|d| restricted.count(&d.text));
-    let (all, known) = counts.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-    Ok(known as f64 / all.max(1) as f64)
+    let of = |(all, known): (usize, usize)| known as f64 / all.max(1) as f64;
+    let counts: Vec<(usize, usize)> = documents.iter().map(|d| known.count(&d.text)).collect();
+    let each = documents.iter().zip(&counts).map(|(d, counts)| (d.uri.clone(), of(*counts)));
+    let most = each.max_by(|a, b| a.1.total_cmp(&b.1));
+    let all = counts.iter().fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    Ok(GovernedShare { source, share: of(all), most })
 }

@@ -121,19 +121,40 @@ fn shares_are_of_others_restricted_text_and_neutral_text_has_none_itself() {
     let governed = declaration(root.path(), "governed", "domain", "GPL-3.0-only");
     let neutral = declaration(root.path(), "neutral", "neutral", "MIT");
     let corpus = root.path().join("corpus");
-    let shares = |report: &BuildReport| {
+    let shares = |corpus: &Path, report: &BuildReport| {
         let of: Vec<_> = report.sources.iter().filter(|s| s.role == Role::Neutral).collect();
-        report.governed_shares(&corpus, &of).map(|shares| shares[0].1)
+        report.governed(corpus, &of).map(|governed| (governed.n_compared, governed.shares[0].clone().share))
     };
     let (report, _) = build(&corpus, &[&governed, &neutral]);
-    let share = shares(&report).unwrap();
-    assert!((0.5..0.6).contains(&share), "{share}: the longer half");
+    let (n_compared, share) = shares(&corpus, &report).unwrap();
+    assert!(n_compared == 1 && (0.5..0.6).contains(&share), "{share}: the longer half");
     // Of a build without the governed source there is nothing to find.
-    let (report, _) = build(&corpus, &[&neutral]);
-    assert_eq!(shares(&report).unwrap(), 0.0);
+    let refused = |limit, limit_of_document| {
+        let of: Vec<_> = report.sources.iter().filter(|s| s.role == Role::Neutral).collect();
+        let governed = report.governed(&corpus, &of).unwrap();
+        governed.refuse_above(limit, limit_of_document).err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(0.6, 1.0), None);
+    assert!(refused(0.5, 1.0).is_some_and(|error| error.contains(" of 'neutral' stand")));
+    assert!(refused(0.6, 0.9).is_some_and(|error| error.contains("b.txt stand") && error.starts_with("100.0 %")));
+    let alone = root.path().join("alone");
+    let (report, _) = build(&alone, &[&neutral]);
+    assert_eq!(shares(&alone, &report).unwrap(), (0, 0.0));
+    // Nor can it be forgotten: not by a build without it, and not by one that finds a report it cannot read.
+    let again = |damage: bool| {
+        if damage {
+            std::fs::write(corpus.join("report.json"), "{").unwrap();
+        }
+        let builder =
+            CorpusBuilder { policy: LicencePolicy::default(), cache: &corpus, output: &corpus, progress: &|_| {} };
+        builder.build(std::slice::from_ref(&neutral)).unwrap_err().to_string()
+    };
+    assert!(again(false).contains("holds 'governed' too"), "{}", again(false));
+    assert!(again(true).contains("is damaged"), "{}", again(true));
+    std::fs::remove_dir_all(&corpus).unwrap();
     // What is restricted itself is not compared with anything.
     write("neutral", "c.not.txt", &lines("a licence"));
     let (report, _) = build(&corpus, &[&governed, &neutral]);
-    let error = shares(&report).unwrap_err().to_string();
+    let error = shares(&corpus, &report).unwrap_err().to_string();
     assert!(error.contains("c.not.txt") && error.contains("GPL-3.0-only"), "{error}");
 }

@@ -55,6 +55,10 @@ impl Grid {
         }
         let senseless = [
             (self.k.contains(&0), "k must be 1 or more"),
+            (is_repeated(&self.k), "k has a value twice"),
+            (is_repeated(&self.knn_weight), "knn_weight has a value twice"),
+            (is_repeated(&self.match_bonus), "match_bonus has a value twice"),
+            (is_repeated(&self.model_temperature), "model_temperature has a value twice"),
             (!rises(&self.knn_temperature), "knn_temperature must be above 0 and rise"),
             (!self.model_temperature.iter().all(|t| is_temperature(*t)), "model_temperature must be above 0"),
             (!self.knn_weight.iter().all(|w| (0.0..=1.0).contains(w)), "knn_weight must be from 0 to 1"),
@@ -129,6 +133,10 @@ fn next_to<T: Copy + PartialOrd>(values: &[T], this: &T) -> impl Iterator<Item =
     let below = values.iter().filter(|v| *v < this).copied().reduce(|a, b| if b > a { b } else { a });
     let above = values.iter().filter(|v| *v > this).copied().reduce(|a, b| if b < a { b } else { a });
     below.into_iter().chain(above)
+}
+
+fn is_repeated<T: PartialEq>(values: &[T]) -> bool {
+    values.iter().enumerate().any(|(i, value)| values[..i].contains(value))
 }
 
 fn is_temperature(t: f64) -> bool {

@@ -125,14 +125,15 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
     Ok(shape)
 }
 
-/// Llama 3's scaling is no key of the metadata but a tensor of factors ([`super::Part::RopeFactors`]).
+/// As llama.cpp reads it: a factor that is not there, or is 0, is 1, and without a type it is linear. Llama 3's scaling is no key of the metadata but a
+/// tensor of factors ([`super::Part::RopeFactors`]).
 fn rope(m: &Metadata<'_>) -> Result<Rope, LoadError> {
     let mut rope = Rope::plain(m.real("llama.rope.freq_base").unwrap_or(10_000.0), RopeStyle::Interleaved);
-    let factor = "llama.rope.scaling.factor";
-    rope.scaling = match m.text("llama.rope.scaling.type").unwrap_or("none") {
-        "none" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: m.real(factor).ok_or_else(|| m.missing(factor))? },
-        other => {
+    let factor = m.real("llama.rope.scaling.factor").or_else(|| m.real("llama.rope.scale_linear"));
+    rope.scaling = match (m.text("llama.rope.scaling.type").unwrap_or("linear"), factor.unwrap_or(1.0)) {
+        ("none", _) | ("linear", 0.0 | 1.0) => RopeScaling::None,
+        ("linear", factor) => RopeScaling::Linear { factor },
+        (other, _) => {
             return Err(LoadError::unsupported(m.path, format!("rope scaling of type '{other}' in a GGUF file")));
         }
     };
@@ -199,5 +200,48 @@ impl WeightSource for GgufWeights {
         }
         let flat = tensor.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).map_err(failed)?;
         Ok(Stored::F32(flat))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::quantized::gguf_file::VersionedMagic;
+
+    use super::*;
+
+    fn with<T>(metadata: &[(&str, Value)], read: impl Fn(&Metadata<'_>) -> T) -> T {
+        let metadata: HashMap<String, Value> = metadata.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+        let magic = VersionedMagic::GgufV3;
+        let content = Content { magic, metadata, tensor_infos: HashMap::new(), tensor_data_offset: 0 };
+        read(&Metadata { path: Path::new("x.gguf"), content: &content })
+    }
+
+    #[test]
+    fn rope_is_scaled_as_llama_cpp_reads_it() {
+        let text = |t: &str| Value::String(t.to_owned());
+        let (kind, factor, old) = ("llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear");
+        let scaling = |metadata: &[(&str, Value)]| with(metadata, |m| rope(m).map(|rope| rope.scaling).ok());
+        let linear = Some(RopeScaling::Linear { factor: 4.0 });
+        assert_eq!(scaling(&[]), Some(RopeScaling::None));
+        assert_eq!(scaling(&[(kind, text("none")), (factor, Value::F32(4.0))]), Some(RopeScaling::None));
+        assert_eq!(scaling(&[(kind, text("linear"))]), Some(RopeScaling::None));
+        assert_eq!(scaling(&[(kind, text("linear")), (factor, Value::F32(0.0))]), Some(RopeScaling::None));
+        assert_eq!(scaling(&[(kind, text("linear")), (factor, Value::F32(4.0))]), linear);
+        assert_eq!(scaling(&[(factor, Value::F32(4.0))]), linear);
+        assert_eq!(scaling(&[(old, Value::F32(4.0))]), linear);
+        assert_eq!(scaling(&[(kind, text("yarn")), (factor, Value::F32(4.0))]), None);
+    }
+
+    #[test]
+    fn texts_begin_as_the_file_says_or_its_tokenizer() {
+        let (add, id, pre) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.pre");
+        let llama3 = (pre, Value::String("llama-bpe".into()));
+        let begins = |metadata: &[(&str, Value)]| with(metadata, beginning_of_text);
+        assert_eq!(begins(&[(id, Value::U32(7))]), None);
+        assert_eq!(begins(&[(id, Value::U32(7)), (add, Value::Bool(true))]), Some(7));
+        assert_eq!(begins(&[(id, Value::U32(7)), llama3.clone()]), Some(7));
+        assert_eq!(begins(&[(id, Value::U32(7)), llama3, (add, Value::Bool(false))]), None);
     }
 }

@@ -5,7 +5,6 @@ use silo_core::TokenId;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
@@ -28,6 +27,7 @@ const CONTROL: i32 = 3;
 /// `LLAMA_TOKEN_TYPE_USER_DEFINED`: added, but plain text.
 const USER_DEFINED: i32 = 4;
 
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -35,46 +35,58 @@ const QWEN2: &str =
 /// Ways to cut text into words, of which each of llama.cpp's names means one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Words {
+    /// Of files without a name, or with "default".
+    Unnamed,
     Gpt2,
     /// The same, each digit apart.
     Digits,
     Llama3,
     Qwen2,
+    DeepSeekCoder,
 }
 
 impl Words {
-    /// As llama.cpp's `llama_vocab::impl::load` and `llm_tokenizer_bpe` have them. "default", or no name, is what files written before there were names have.
+    /// As llama.cpp's `llama_vocab::impl::load` and `llm_tokenizer_bpe` have them, of the names that files of the architecture "llama" have.
     fn of(name: &str) -> Option<Self> {
         Some(match name {
-            "default" | "gpt-2" | "gpt2" | "phi-2" | "gigachat" | "mellum" | "exaone4" | "mpt" | "olmo" | "jais"
-            | "trillion" | "granite-docling" => Self::Gpt2,
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => Self::Digits,
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "dbrx" | "smaug-bpe" => Self::Llama3,
-            "qwen2" | "deepseek-r1-qwen" | "stablelm2" | "megrez" | "hunyuan" => Self::Qwen2,
+            "default" => Self::Unnamed,
+            "gpt-2" | "gpt2" | "mellum" | "trillion" => Self::Gpt2,
+            "smollm" | "starcoder" | "refact" | "command-r" | "minerva-7b" => Self::Digits,
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "smaug-bpe" => Self::Llama3,
+            "qwen2" | "deepseek-r1-qwen" | "megrez" => Self::Qwen2,
+            "deepseek-coder" => Self::DeepSeekCoder,
             _ => return None,
         })
     }
 
-    fn pre_tokenizer(self) -> Result<PreTokenizerWrapper, String> {
-        let split = |pattern: &str| -> Result<PreTokenizerWrapper, String> {
-            let split = Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false);
-            let parts = vec![split.map_err(|e| e.to_string())?.into(), ByteLevel::new(false, false, false).into()];
-            Ok(Sequence::new(parts).into())
-        };
-        let gpt2 = ByteLevel::new(false, false, true);
+    /// Each pattern cuts what the ones before it have left whole, and what lies between its matches is kept.
+    fn patterns(self) -> &'static [&'static str] {
         match self {
-            Self::Gpt2 => Ok(gpt2.into()),
-            Self::Digits => Ok(Sequence::new(vec![Digits::new(true).into(), gpt2.into()]).into()),
-            Self::Llama3 => split(LLAMA3),
-            Self::Qwen2 => split(QWEN2),
+            Self::Unnamed => &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+            Self::Gpt2 => &[GPT2],
+            Self::Digits => &[r"\p{N}", GPT2],
+            Self::Llama3 => &[LLAMA3],
+            Self::Qwen2 => &[QWEN2],
+            Self::DeepSeekCoder => &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
         }
+    }
+
+    fn pre_tokenizer(self) -> Result<PreTokenizerWrapper, String> {
+        let split = |pattern: &&str| {
+            Split::new(SplitPattern::Regex((*pattern).into()), SplitDelimiterBehavior::Isolated, false)
+                .map(PreTokenizerWrapper::from)
+                .map_err(|e| e.to_string())
+        };
+        let mut parts = self.patterns().iter().map(split).collect::<Result<Vec<_>, String>>()?;
+        parts.push(ByteLevel::new(false, false, false).into());
+        Ok(Sequence::new(parts).into())
     }
 }
 
 /// The names that llama.cpp takes for Llama 3's own vocabulary: a word that is a token is that token, whatever merges say, and texts begin with a
 /// token of their own unless the file says otherwise.
 fn is_llama3_vocabulary(pre: &str) -> bool {
-    Words::of(pre) == Some(Words::Llama3) && !matches!(pre, "dbrx" | "smaug-bpe")
+    Words::of(pre) == Some(Words::Llama3) && pre != "smaug-bpe"
 }
 
 impl GgufVocabulary {
@@ -109,31 +121,47 @@ impl GgufVocabulary {
 mod tests {
     use super::*;
 
-    /// A vocabulary of bytes, pairs of letters, and one word that no merges lead to.
+    /// A vocabulary of bytes, all pairs of some letters and digits, and one word that no merges lead to.
     fn tokens(pre: &str, text: &str) -> Vec<String> {
         let bytes: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
-        let made = ["ab", "cd", "12", "xyz"].map(str::to_owned);
+        let pairs = ["12", "34", "'T", "ĊĊ", "Ġa", "(a", "Ġ1", "12 34"];
+        let merges: Vec<String> = pairs
+            .iter()
+            .map(|pair| pair.chars().map(String::from).collect::<Vec<_>>())
+            .filter(|p| p.len() == 2)
+            .map(|p| p.join(" "))
+            .collect();
+        let mut made: Vec<String> = merges.iter().map(|m| m.replace(' ', "")).collect();
+        made.push("xyz".into());
         let tokens: Vec<String> = bytes.into_iter().chain(made).collect();
         let kinds = vec![1; tokens.len()];
-        let merges = ["a b", "c d", "1 2"].map(str::to_owned).to_vec();
         let pre = pre.to_owned();
         let vocabulary =
             GgufVocabulary { tokens, kinds, merges, pre, beginning_of_text: None, end_of_text: Vec::new() };
         vocabulary.build().unwrap().encode(text, false).unwrap().get_tokens().to_vec()
     }
 
+    /// What may not be merged was cut.
     #[test]
     fn words_are_cut_as_each_name_says() {
-        assert_eq!(tokens("gpt-2", "12abcd"), ["12", "ab", "cd"]);
-        assert_eq!(tokens("smollm", "12abcd"), ["1", "2", "ab", "cd"]);
-        assert_eq!(tokens("llama-bpe", "12abcd"), ["12", "ab", "cd"]);
-        assert_eq!(tokens("qwen2", "12abcd"), ["1", "2", "ab", "cd"]);
+        let cuts = |pre: &str| {
+            // Digits by three; each apart; an upper-case contraction; line ends; a bracket and its letter; a space and its letter or digit.
+            ["1234", "12", "'T", "x\n\ny", "(a", " a", " 1"].map(|text| tokens(pre, text).len())
+        };
+        assert_eq!(cuts("gpt-2"), [2, 1, 2, 4, 2, 1, 1]);
+        assert_eq!(cuts("smollm"), [4, 2, 2, 4, 2, 1, 2]);
+        assert_eq!(cuts("llama-bpe"), [3, 1, 1, 3, 1, 1, 2]);
+        assert_eq!(cuts("qwen2"), [4, 2, 1, 3, 1, 1, 2]);
+        assert_eq!(cuts("deepseek-coder"), [4, 2, 2, 4, 2, 1, 2]);
+        assert_eq!(cuts("default"), [3, 1, 2, 4, 2, 1, 2]);
+        assert!(Words::of("no such name").is_none());
     }
 
     #[test]
     fn a_word_that_is_a_token_of_llama_3_needs_no_merges() {
-        assert_eq!(tokens("llama-bpe", "xyz"), ["xyz"]);
-        assert_eq!(tokens("dbrx", "xyz"), ["x", "y", "z"]);
-        assert_eq!(tokens("gpt-2", "xyz"), ["x", "y", "z"]);
+        for (pre, whole) in [("llama-bpe", true), ("pixtral", true), ("smaug-bpe", false), ("gpt-2", false)] {
+            assert_eq!(tokens(pre, "xyz").len() == 1, whole, "{pre}");
+            assert_eq!(GgufVocabulary::begins_texts(pre), whole, "{pre}");
+        }
     }
 }

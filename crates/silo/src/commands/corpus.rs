@@ -1,14 +1,13 @@
 //! `silo corpus`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use silo_core::{LicencePolicy, Tier};
 use silo_corpus::{
-    BuildReport, CorpusBuilder, CorpusDocument, CorpusError, LicenceGate, Role, SourceReport, Split, read_declarations,
-    read_documents,
+    BuildReport, CorpusBuilder, CorpusDocument, Governed, GovernedShare, LicenceGate, MAX_GOVERNED,
+    MAX_GOVERNED_OF_DOCUMENT, Role, SourceReport, Split, read_declarations, read_documents,
 };
 
 use crate::output;
@@ -121,9 +120,12 @@ pub struct Check {
     /// Tiers to train on.
     #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
     tiers: Vec<Tier>,
-    /// Neutral text is refused if more than this share of a source's sentences, by bytes, stands word for word in restricted text.
-    #[arg(long, default_value_t = 0.02, value_name = "SHARE", value_parser = share)]
+    /// Neutral text is refused if more than this share of a source's words, by bytes, stands word for word in restricted text.
+    #[arg(long, default_value_t = MAX_GOVERNED, value_name = "SHARE", value_parser = share)]
     max_governed: f64,
+    /// And if more than this share of one of its documents does.
+    #[arg(long, default_value_t = MAX_GOVERNED_OF_DOCUMENT, value_name = "SHARE", value_parser = share)]
+    max_governed_of_document: f64,
     /// Sources to check; by default those whose role is train, and the neutral ones.
     sources: Vec<String>,
 }
@@ -141,33 +143,13 @@ impl Corpus {
 }
 
 impl Build {
-    fn named(&self, source: &str) -> bool {
-        self.sources.iter().any(|s| s == source)
-    }
-
-    /// What repeats another source's text is left out: some sources cannot be built anew beside others that are not looked at.
-    fn refuse_to_forget_others(&self) -> Result<()> {
-        let path = self.place.corpus.clone();
-        // What is no corpus, or a damaged one, is made anew.
-        let Ok(report) = BuildReport::read(&path) else { return Ok(()) };
-        let others = report.sources.iter().map(|s| s.name.as_str()).filter(|name| !self.named(name));
-        match others.collect::<Vec<_>>()[..] {
-            [] => Ok(()),
-            [other] => Err(CorpusError::HoldsOthers { path, others: format!("'{other}'") }.into()),
-            [other, ref more @ ..] => {
-                Err(CorpusError::HoldsOthers { path, others: format!("'{other}' and {} more", more.len()) }.into())
-            }
-        }
-    }
-
     fn run(self, as_json: bool) -> Result<()> {
         let mut declarations = read_declarations(&self.declarations)?;
         if !self.sources.is_empty() {
             if let Some(unknown) = self.sources.iter().find(|s| !declarations.iter().any(|d| d.name.as_str() == **s)) {
                 bail!("there is no declaration of '{unknown}' in {}", self.declarations.display());
             }
-            declarations.retain(|d| self.named(d.name.as_str()));
-            self.refuse_to_forget_others()?;
+            declarations.retain(|d| self.sources.iter().any(|s| s == d.name.as_str()));
         }
         std::fs::create_dir_all(&self.cache).with_context(|| format!("cannot make {}", self.cache.display()))?;
         let cache = self.cache.canonicalize().with_context(|| format!("cannot use {}", self.cache.display()))?;
@@ -235,33 +217,44 @@ impl Check {
             n_documents += training.len();
             n_bytes += training.iter().map(|d| d.text.len()).sum::<usize>();
         }
-        let governed = report.governed_shares(&self.place.corpus, &neutral)?;
-        for (source, share) in &governed {
-            if *share > self.max_governed {
-                bail!(
-                    "{:.1} % of the sentences of '{}', whose role is neutral, stand word for word in restricted sources (limit: {:.1} %): whatever its \
-                     licence says, the text is others'; take it out of the declarations, or make it a restricted domain",
-                    100.0 * share,
-                    source.name,
-                    100.0 * self.max_governed
-                );
-            }
-        }
+        let governed = report.governed(&self.place.corpus, &neutral)?;
+        governed.refuse_above(self.max_governed, self.max_governed_of_document)?;
         if as_json {
-            let governed: BTreeMap<&str, f64> = governed.iter().map(|(s, share)| (s.name.as_str(), *share)).collect();
+            let of = |s: &GovernedShare<'_>| {
+                let most = s.most.as_ref().map(|(uri, share)| serde_json::json!({"uri": uri, "share": share}));
+                (s.source.name.to_string(), serde_json::json!({"share": s.share, "most_of_a_document": most}))
+            };
+            let shares: serde_json::Map<_, _> = governed.shares.iter().map(of).collect();
             return output::json(&serde_json::json!({
-                "n_sources": n_sources, "n_documents": n_documents, "n_bytes": n_bytes, "governed_share_of_neutral": governed,
+                "n_sources": n_sources, "n_documents": n_documents, "n_bytes": n_bytes,
+                "neutral": {"n_compared_with": governed.n_compared, "sources": shares},
             }));
         }
         println!("{n_documents} documents of {n_sources} sources may be trained on: {:.2} MB", n_bytes as f64 / 1e6);
-        if let Some((source, share)) = governed.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
-            println!(
-                "{} neutral sources: at most {:.2} % of one's sentences stand in restricted text ('{}')",
-                governed.len(),
-                100.0 * share,
-                source.name
-            );
-        }
+        show_governed(&governed);
         Ok(())
+    }
+}
+
+fn show_governed(governed: &Governed<'_>) {
+    if governed.shares.is_empty() {
+        return;
+    }
+    if governed.n_compared == 0 {
+        println!("{} neutral sources: compared with nothing, as no source here is restricted", governed.shares.len());
+        return;
+    }
+    let by_share = governed.shares.iter().max_by(|a, b| a.share.total_cmp(&b.share));
+    let documents = governed.shares.iter().filter_map(|s| s.most.as_ref());
+    if let (Some(most), Some((uri, share))) = (by_share, documents.max_by(|a, b| a.1.total_cmp(&b.1))) {
+        println!(
+            "{} neutral sources, compared with {} that have restricted text: at most {:.2} % of one stand there word for word ('{}'), and {:.0} % of a \
+             document ({uri})",
+            governed.shares.len(),
+            governed.n_compared,
+            100.0 * most.share,
+            most.source.name,
+            100.0 * share
+        );
     }
 }

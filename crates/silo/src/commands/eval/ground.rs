@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use silo_core::{
     Calibration, ContentHash, Document, LanguageModel, LicencePolicy, ShardView, SnapshotProvider, Tokenizer,
 };
-use silo_corpus::read_declarations;
+use silo_corpus::{BuildReport, MAX_GOVERNED, MAX_GOVERNED_OF_DOCUMENT, Role, SourceReport, read_declarations};
 use silo_engine::Engine;
 use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, store_parts};
 use silo_store::{NewShard, Recipe, Store};
@@ -41,6 +41,10 @@ impl Ground {
         let commit = commit();
         let (model, tokenizer) = wiring::load_model(&config.model)?;
         wiring::check_knn_model(&config.engine, model.card())?;
+        check_window(&config, model.card().context_tokens)?;
+        if config.eval.sizes.neutral {
+            check_governed(&config)?;
+        }
         let store = wiring::open_store(&config.store, &*model, tokenizer.clone())?;
         let mut domains = Vec::new();
         for name in &config.eval.domains {
@@ -138,6 +142,24 @@ impl Ground {
             "root": snapshot.root.to_string(),
         })
     }
+}
+
+/// Held-out text is scored in windows that the model can read.
+fn check_window(config: &EvalConfig, most: usize) -> Result<()> {
+    let window = config.eval.sizes.window_tokens;
+    if window > most {
+        bail!("eval.sizes.window_tokens is {window}; the model's window holds {most}");
+    }
+    Ok(())
+}
+
+/// What hangs on no governed text is not to be tuned on some under another licence.
+fn check_governed(config: &EvalConfig) -> Result<()> {
+    let report = BuildReport::read(&config.eval.corpus)?;
+    let named = |name: &str| config.eval.domains.iter().any(|d| d == name);
+    let sources: Vec<&SourceReport> =
+        report.sources.iter().filter(|s| s.role == Role::Neutral && named(s.name.as_str())).collect();
+    Ok(report.governed(&config.eval.corpus, &sources)?.refuse_above(MAX_GOVERNED, MAX_GOVERNED_OF_DOCUMENT)?)
 }
 
 /// Refuses a store that holds something else than the domains as configured: its figures would be those of other text.
