@@ -152,3 +152,41 @@ pub fn start_from(path: &Path) -> Result<(ServeConfig, Parts)> {
     let parts = start(&config)?;
     Ok((config, parts))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DeviceConfig;
+
+    #[test]
+    fn a_model_of_restricted_or_unknown_text_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/gqa");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(golden.join(file), folder.path().join(file)).unwrap();
+        }
+        let mut config = ModelConfig {
+            path: folder.path().to_owned(),
+            key_site: silo_core::KeySite::default(),
+            device: DeviceConfig::Cpu,
+            threads: 1,
+            require_open_training: true,
+        };
+        let load = |config: &ModelConfig| load_model(config).err().map(|error| error.to_string());
+        assert!(load(&config).is_some_and(|error| error.contains("is unknown")), "nothing is stated");
+        for (tiers, refusal) in [
+            ("[]", Some("is unknown")),
+            (r#"["permissive", "restricted"]"#, Some("restricted text")),
+            (r#"["permissive", "public-domain"]"#, None),
+        ] {
+            let stated = format!(r#"{{"name": "gqa", "training_tiers": {tiers}}}"#);
+            std::fs::write(folder.path().join("silo.json"), stated).unwrap();
+            let error = load(&config);
+            assert_eq!(error.is_some(), refusal.is_some(), "{tiers}: {error:?}");
+            assert!(refusal.is_none_or(|text| error.is_some_and(|e| e.contains(text))), "{tiers}");
+        }
+        std::fs::remove_file(folder.path().join("silo.json")).unwrap();
+        config.require_open_training = false;
+        assert_eq!(load(&config), None);
+    }
+}
