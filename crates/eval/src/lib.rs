@@ -38,5 +38,5 @@ pub use loss::Loss;
 pub use overlap::{OverlapConfig, overlaps, without_matches};
 pub use scope::Scope;
 pub use speed::{DecodeSpeed, Effort, SearchQuality, decode_speed, search_quality};
-pub use tune::{Grid, Points, Tuned, tune};
+pub use tune::{Grid, Points, Tuned, is_repeated, tune};
 pub use weight::{Chosen, RuleKind, Ruled, WeightRule, tune_rule};

@@ -135,7 +135,8 @@ fn next_to<T: Copy + PartialOrd>(values: &[T], this: &T) -> impl Iterator<Item =
     below.into_iter().chain(above)
 }
 
-fn is_repeated<T: PartialEq>(values: &[T]) -> bool {
+/// Whether a value stands there twice: what is tried, named or looked at, so that it would count twice.
+pub fn is_repeated<T: PartialEq>(values: &[T]) -> bool {
     values.iter().enumerate().any(|(i, value)| values[..i].contains(value))
 }
 

@@ -40,7 +40,11 @@ enum Words {
     Gpt2,
     /// The same, each digit apart.
     Digits,
+    /// Of Llama 3's own vocabulary: a word that is a token is that token, whatever merges say, and texts begin with a token of their own unless the
+    /// file says otherwise.
     Llama3,
+    /// Cut in the same way, and nothing else.
+    LikeLlama3,
     Qwen2,
     DeepSeekCoder,
 }
@@ -52,7 +56,8 @@ impl Words {
             "default" => Self::Unnamed,
             "gpt-2" | "gpt2" | "mellum" | "trillion" => Self::Gpt2,
             "smollm" | "starcoder" | "refact" | "command-r" | "minerva-7b" => Self::Digits,
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "smaug-bpe" => Self::Llama3,
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => Self::Llama3,
+            "smaug-bpe" => Self::LikeLlama3,
             "qwen2" | "deepseek-r1-qwen" | "megrez" => Self::Qwen2,
             "deepseek-coder" => Self::DeepSeekCoder,
             _ => return None,
@@ -65,7 +70,7 @@ impl Words {
             Self::Unnamed => &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
             Self::Gpt2 => &[GPT2],
             Self::Digits => &[r"\p{N}", GPT2],
-            Self::Llama3 => &[LLAMA3],
+            Self::Llama3 | Self::LikeLlama3 => &[LLAMA3],
             Self::Qwen2 => &[QWEN2],
             Self::DeepSeekCoder => &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
         }
@@ -83,16 +88,10 @@ impl Words {
     }
 }
 
-/// The names that llama.cpp takes for Llama 3's own vocabulary: a word that is a token is that token, whatever merges say, and texts begin with a
-/// token of their own unless the file says otherwise.
-fn is_llama3_vocabulary(pre: &str) -> bool {
-    Words::of(pre) == Some(Words::Llama3) && pre != "smaug-bpe"
-}
-
 impl GgufVocabulary {
     /// Whether texts begin with a token of their own where the file does not say it.
     pub(crate) fn begins_texts(pre: &str) -> bool {
-        is_llama3_vocabulary(pre)
+        Words::of(pre) == Some(Words::Llama3)
     }
 
     /// Builds the tokenizer; the error says what of it is not supported.
@@ -104,7 +103,7 @@ impl GgufVocabulary {
         let merges = merges.collect::<Result<Vec<_>, String>>()?;
         let vocab: AHashMap<String, TokenId> = self.tokens.iter().cloned().zip(0..).collect();
         let words = Words::of(&self.pre).ok_or_else(|| format!("the pre-tokenizer '{}'", self.pre))?;
-        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(is_llama3_vocabulary(&self.pre));
+        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(words == Words::Llama3);
         let mut tokenizer = Tokenizer::new(model.build().map_err(|e| format!("its merges ({e})"))?);
         tokenizer.with_pre_tokenizer(Some(words.pre_tokenizer()?));
         for (token, kind) in self.tokens.iter().zip(&self.kinds) {
@@ -121,19 +120,12 @@ impl GgufVocabulary {
 mod tests {
     use super::*;
 
-    /// A vocabulary of bytes, all pairs of some letters and digits, and one word that no merges lead to.
+    /// A vocabulary of bytes, some pairs of characters, and one word that no merges lead to.
     fn tokens(pre: &str, text: &str) -> Vec<String> {
-        let bytes: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
-        let pairs = ["12", "34", "'T", "ĊĊ", "Ġa", "(a", "Ġ1", "12 34"];
-        let merges: Vec<String> = pairs
-            .iter()
-            .map(|pair| pair.chars().map(String::from).collect::<Vec<_>>())
-            .filter(|p| p.len() == 2)
-            .map(|p| p.join(" "))
-            .collect();
-        let mut made: Vec<String> = merges.iter().map(|m| m.replace(' ', "")).collect();
-        made.push("xyz".into());
-        let tokens: Vec<String> = bytes.into_iter().chain(made).collect();
+        let bytes = ByteLevel::alphabet().into_iter().map(String::from);
+        let merges = ["1 2", "3 4", "' T", "Ċ Ċ", "Ġ a", "( a", "Ġ 1"].map(str::to_owned).to_vec();
+        let pairs = merges.iter().map(|merge| merge.replace(' ', ""));
+        let tokens: Vec<String> = bytes.chain(pairs).chain(["xyz".to_owned()]).collect();
         let kinds = vec![1; tokens.len()];
         let pre = pre.to_owned();
         let vocabulary =

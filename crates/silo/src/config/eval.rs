@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Deserialize;
 use silo_engine::{ContextParameters, EngineConfig};
-use silo_eval::{GenerationSizes, Grid, OverlapConfig, Scope, Sizes};
+use silo_eval::{GenerationSizes, Grid, OverlapConfig, Scope, Sizes, is_repeated};
 
 use super::{ConfigFile, ModelConfig, StoreConfig, read_with};
 
@@ -220,10 +220,6 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
             fault(true, &error.to_string());
         }
     })
-}
-
-fn is_repeated<T: PartialEq>(names: &[T]) -> bool {
-    names.iter().enumerate().any(|(i, name)| names[..i].contains(name))
 }
 
 #[cfg(test)]
