@@ -64,15 +64,28 @@ if silo corpus build --declarations "$work/declarations" --corpus "$work/copied"
   echo "silo corpus build forgot a source" >&2; exit 1
 fi
 grep -q "holds 'docs' too" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
-for page in domains weights overlap store-size removal-curve context keys generation swap; do
+for page in domains weights overlap store-size removal-curve context keys generation swap works credit; do
   for file in "$page.md" "$page.csv" "$page.json"; do
     [ -s "$work/results/$file" ] || { echo "silo eval all wrote no $file" >&2; exit 1; }
   done
 done
-for picture in domains weights overlap store-size removal-curve context keys generation swap; do
+for picture in domains weights overlap store-size removal-curve context keys generation swap works credit; do
   [ -s "$work/results/$picture.svg" ] && [ -s "$work/results/$picture.png" ] || { echo "no picture of $picture" >&2; exit 1; }
 done
-[ "$(grep -c '^## ' "$work/results/summary.md")" -eq 9 ] || { cat "$work/results/summary.md" >&2; exit 1; }
+[ "$(grep -c '^## ' "$work/results/summary.md")" -eq 11 ] || { cat "$work/results/summary.md" >&2; exit 1; }
+# What was withdrawn is as if it had never been there, and what was computed without a source is what is found without it.
+python3 - "$work" <<'PYTHON'
+import json, pathlib, sys
+
+results = pathlib.Path(sys.argv[1]) / "results"
+works = json.loads((results / "works.json").read_text())
+assert works["root_withdrawn"] == works["root_never"] != works["made"]["root"], works
+for work in works["works"]:
+    assert work["equal"] == work["withdrawn"]["n_tokens"] > 0 and work["withdrawn"] == work["never"] != work["with"], work
+figures = json.loads((results / "credit.json").read_text())["figures"]
+assert figures["compared"]["equal"] == figures["compared"]["tokens"] > 0, figures["compared"]
+assert all(runs["found"] == runs["runs"] > 0 for runs in figures["runs"]), figures["runs"]
+PYTHON
 # What was searched for is kept: the second run finds the same, to the last digit.
 cp "$work/results/domains.csv" "$work/first.csv"
 evaluate ppl --config configs/eval_test.toml --output "$work/results"

@@ -149,6 +149,22 @@ impl Domain {
     }
 }
 
+/// Test text of a domain, of those documents alone whose URIs begin so; drawn like the rest ([`Sizes`]).
+pub fn held_out_of(
+    corpus: &Path,
+    source: &SourceId,
+    uri_prefix: &str,
+    sizes: Sizes,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Vec<Text>, EvalError> {
+    let mut documents = read_documents(&corpus.join(format!("{source}.jsonl.zst")))?;
+    documents.sort_by_key(|d| d.hash);
+    let held_out = documents.iter().filter(|d| d.split == Split::Test && d.excluded.is_none());
+    let drawn =
+        Drawn { max_tokens: sizes.test_tokens, passed_over: sizes.passed_over_tokens, of_one: sizes.document_tokens };
+    texts(behind(held_out, sizes.passed_over_bytes).filter(|d| d.uri.starts_with(uri_prefix)), drawn, tokenizer)
+}
+
 fn document(d: &CorpusDocument) -> Document {
     Document {
         source: d.source.clone(),

@@ -30,6 +30,8 @@ pub enum EvalError {
     EmptyGrid(&'static str),
     #[error("eval.overlap: {0}")]
     SenselessOverlap(String),
+    #[error("eval.attribution: {0}")]
+    SenselessAttribution(String),
     #[error(
         "engine.knn asks for k = {k} and match_tokens = {match_tokens}, and eval.grid for no more than {max_k} and {max_match_tokens}: what a server \
          has without a calibration cannot be scored from so little; raise the grid, or lower engine.knn"

@@ -2,11 +2,12 @@
 //!
 //! What it is: held-out texts of a corpus's domains ([`Domain`]), evidence gathered once through the engine that serves and scored under
 //! many settings ([`tune`], [`tune_rule`]) and kept on disk ([`EvidenceCache`]), the table of domains and modes ([`evaluate`]), the gap closed to
-//! a model that has learnt all text ([`GapClosed`]) and how sure a difference is ([`Difference`]); what is generated ([`generate`]), by a judge and against the store; speed of decoding and
+//! a model that has learnt all text ([`GapClosed`]) and how sure a difference is ([`Difference`]); what credit names, put to the test ([`NamedText`]); what is generated ([`generate`]), by a judge and against the store; speed of decoding and
 //! recall of search.
 //!
 //! What it is not: it tunes nothing on test text, which is scored with the parameters that validation text chose.
 
+mod attribution;
 mod cache;
 mod domain;
 mod ensemble;
@@ -25,8 +26,9 @@ mod tests;
 mod tune;
 mod weight;
 
+pub use attribution::{AttributionConfig, Compared, NamedText, NamedToken, PlantedRun, plant, put_back};
 pub use cache::EvidenceCache;
-pub use domain::{Domain, Sizes, StorePart, Text, store_parts};
+pub use domain::{Domain, Sizes, StorePart, Text, held_out_of, store_parts};
 pub use error::EvalError;
 pub use evaluate::{
     DomainResult, Gathered, Gatherer, Measurement, Progress, Setting, Together, TunedOn, View, evaluate,

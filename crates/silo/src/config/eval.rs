@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Deserialize;
+use silo_core::{Document, SourceId};
 use silo_engine::{ContextParameters, EngineConfig};
-use silo_eval::{GenerationSizes, Grid, OverlapConfig, Scope, Sizes, is_repeated};
+use silo_eval::{AttributionConfig, GenerationSizes, Grid, OverlapConfig, Scope, Sizes, is_repeated};
 
 use super::{ConfigFile, ModelConfig, StoreConfig, read_with};
 
@@ -59,6 +60,12 @@ pub struct EvalSection {
     /// How `silo eval overlap` looks at what test text has in common with the store.
     #[serde(default)]
     pub overlap: OverlapConfig,
+    /// What `silo eval attribution` credits, and looks for.
+    #[serde(default)]
+    pub attribution: AttributionConfig,
+    /// Works that `silo eval opt-out` withdraws.
+    #[serde(default)]
+    pub opt_outs: Vec<OptOutConfig>,
     /// Evidence is kept here: a run that was stopped goes on, and other settings are scored without another search.
     #[serde(default)]
     pub cache: Option<PathBuf>,
@@ -117,6 +124,25 @@ pub struct ComparedRecipe {
     pub name: String,
     /// The recipe, as `indexes/ivf.toml`. Its store lies beside the evaluation's own.
     pub recipe: PathBuf,
+}
+
+/// A work in a domain, which opts out.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptOutConfig {
+    /// What tables call it.
+    pub name: String,
+    /// The domain that it is in.
+    pub source: SourceId,
+    /// Its documents are those whose URIs begin so.
+    pub uri_prefix: String,
+}
+
+impl OptOutConfig {
+    /// Whether a document is of the work.
+    pub fn is_of(&self, document: &Document) -> bool {
+        document.source == self.source && document.uri.starts_with(&self.uri_prefix)
+    }
 }
 
 /// What keys and model are exchanged with.
@@ -219,6 +245,15 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
         if let Err(error) = e.overlap.check(e.grid.match_tokens) {
             fault(true, &error.to_string());
         }
+        if let Err(error) = e.attribution.check() {
+            fault(true, &error.to_string());
+        }
+        let names: Vec<&String> = e.opt_outs.iter().map(|w| &w.name).collect();
+        fault(is_repeated(&names), "eval.opt_outs has a name twice");
+        fault(
+            e.opt_outs.iter().any(|w| w.uri_prefix.is_empty()),
+            "eval.opt_outs: uri_prefix must not be empty: that would be all of the source",
+        );
     })
 }
 
@@ -252,6 +287,8 @@ mod tests {
             ("eval.grid.knn_weight=[0.5, 0.5]", "knn_weight has a value twice"),
             ("eval.grid.model_temperature=[1.0, 1.0]", "model_temperature has a value twice"),
             ("engine.influence_cap=0.5", "engine.influence_cap"),
+            ("eval.attribution.tokens=0", "eval.attribution"),
+            ("eval.opt_outs=[{name = \"a\", source = \"brown\", uri_prefix = \"\"}]", "uri_prefix"),
         ] {
             let message = format!("{:#}", read(&[set]).unwrap_err());
             assert!(message.contains(named), "{set}: {message}");

@@ -3,14 +3,14 @@
 use anyhow::Result;
 
 use super::page::Measured;
-use super::{Ground, Run, context, curve, domains, generation, keys, overlap, swap, weights};
+use super::{Ground, Run, attribution, context, curve, domains, generation, keys, overlap, swap, weights, works};
 use crate::output;
 
 type Measurement = fn(&Run) -> Result<Measured<'static>>;
 type Asked = fn(&Ground) -> bool;
 
 /// All that stand on one configuration, and whether it asks for them.
-const MEASUREMENTS: [(Measurement, Asked); 9] = [
+const MEASUREMENTS: [(Measurement, Asked); 11] = [
     (domains::run, |_| true),
     (weights::run, |_| true),
     (overlap::run, |_| true),
@@ -19,6 +19,8 @@ const MEASUREMENTS: [(Measurement, Asked); 9] = [
     (context::run, |g| !g.config.eval.contexts.is_empty()),
     (keys::run, |g| !g.config.eval.recipes.is_empty()),
     (swap::run, |g| g.config.eval.swap.is_some()),
+    (works::run, |g| !g.config.eval.opt_outs.is_empty()),
+    (attribution::run, |_| true),
     (generation::run, |g| g.config.eval.references.iter().any(|r| r.knows_domains && !r.is_per_domain())),
 ];
 

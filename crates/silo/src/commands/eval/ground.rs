@@ -12,7 +12,7 @@ use silo_core::{
 };
 use silo_corpus::{BuildReport, MAX_GOVERNED, MAX_GOVERNED_OF_DOCUMENT, Role, SourceReport, read_declarations};
 use silo_engine::Engine;
-use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, store_parts};
+use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, put_back, store_parts};
 use silo_store::{NewShard, Recipe, Store};
 
 use crate::config::{ConfigFile, EvalConfig, read_eval_config};
@@ -45,29 +45,54 @@ impl Ground {
         if config.eval.sizes.neutral {
             check_governed(&config)?;
         }
-        let store = wiring::open_store(&config.store, &*model, tokenizer.clone())?;
         let mut domains = Vec::new();
         for name in &config.eval.domains {
             domains.push(Domain::read(&config.eval.corpus, name, config.eval.sizes, &*tokenizer)?);
         }
+        let mut ground = Self::stored(config, (model, tokenizer), domains, commit)?;
+        let made_from = ground.made_from();
+        let cache = ground.config.eval.cache.as_deref();
+        ground.cache = cache.map(|folder| EvidenceCache::new(folder, made_from)).transpose()?;
+        Ok(ground)
+    }
+
+    /// The same with other domains in a store of its own, and nothing that was found before: two stores that must say the same are both asked.
+    pub fn stored_anew(&self, root: &Path, domains: Vec<Domain>) -> Result<Self> {
+        let mut config = self.config.clone();
+        config.store.root = root.to_owned();
+        Self::stored(config, (self.model.clone(), self.tokenizer.clone()), domains, self.commit.clone())
+    }
+
+    /// With the domains in the store of the configuration.
+    fn stored(
+        config: EvalConfig,
+        (model, tokenizer): (Arc<dyn LanguageModel>, Arc<dyn Tokenizer>),
+        domains: Vec<Domain>,
+        commit: String,
+    ) -> Result<Self> {
+        let store = wiring::open_store(&config.store, &*model, tokenizer.clone())?;
+        put_back(&store)?;
         check_store(&config, &store, &domains)?;
         for domain in &domains {
             add(&config, &store, &*model, domain)?;
         }
         let engine = Engine::start(config.engine.clone(), None, model.clone(), tokenizer.clone(), store.clone())
             .context("cannot start the engine")?;
-        let snapshot = store.snapshot();
+        Ok(Self { config, model, tokenizer, store, engine, domains, cache: None, commit })
+    }
+
+    /// What answers depend on.
+    fn made_from(&self) -> Value {
+        let (snapshot, recipe) = (self.store.snapshot(), self.store.recipe());
         let shard = |view: &ShardView| {
             json!([view.id, view.source.id, view.n_documents, view.n_entries, view.source.permissions])
         };
         let shards: Vec<Value> = snapshot.shards.iter().map(shard).collect();
-        let made_from = json!({
-            "silo": env!("CARGO_PKG_VERSION"), "model": model.card().hash, "recipe": store.recipe().hash(), "search": store.recipe().ivf,
-            "device": format!("{:?}", config.model.device), "root": snapshot.root.to_string(),
-            "shards": shards, "store_shares": config.eval.store_shares,
-        });
-        let cache = config.eval.cache.as_deref().map(|folder| EvidenceCache::new(folder, made_from)).transpose()?;
-        Ok(Self { config, model, tokenizer, store, engine, domains, cache, commit })
+        json!({
+            "silo": env!("CARGO_PKG_VERSION"), "model": self.model.card().hash, "recipe": recipe.hash(), "search": recipe.ivf,
+            "device": format!("{:?}", self.config.model.device), "root": snapshot.root.to_string(),
+            "shards": shards, "store_shares": self.config.eval.store_shares,
+        })
     }
 
     /// The same domains in a store of another recipe, which lies beside the configured one, and perhaps with another model, which need not be

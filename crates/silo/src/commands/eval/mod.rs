@@ -1,6 +1,7 @@
 //! `silo eval`.
 
 mod all;
+mod attribution;
 mod context;
 mod curve;
 mod domains;
@@ -16,6 +17,7 @@ mod speed;
 mod sure;
 mod swap;
 mod weights;
+mod works;
 
 use std::path::PathBuf;
 
@@ -49,6 +51,10 @@ pub enum Eval {
     Overlap(Run),
     /// Which part moves: keys and model exchanged with another model that has encoded the same text.
     Swap(Run),
+    /// What credit names, and whether a token loses by its withdrawal what was computed; runs of words that are looked for.
+    Attribution(Run),
+    /// Works are withdrawn by their URIs: their held-out text before, after, and with a store that never held them.
+    OptOut(Run),
     /// All of the above that the configuration asks for, and a summary of them.
     All(Run),
     /// Keys, values and what the model alone says, as safetensors: for trying other ways to search and to weigh. What is written holds the
@@ -118,6 +124,8 @@ impl Eval {
             Self::Generation(c) => generation::run(&c)?.publish(&c, as_json),
             Self::Overlap(c) => overlap::run(&c)?.publish(&c, as_json),
             Self::Swap(c) => swap::run(&c)?.publish(&c, as_json),
+            Self::Attribution(c) => attribution::run(&c)?.publish(&c, as_json),
+            Self::OptOut(c) => works::run(&c)?.publish(&c, as_json),
             Self::All(c) => all::run(&c, as_json),
             Self::Export(c) => export::run(&c, as_json),
             Self::Calibrate(c) => calibrate(&c, as_json),
