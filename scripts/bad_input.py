@@ -75,7 +75,8 @@ def details(error):
         message = symbol_database.Default().GetSymbol(detail.TypeName())()
         detail.Unpack(message)
         text = text_format.MessageToString(message, as_one_line=True, as_utf8=True)
-        out += f" [{message.DESCRIPTOR.name} {text.replace(text_format.text_encoding.CEscape(error.details(), True), '…')}]"
+        said = text_format.text_encoding.CEscape(error.details(), True)
+        out += f" [{message.DESCRIPTOR.name} {text.replace(said, '…') if said else text}]"
     return out
 
 

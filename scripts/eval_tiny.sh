@@ -54,10 +54,14 @@ silo corpus build --declarations "$work/declarations" --corpus "$work/copied" >"
 if silo corpus check --corpus "$work/copied" >"$work/out.txt" 2>&1; then
   echo "silo corpus check took restricted text for neutral" >&2; exit 1
 fi
-grep -q "100.0 % of 'copied'" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
-if silo corpus check --corpus "$work/copied" copied >/dev/null 2>&1 || silo corpus check --corpus "$work/copied" --max-governed nan >/dev/null 2>&1; then
-  echo "silo corpus check can be talked round" >&2; exit 1
-fi
+grep -q "100.00 % of 'copied'" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
+refused() {
+  if silo corpus check --corpus "$work/copied" "$@" >"$work/out.txt" 2>&1; then echo "silo corpus check can be talked round" >&2; exit 1; fi
+}
+refused copied
+grep -q "100.00 % of 'copied'" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
+refused --max-governed nan
+grep -q "it must be from 0 to 1" "$work/out.txt" || { cat "$work/out.txt" >&2; exit 1; }
 silo corpus check --corpus "$work/copied" --max-governed 1 --max-governed-of-document 1 | grep -q "1 neutral sources, compared with 1 that have restricted text: at most 100.00 %"
 # One source cannot be built anew beside others that it is not compared with: then they would not be looked at any more.
 if silo corpus build --declarations "$work/declarations" --corpus "$work/copied" copied >"$work/out.txt" 2>&1; then

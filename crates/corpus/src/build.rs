@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use silo_core::{ContentHash, LicencePolicy};
 
-use crate::files::read_lines;
+use crate::files::{path_of, read_lines};
 use crate::package::{Kind, Unpacked, fetch, matching};
 use crate::repeats::exclude;
 use crate::resolve::{PackageLicence, share_copyright};
@@ -65,8 +65,7 @@ impl CorpusBuilder<'_> {
         exclude(declarations.iter().map(|d| d.role).zip(all.iter_mut().map(|i| &mut i.documents)).collect());
         let mut sources = Vec::new();
         for (declaration, imported) in declarations.iter().zip(&all) {
-            let path = self.output.join(format!("{}.jsonl.zst", declaration.name));
-            write_documents(&path, &imported.documents)?;
+            write_documents(&path_of(self.output, &declaration.name), &imported.documents)?;
             sources.push(SourceReport::of(declaration, &imported.packages, &imported.documents));
         }
         let report = BuildReport { sources };

@@ -28,13 +28,24 @@ pub enum CorpusError {
     #[error("{} is damaged ({reason}); delete the directory, and build the corpus again", path.display())]
     Report { path: PathBuf, reason: String },
     #[error(
+        "{} has other documents than the corpus's report says: a build was stopped, or the file was changed; build the corpus again",
+        path.display()
+    )]
+    NotAsBuilt { path: PathBuf },
+    #[error(
+        "the corpus at {} has no '{name}', which is declared: how much of neutral sources is governed cannot be told without it; build the corpus \
+         from all declarations",
+        path.display()
+    )]
+    NotWhole { path: PathBuf, name: String },
+    #[error(
         "the corpus at {} holds {others} too, with which the sources of this build must be compared for repeated text; build them as well, give another \
          --corpus, or delete the directory if they are to go",
         path.display()
     )]
     HoldsOthers { path: PathBuf, others: String },
     #[error(
-        "{percent:.1} % of {what} stand word for word in restricted sources (limit: {limit:.1} %), and the role of '{name}' is neutral: whatever its \
+        "{percent:.2} % of {what} stand word for word in restricted sources (limit: {limit:.2} %), and the role of '{name}' is neutral: whatever its \
          licence says, the text is others'; leave it out by the importer's patterns, take the source out of the declarations, or make it a domain"
     )]
     Governed { what: String, name: String, percent: f64, limit: f64 },

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use silo_core::{ContentHash, SourceId, Tier};
@@ -65,18 +65,34 @@ pub struct CorpusDocument {
 
 /// Writes documents as `.jsonl.zst`, whole or not at all.
 pub fn write_documents(path: &Path, documents: &[CorpusDocument]) -> Result<(), CorpusError> {
-    let partial = path.with_extension("partial");
-    let file = File::create(&partial).map_err(CorpusError::io(&partial))?;
-    let write = || -> std::io::Result<()> {
+    write_whole(path, |file| {
         let mut encoder = zstd::Encoder::new(file, 9)?;
         for document in documents {
             serde_json::to_writer(&mut encoder, document)?;
             encoder.write_all(b"\n")?;
         }
-        encoder.finish()?.sync_all()
+        encoder.finish().map(drop)
+    })
+}
+
+/// Writes a file whole or not at all: what was there stays until all of it is on disk.
+pub(crate) fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> Result<(), CorpusError> {
+    let partial = path.with_extension("partial");
+    let written = || -> std::io::Result<()> {
+        let mut file = File::create(&partial)?;
+        write(&mut file)?;
+        file.sync_all()
     };
-    write().map_err(CorpusError::io(&partial))?;
+    written().map_err(CorpusError::io(&partial))?;
     std::fs::rename(&partial, path).map_err(CorpusError::io(path))
+}
+
+/// Where a corpus has the documents of a source.
+pub(crate) fn path_of(corpus: &Path, source: &SourceId) -> PathBuf {
+    corpus.join(format!("{source}.jsonl.zst"))
 }
 
 /// The first documents until there are `bytes` of text, the last one whole.

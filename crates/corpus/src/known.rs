@@ -42,6 +42,11 @@ impl KnownText {
     }
 }
 
+/// As keyboards have it, and as typesetting does: U+2010, U+2011, and U+00AD, which shows only where a line ends.
+fn is_hyphen(c: char) -> bool {
+    matches!(c, '-' | '\u{2010}' | '\u{2011}' | '\u{ad}')
+}
+
 #[derive(Default)]
 struct Words {
     words: Vec<String>,
@@ -60,8 +65,8 @@ impl Words {
                 out.words.push(c.to_string());
             } else if c.is_alphanumeric() {
                 word.extend(c.to_lowercase());
-            } else if c == '-' && !word.is_empty() {
-                // A word that is cut at the end of a line, or put together of two, is one.
+            } else if is_hyphen(c) && !word.is_empty() && !rest.peek().is_some_and(|next| is_hyphen(*next)) {
+                // A word that is cut at the end of a line, or put together of two, is one; two hyphens are a dash.
                 while rest.next_if(|c| c.is_whitespace()).is_some() {}
             } else {
                 out.take(&mut word);
@@ -147,6 +152,9 @@ mod tests {
             wrapped(30, "\r\n"),
             numbered.join("\n"),
             PROSE.replace("elsewhere", "else-\n   where").replace("sentence", "sen-\ntence"),
+            PROSE.replace("elsewhere", "else\u{2010}\nwhere").replace("sentence", "sen\u{ad}tence"),
+            PROSE.replace("; ", "\u{2014}"),
+            PROSE.replace("; ", "--"),
         ];
         for (i, text) in laid_out.iter().enumerate() {
             assert_eq!(known(&wrapped(47, "\n"), text), (all, all), "{i}");

@@ -31,6 +31,6 @@ pub use files::{CorpusDocument, Exclusion, about_bytes, read_documents, write_do
 pub use format::Format;
 pub use gate::{LicenceGate, Violation};
 pub use neutral::{Governed, GovernedShare, MAX_GOVERNED, MAX_GOVERNED_OF_DOCUMENT};
-pub use report::{BuildReport, SourceReport};
+pub use report::{BuildReport, SourceReport, documents_hash};
 pub use resolve::{Evidence, Resolver};
 pub use split::Split;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::known::KnownText;
-use crate::{BuildReport, CorpusDocument, CorpusError, Role, SourceReport, read_documents};
+use crate::{BuildReport, CorpusDocument, CorpusError, Role, SourceDeclaration, SourceReport};
 
 /// How much of a neutral source may stand in restricted text, if nothing else is said.
 pub const MAX_GOVERNED: f64 = 0.02;
@@ -49,6 +49,14 @@ impl Governed<'_> {
 }
 
 impl BuildReport {
+    /// Refuses a corpus without some declared source: neutral sources would not be compared with it.
+    pub fn check_whole(&self, corpus: &Path, declarations: &[SourceDeclaration]) -> Result<(), CorpusError> {
+        match declarations.iter().find(|d| self.source(d.name.as_str()).is_none()) {
+            Some(missing) => Err(CorpusError::NotWhole { path: corpus.to_owned(), name: missing.name.to_string() }),
+            None => Ok(()),
+        }
+    }
+
     /// Compares neutral sources with all restricted text of the others.
     ///
     /// # Errors
@@ -56,17 +64,16 @@ impl BuildReport {
     /// If a document of one is not of an open tier.
     pub fn governed<'a>(&self, corpus: &Path, sources: &[&'a SourceReport]) -> Result<Governed<'a>, CorpusError> {
         let restricted = self.sources.iter().filter(|s| s.role != Role::Neutral && s.has_restricted());
-        let documents = |s: &SourceReport| read_documents(&corpus.join(format!("{}.jsonl.zst", s.name)));
         let mut out = Governed { n_compared: restricted.clone().count(), shares: Vec::new() };
         if sources.is_empty() {
             return Ok(out);
         }
         let mut known = KnownText::default();
         for source in restricted {
-            documents(source)?.iter().filter(|d| !d.tier.is_open()).for_each(|d| known.add(&d.text));
+            source.documents(corpus)?.iter().filter(|d| !d.tier.is_open()).for_each(|d| known.add(&d.text));
         }
         for source in sources {
-            out.shares.push(share(source, &documents(source)?, &known)?);
+            out.shares.push(share(source, &source.documents(corpus)?, &known)?);
         }
         Ok(out)
     }
@@ -82,6 +89,8 @@ fn share<'a>(
         return Err(CorpusError::NotOpen { name, uri, licence });
     }
     let of = |(all, known): (usize, usize)| known as f64 / all.max(1) as f64;
+    // What repeats learnt text is not tuned on, and must not hide how much of the rest is governed.
+    let documents: Vec<&CorpusDocument> = documents.iter().filter(|d| d.excluded.is_none()).collect();
     let counts: Vec<(usize, usize)> = documents.iter().map(|d| known.count(&d.text)).collect();
     let each = documents.iter().zip(&counts).map(|(d, counts)| (d.uri.clone(), of(*counts)));
     let most = each.max_by(|a, b| a.1.total_cmp(&b.1));

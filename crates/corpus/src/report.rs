@@ -1,13 +1,15 @@
 //! What was built, as it is kept beside the corpus.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, SourceId, Tier};
 
-use crate::{CorpusDocument, CorpusError, Role, SourceDeclaration};
+use crate::files::{path_of, write_whole};
+use crate::{CorpusDocument, CorpusError, Role, SourceDeclaration, read_documents};
 
 /// Its name in the directory of the corpus.
 const FILE: &str = "report.json";
@@ -63,10 +65,20 @@ impl BuildReport {
         let path = corpus.join(FILE);
         let text = serde_json::to_string_pretty(self)
             .map_err(|e| CorpusError::Report { path: path.clone(), reason: e.to_string() })?;
-        let partial = path.with_extension("partial");
-        std::fs::write(&partial, text).map_err(CorpusError::io(&partial))?;
-        std::fs::rename(&partial, &path).map_err(CorpusError::io(&path))
+        write_whole(&path, |file| file.write_all(text.as_bytes()))
     }
+
+    /// What was built of a source; `None` if the corpus does not hold it.
+    pub fn source(&self, name: &str) -> Option<&SourceReport> {
+        self.sources.iter().find(|source| source.name.as_str() == name)
+    }
+}
+
+/// SHA-256 over the hashes of documents, in their order.
+pub fn documents_hash(documents: &[CorpusDocument]) -> ContentHash {
+    let mut digest = Sha256::new();
+    documents.iter().for_each(|d| digest.update(d.hash.0));
+    ContentHash(digest.finalize().into())
 }
 
 impl SourceReport {
@@ -78,8 +90,6 @@ impl SourceReport {
             }
             out
         };
-        let mut digest = Sha256::new();
-        documents.iter().for_each(|d| digest.update(d.hash.0));
         Self {
             name: declaration.name.clone(),
             role: declaration.role,
@@ -90,8 +100,15 @@ impl SourceReport {
             tiers: count(&|d| Some(d.tier.name().to_owned())),
             splits: count(&|d| d.excluded.is_none().then(|| d.split.name().to_owned())),
             excluded: count(&|d| d.excluded.map(|e| e.name().to_owned())),
-            sha256: ContentHash(digest.finalize().into()),
+            sha256: documents_hash(documents),
         }
+    }
+
+    /// Its documents, as the report has them: a build that was stopped may have left others.
+    pub fn documents(&self, corpus: &Path) -> Result<Vec<CorpusDocument>, CorpusError> {
+        let path = path_of(corpus, &self.name);
+        let documents = read_documents(&path)?;
+        if documents_hash(&documents) == self.sha256 { Ok(documents) } else { Err(CorpusError::NotAsBuilt { path }) }
     }
 
     /// Whether models learn it, where nothing else is said: its role is train, and every document is of an open tier.

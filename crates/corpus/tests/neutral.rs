@@ -128,7 +128,6 @@ fn shares_are_of_others_restricted_text_and_neutral_text_has_none_itself() {
     let (report, _) = build(&corpus, &[&governed, &neutral]);
     let (n_compared, share) = shares(&corpus, &report).unwrap();
     assert!(n_compared == 1 && (0.5..0.6).contains(&share), "{share}: the longer half");
-    // Of a build without the governed source there is nothing to find.
     let refused = |limit, limit_of_document| {
         let of: Vec<_> = report.sources.iter().filter(|s| s.role == Role::Neutral).collect();
         let governed = report.governed(&corpus, &of).unwrap();
@@ -136,10 +135,15 @@ fn shares_are_of_others_restricted_text_and_neutral_text_has_none_itself() {
     };
     assert_eq!(refused(0.6, 1.0), None);
     assert!(refused(0.5, 1.0).is_some_and(|error| error.contains(" of 'neutral' stand")));
-    assert!(refused(0.6, 0.9).is_some_and(|error| error.contains("b.txt stand") && error.starts_with("100.0 %")));
+    assert!(refused(0.6, 0.9).is_some_and(|error| error.contains("b.txt stand") && error.starts_with("100.00 %")));
+    // Of a build without the governed source there is nothing to find: what is declared must be there.
     let alone = root.path().join("alone");
-    let (report, _) = build(&alone, &[&neutral]);
-    assert_eq!(shares(&alone, &report).unwrap(), (0, 0.0));
+    let (without, _) = build(&alone, &[&neutral]);
+    assert_eq!(shares(&alone, &without).unwrap(), (0, 0.0));
+    let declared = [governed.clone(), neutral.clone()];
+    let message = without.check_whole(&alone, &declared).unwrap_err().to_string();
+    assert!(message.contains("has no 'governed'"), "{message}");
+    report.check_whole(&corpus, &declared).unwrap();
     // Nor can it be forgotten: not by a build without it, and not by one that finds a report it cannot read.
     let again = |damage: bool| {
         if damage {
@@ -157,4 +161,29 @@ fn shares_are_of_others_restricted_text_and_neutral_text_has_none_itself() {
     let (report, _) = build(&corpus, &[&governed, &neutral]);
     let error = shares(&corpus, &report).unwrap_err().to_string();
     assert!(error.contains("c.not.txt") && error.contains("GPL-3.0-only"), "{error}");
+}
+
+/// Text that is left out since models learn it must not make the rest look less governed than it is.
+#[test]
+fn shares_are_of_what_is_tuned_on() {
+    let root = tempfile::tempdir().unwrap();
+    let lines =
+        |of: &str| (0..30).map(|i| format!("Sentence {i} of {of} is said by nobody else.\n")).collect::<String>();
+    for (source, name, of) in [
+        ("governed", "a.txt", "the governor"),
+        ("learnt", "a.txt", "the learner"),
+        ("neutral", "a.txt", "the governor"),
+        ("neutral", "b.txt", "the learner"),
+    ] {
+        std::fs::create_dir_all(root.path().join(source)).unwrap();
+        std::fs::write(root.path().join(source).join(name), lines(of)).unwrap();
+    }
+    let governed = declaration(root.path(), "governed", "domain", "GPL-3.0-only");
+    let learnt = declaration(root.path(), "learnt", "train", "MIT");
+    let neutral = declaration(root.path(), "neutral", "neutral", "MIT");
+    let corpus = root.path().join("corpus");
+    let (report, documents) = build(&corpus, &[&governed, &learnt, &neutral]);
+    let left_out = documents["neutral"].iter().filter(|d| d.excluded == Some(Exclusion::ExactDuplicate)).count();
+    let shares = report.governed(&corpus, &[report.source("neutral").unwrap()]).unwrap().shares;
+    assert_eq!((left_out, shares[0].share), (1, 1.0));
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use silo_core::{Document, SourceId, TokenId, Tokenizer};
-use silo_corpus::{BuildReport, CorpusDocument, Role, Split, about_bytes, read_documents};
+use silo_corpus::{BuildReport, CorpusDocument, Role, SourceReport, Split, about_bytes};
 
 use crate::EvalError;
 
@@ -95,55 +95,41 @@ impl Domain {
     /// Reads a domain of a built corpus. Documents are taken in the order of their hashes, which is a random one, until the size is
     /// reached; the last held-out one is cut there, or before (see [`Sizes`]), the last one for the store is whole.
     pub fn read(corpus: &Path, name: &str, sizes: Sizes, tokenizer: &dyn Tokenizer) -> Result<Self, EvalError> {
-        let path = corpus.join(format!("{name}.jsonl.zst"));
         let missing = |what: String| EvalError::NoText { path: corpus.to_owned(), what };
-        let source: SourceId = name.parse().map_err(|_| missing(format!("source '{name}'")))?;
-        if !path.exists() {
-            return Err(missing(format!("source '{name}'")));
-        }
-        let mut documents = read_documents(&path)?;
-        documents.sort_by_key(|d| d.hash);
+        let (source, mut documents) = documents_of(corpus, name)?;
         if sizes.neutral {
-            let report = BuildReport::read(corpus)?;
-            if !report.sources.iter().any(|s| s.name == source && s.role == Role::Neutral) {
-                return Err(EvalError::NoNeutralRole { source_id: source.to_string() });
+            if source.role != Role::Neutral {
+                return Err(EvalError::NoNeutralRole { source_id: name.to_owned() });
             }
             // Training text is not new to a model; governed text may be withdrawn.
             if let Some(other) = documents.iter().find(|d| d.train || !d.tier.is_open()) {
-                return Err(EvalError::NotNeutral { source_id: source.to_string(), uri: other.uri.clone() });
+                return Err(EvalError::NotNeutral { source_id: name.to_owned(), uri: other.uri.clone() });
             }
             documents.retain(|d| d.excluded.is_none());
         }
         let of = |split: Split| documents.iter().filter(move |d| d.split == split);
-        // The store keeps what is too much like other text; held-out text must not be.
-        let held_out = |split| of(split).filter(|d| d.excluded.is_none());
         let domain = Self {
-            source,
+            source: source.name,
             stored: about_bytes(of(Split::Train), sizes.store_bytes).map(document).collect(),
             validation: texts(
-                held_out(Split::Validation),
+                held_out(&documents, Split::Validation),
                 Drawn { max_tokens: sizes.validation_tokens, passed_over: 0, of_one: sizes.document_tokens },
                 tokenizer,
             )?,
-            test: texts(
-                behind(held_out(Split::Test), sizes.passed_over_bytes),
-                Drawn {
-                    max_tokens: sizes.test_tokens,
-                    passed_over: sizes.passed_over_tokens,
-                    of_one: sizes.document_tokens,
-                },
-                tokenizer,
-            )?,
+            test: test_texts(&documents, sizes, tokenizer, "")?,
             window_tokens: sizes.window_tokens,
         };
         for (empty, what) in [
             (domain.stored.is_empty(), "text for the store"),
             (domain.validation.is_empty(), "validation text"),
-            (domain.test.is_empty(), "test text behind eval.sizes.passed_over_bytes and passed_over_tokens"),
+            (held_out(&documents, Split::Test).next().is_none(), "test text"),
         ] {
             if empty {
                 return Err(missing(format!("{what} of '{name}'")));
             }
+        }
+        if domain.test.is_empty() {
+            return Err(EvalError::PassedOver { source_id: name.to_owned() });
         }
         Ok(domain)
     }
@@ -157,12 +143,34 @@ pub fn held_out_of(
     sizes: Sizes,
     tokenizer: &dyn Tokenizer,
 ) -> Result<Vec<Text>, EvalError> {
-    let mut documents = read_documents(&corpus.join(format!("{source}.jsonl.zst")))?;
+    let (_, documents) = documents_of(corpus, source.as_str())?;
+    test_texts(&documents, sizes, tokenizer, uri_prefix)
+}
+
+/// A source of a corpus, and its documents in the order of their hashes.
+fn documents_of(corpus: &Path, name: &str) -> Result<(SourceReport, Vec<CorpusDocument>), EvalError> {
+    let missing = || EvalError::NoText { path: corpus.to_owned(), what: format!("source '{name}'") };
+    let source = BuildReport::read(corpus)?.source(name).cloned().ok_or_else(missing)?;
+    let mut documents = source.documents(corpus)?;
     documents.sort_by_key(|d| d.hash);
-    let held_out = documents.iter().filter(|d| d.split == Split::Test && d.excluded.is_none());
+    Ok((source, documents))
+}
+
+/// The store keeps what is too much like other text; held-out text must not be.
+fn held_out(documents: &[CorpusDocument], split: Split) -> impl Iterator<Item = &CorpusDocument> {
+    documents.iter().filter(move |d| d.split == split && d.excluded.is_none())
+}
+
+fn test_texts(
+    documents: &[CorpusDocument],
+    sizes: Sizes,
+    tokenizer: &dyn Tokenizer,
+    uri_prefix: &str,
+) -> Result<Vec<Text>, EvalError> {
     let drawn =
         Drawn { max_tokens: sizes.test_tokens, passed_over: sizes.passed_over_tokens, of_one: sizes.document_tokens };
-    texts(behind(held_out, sizes.passed_over_bytes).filter(|d| d.uri.starts_with(uri_prefix)), drawn, tokenizer)
+    let of_work = behind(held_out(documents, Split::Test), sizes.passed_over_bytes);
+    texts(of_work.filter(|d| d.uri.starts_with(uri_prefix)), drawn, tokenizer)
 }
 
 fn document(d: &CorpusDocument) -> Document {

@@ -24,6 +24,10 @@ pub enum EvalError {
         "the role of '{source_id}' is not \"neutral\", and eval.sizes.neutral is set: name sources whose role is \"neutral\""
     )]
     NoNeutralRole { source_id: String },
+    #[error(
+        "no test text of '{source_id}' is left behind what eval.sizes.passed_over_bytes and passed_over_tokens pass over: lower them"
+    )]
+    PassedOver { source_id: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the grid has no {0}; name at least one")]

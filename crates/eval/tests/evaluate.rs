@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use silo_core::{
-    Calibration, ContentHash, Datastore, Filter, KeySite, KnnParameters, LanguageModel, Permissions, Source, Tier,
-    Tokenizer,
+    Calibration, ContentHash, Datastore, Filter, KeySite, KnnParameters, LanguageModel, Permissions, SnapshotProvider,
+    Source, Tier, Tokenizer,
 };
-use silo_corpus::{BuildReport, CorpusDocument, Exclusion, Role, SourceReport, Split, write_documents};
+use silo_corpus::{BuildReport, CorpusDocument, Exclusion, Role, SourceReport, Split, documents_hash, write_documents};
 use silo_engine::{Engine, EngineConfig, Mode, Retrieval, ScoreRequest};
 use silo_eval::{
-    Domain, DomainResult, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes, Together, View,
-    evaluate,
+    AttributionConfig, Domain, DomainResult, EvidenceCache, Gatherer, Grid, Loss, Measurement, Scope, Setting, Sizes,
+    Together, View, evaluate, held_out_of, plant,
 };
 use silo_store::{Bm25, KeyType, NewShard, Recipe, Store, StoreOptions};
 use silo_testkit::{ByteTokenizer, ScriptedModel};
@@ -51,6 +51,17 @@ fn corpus(root: &std::path::Path, names: &[&str]) {
         let documents: Vec<CorpusDocument> = (0..40).map(|i| document(name, i, split(i))).collect();
         write_documents(&root.join(format!("{name}.jsonl.zst")), &documents).unwrap();
     }
+    let report = names.iter().map(|name| report(root, name, Role::Domain)).collect();
+    BuildReport { sources: report }.write(root).unwrap();
+}
+
+/// What a build says of the documents of a source that are there.
+fn report(root: &std::path::Path, name: &str, role: Role) -> SourceReport {
+    let documents = silo_corpus::read_documents(&root.join(format!("{name}.jsonl.zst"))).unwrap();
+    let (name, domain, packages) = (name.parse().unwrap(), String::new(), Vec::new());
+    let (tiers, splits, excluded) = Default::default();
+    let (n_documents, sha256) = (documents.len() as u64, documents_hash(&documents));
+    SourceReport { name, role, domain, packages, n_documents, n_bytes: 1, tiers, splits, excluded, sha256 }
 }
 
 fn store(root: &std::path::Path, model: &ScriptedModel, domains: &[Domain]) -> Store {
@@ -119,20 +130,16 @@ fn only_neutral_text_is_neutral() {
         (document.tier, document.train) = (Tier::Permissive, false);
     }
     write_documents(&path, &documents).unwrap();
-    let report = |role| {
-        let (name, domain, packages) = ("alpha".parse().unwrap(), String::new(), Vec::new());
-        let (tiers, splits, excluded) = Default::default();
-        let sha256 = ContentHash([0; 32]);
-        let source =
-            SourceReport { name, role, domain, packages, n_documents: 40, n_bytes: 1, tiers, splits, excluded, sha256 };
-        BuildReport { sources: vec![source] }.write(root.path()).unwrap();
+    let says = |role| {
+        let sources = vec![report(root.path(), "alpha", role)];
+        BuildReport { sources }.write(root.path()).unwrap();
     };
     for role in [Role::Train, Role::Domain] {
-        report(role);
+        says(role);
         let error = read(neutral).unwrap_err().to_string();
         assert!(error.contains("role of 'alpha'"), "{error}");
     }
-    report(Role::Neutral);
+    says(Role::Neutral);
     let all = read(neutral).unwrap();
     assert_eq!(all, read(Sizes { neutral: false, ..neutral }).unwrap());
     for i in 0..documents.len() {
@@ -151,6 +158,20 @@ fn only_neutral_text_is_neutral() {
     repeated.excluded = Some(Exclusion::NearDuplicate);
     write_documents(&path, &documents).unwrap();
     assert_eq!(read(neutral).unwrap().stored.len() + 1, all.stored.len());
+}
+
+/// A build that was stopped leaves documents that the report does not know.
+#[test]
+fn documents_are_those_of_the_report() {
+    let root = tempfile::tempdir().unwrap();
+    corpus(root.path(), &["alpha", "beta"]);
+    let read = |name| Domain::read(root.path(), name, SIZES, &ByteTokenizer::default());
+    let (alpha, beta) = (root.path().join("alpha.jsonl.zst"), root.path().join("beta.jsonl.zst"));
+    std::fs::copy(&beta, &alpha).unwrap();
+    let message = read("alpha").unwrap_err().to_string();
+    assert!(message.contains("alpha.jsonl.zst") && message.contains("build the corpus again"), "{message}");
+    assert!(read("beta").is_ok());
+    assert!(read("gamma").unwrap_err().to_string().contains("source 'gamma'"));
 }
 
 /// What was looked at is passed over as whole documents, the same for every tokenizer, and no document has more than its part.
@@ -291,4 +312,59 @@ fn every_cell_is_what_the_engine_scores() {
     let engine = parts.engine(EngineConfig { knn: beyond, ..EngineConfig::default() }, None);
     let error = evaluate(&Gatherer { engine: &engine, ..with }).unwrap_err().to_string();
     assert!(error.contains("17") && error.contains("eval.grid"), "{error}");
+}
+
+/// What is computed without a source is what a store without it says; then the store is what it was.
+#[test]
+fn what_credit_names_is_put_to_the_test() {
+    let root = tempfile::tempdir().unwrap();
+    let names = ["alpha", "beta"];
+    corpus(root.path(), &names);
+    let (model, tokenizer) = (ScriptedModel::new(64), ByteTokenizer::default());
+    let domains: Vec<Domain> = names.iter().map(|n| Domain::read(root.path(), n, SIZES, &tokenizer).unwrap()).collect();
+    let store = Arc::new(store(&root.path().join("store"), &model, &domains));
+    let before = (store.snapshot().root, store.shards().unwrap());
+    let parts = Parts { model: Arc::new(model), tokenizer: Arc::new(ByteTokenizer::default()), store: store.clone() };
+    let knn = KnnParameters::new(9, 0.4, 2.0);
+    let engine = parts.engine(EngineConfig { knn, ..EngineConfig::default() }, None);
+    let grid = grid();
+    let with = Gatherer {
+        engine: &engine,
+        domains: &domains,
+        grid: &grid,
+        cache: None,
+        also_tuned_on: &[],
+        progress: &|_| {},
+    };
+    let config = AttributionConfig { tokens: 50, runs: 3, run_words: vec![3, 5], ..AttributionConfig::default() };
+    for domain in &domains {
+        let texts: Vec<_> = config.beginnings(domain).map(|t| (t, with.named(domain, t).unwrap())).collect();
+        let n: usize = texts.iter().map(|(tokens, _)| tokens.len()).sum();
+        assert!((config.tokens..config.tokens + domain.test.len()).contains(&n), "{n}");
+        for (tokens, named) in &texts {
+            let mut altered = named.clone();
+            for (source, computed) in &mut altered.without {
+                assert_eq!(computed.len(), named.n_scored);
+                let compared = with.taken_out(&store, source, std::iter::once((domain, *tokens, named))).unwrap();
+                assert_eq!((compared.tokens, compared.equal), (named.n_scored as u64, named.n_scored as u64));
+                computed[0] = f64::from_bits(computed[0].to_bits() + 1);
+            }
+            // One bit at one token of each source is seen.
+            for source in named.without.keys() {
+                let altered = std::iter::once((domain, *tokens, &altered));
+                let compared = with.taken_out(&store, source, altered).unwrap();
+                assert_eq!(compared.equal, named.n_scored as u64 - 1);
+            }
+            assert!(named.named.iter().all(|token| named.without.contains_key(&token.source) && token.share > 0.0));
+        }
+        assert!(texts.iter().any(|(_, named)| named.named.iter().any(|token| token.loss > 0.0)));
+        let runs = plant(&store, &tokenizer, domain, &config).unwrap();
+        assert_eq!((runs.len(), runs.iter().filter(|run| run.found).count()), (6, 6));
+    }
+    assert_eq!((store.snapshot().root, store.shards().unwrap()), before);
+    let all = Sizes { test_tokens: 1 << 20, ..SIZES };
+    let texts = |prefix: &str| {
+        held_out_of(root.path(), &domains[0].source, prefix, all, &tokenizer).map(|texts| texts.len()).unwrap()
+    };
+    assert_eq!((texts("test:beta/"), texts("test:alpha/3"), texts("test:alpha/7")), (0, 4, 1));
 }

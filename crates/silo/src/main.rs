@@ -4,8 +4,10 @@ mod client;
 mod commands;
 mod config;
 mod output;
+mod provenance;
 #[cfg(test)]
 mod shipped;
+mod sources;
 mod wiring;
 
 use std::process::ExitCode;

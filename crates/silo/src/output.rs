@@ -1,5 +1,6 @@
 //! Results on the terminal.
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -16,8 +17,13 @@ pub fn time(unix_ms: i64) -> String {
 /// Writes a file whole or not at all.
 pub fn file(path: &Path, what: impl AsRef<[u8]>) -> Result<()> {
     let partial = path.with_extension("partial");
-    std::fs::write(&partial, what).with_context(|| format!("cannot write {}", partial.display()))?;
-    std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&partial)?;
+        file.write_all(what.as_ref())?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// An error and its causes on one line, without those that the text before them already holds.

@@ -1,12 +1,12 @@
 //! The text of a run: through the licence gate, into tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use silo_core::{ContentHash, Tier, Tokenizer};
-use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split, about_bytes, read_documents};
+use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split, about_bytes};
 use silo_model::ByteLevelTokenizer;
 
 use crate::TrainError;
@@ -63,13 +63,10 @@ impl Text {
     pub(crate) fn read(config: &TrainConfig) -> Result<Self, TrainError> {
         let path = &config.paths.corpus;
         let missing = |what: &str| TrainError::NoText { path: path.clone(), what: what.to_owned() };
-        let report = std::fs::read(path.join("report.json")).map_err(|_| missing("report"))?;
-        let report: BuildReport = serde_json::from_slice(&report).map_err(|_| missing("readable report"))?;
+        let report = BuildReport::read(path)?;
         let wanted = &config.data.sources;
         let references = config.data.reference.iter().flat_map(|r| &r.sources);
-        if let Some(unknown) =
-            wanted.iter().chain(references).find(|w| !report.sources.iter().any(|s| s.name.as_str() == **w))
-        {
+        if let Some(unknown) = wanted.iter().chain(references).find(|w| report.source(w).is_none()) {
             return Err(missing(&format!("source '{unknown}'")));
         }
         let gate = LicenceGate::new(&config.data.tiers);
@@ -79,7 +76,7 @@ impl Text {
         let mut validation_bytes: BTreeMap<Tier, usize> = BTreeMap::new();
         for source in report.sources {
             if let Some(reference) = of_reference(config, &source) {
-                let all = read_documents(&path.join(format!("{}.jsonl.zst", source.name)))?;
+                let all = source.documents(path)?;
                 n_left_out += all.iter().filter(|d| left_out.contains(&d.hash)).count();
                 restricted.extend(stored(all, reference.store_bytes).filter(|d| !left_out.contains(&d.hash)));
                 sources.push(source);
@@ -89,9 +86,8 @@ impl Text {
             if !(named || wanted.is_empty() && source.is_learnt()) {
                 continue;
             }
-            let file: PathBuf = path.join(format!("{}.jsonl.zst", source.name));
             let before = training.len();
-            for document in read_documents(&file)?.into_iter().filter(|d| d.excluded.is_none()) {
+            for document in source.documents(path)?.into_iter().filter(|d| d.excluded.is_none()) {
                 if left_out.contains(&document.hash) {
                     n_left_out += 1;
                     continue;

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use silo_core::{ContentHash, KeySite, LanguageModel, Positions, SequenceStep, Tier, Tokenizer};
-use silo_corpus::{BuildReport, CorpusDocument, Role, SourceReport, Split, read_documents, write_documents};
+use silo_corpus::{
+    BuildReport, CorpusDocument, Role, SourceReport, Split, documents_hash, read_documents, write_documents,
+};
 use silo_model::{CpuLlama, LoadedModel};
 use silo_train::{
     DataConfig, LogLine, Logging, ModelShape, OptimizerConfig, Outcome, Paths, ReferenceText, TokenizerConfig,
@@ -60,10 +62,9 @@ fn report(root: &Path, tier: Tier, role: Role) {
         tiers: [(tier.to_string(), 30)].into(),
         splits: Default::default(),
         excluded: Default::default(),
-        sha256: ContentHash::of(b""),
+        sha256: documents_hash(&read_documents(&root.join("tales.jsonl.zst")).unwrap()),
     };
-    let report = serde_json::to_vec(&BuildReport { sources: vec![report] }).unwrap();
-    std::fs::write(root.join("report.json"), report).unwrap();
+    BuildReport { sources: vec![report] }.write(root).unwrap();
 }
 
 const DECLARATION: &str = r#"

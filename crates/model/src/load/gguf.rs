@@ -1,5 +1,6 @@
 //! GGUF files, with the tokenizer inside. candle reads the container and all of its quantised types.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -30,8 +31,9 @@ pub(super) fn open(path: &Path) -> Result<LoadedModel, LoadError> {
 
     let metadata = Metadata { path, content: &content };
     let shape = shape(&metadata)?;
+    check_parts(path, &content, &shape)?;
     let tokenizer = tokenizer(&metadata)?;
-    let name = metadata.text("general.name").unwrap_or("unnamed").to_owned();
+    let name = metadata.text("general.name")?.unwrap_or("unnamed").to_owned();
     let hash = ContentHash::of(&map);
     let weights = Box::new(GgufWeights { path: path.to_owned(), map, content });
     Ok(LoadedModel { name, hash, shape, provenance: None, tokenizer, weights })
@@ -58,6 +60,18 @@ fn check_extent(path: &Path, content: &Content, len: usize) -> Result<(), LoadEr
     }
 }
 
+/// Tensors that we would pass over, as biases and experts, make another model.
+fn check_parts(path: &Path, content: &Content, shape: &LlamaShape) -> Result<(), LoadError> {
+    // No more layers than tensors, whatever the metadata says.
+    let n_layers = shape.n_layers.min(content.tensor_infos.len());
+    let known: HashSet<String> = Part::all(n_layers).map(Part::gguf).collect();
+    // The first by name, so that the message is the same each time.
+    match content.tensor_infos.keys().filter(|name| !known.contains(*name)).min() {
+        Some(name) => Err(LoadError::unsupported(path, format!("the tensor '{name}'"))),
+        None => Ok(()),
+    }
+}
+
 struct Metadata<'a> {
     path: &'a Path,
     content: &'a Content,
@@ -72,21 +86,41 @@ impl Metadata<'_> {
         LoadError::format(self.path, format!("the metadata has no usable '{key}'"))
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
-        self.value(key)?.to_string().ok().map(String::as_str)
+    /// A value that need not be there; one of another kind is refused, not passed over.
+    fn read<'a, T>(
+        &'a self,
+        key: &str,
+        kind: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, LoadError> {
+        let refused = || LoadError::format(self.path, format!("'{key}' in the metadata is not {kind}"));
+        self.value(key).map(|value| read(value).ok_or_else(refused)).transpose()
     }
 
-    fn number(&self, key: &str) -> Option<usize> {
-        let value = self.value(key)?;
-        value.to_u64().ok().or_else(|| value.to_i64().ok()?.try_into().ok())?.try_into().ok()
+    fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
+        self.read(key, "a text", |value| value.to_string().ok().map(String::as_str))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        let read =
+            |value: &Value| value.to_u64().ok().or_else(|| value.to_i64().ok()?.try_into().ok())?.try_into().ok();
+        self.read(key, "a whole number of 0 or more", read)
     }
 
     fn required(&self, key: &str) -> Result<usize, LoadError> {
-        self.number(key).filter(|&n| n > 0).ok_or_else(|| self.missing(key))
+        self.number(key)?.filter(|&n| n > 0).ok_or_else(|| self.missing(key))
     }
 
-    fn real(&self, key: &str) -> Option<f32> {
-        self.value(key)?.to_f32().ok()
+    fn real(&self, key: &str) -> Result<Option<f32>, LoadError> {
+        self.read(key, "a 32-bit floating-point number", |value| value.to_f32().ok())
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
+        self.read(key, "true or false", |value| value.to_bool().ok())
+    }
+
+    fn token(&self, key: &str) -> Result<Option<u32>, LoadError> {
+        self.read(key, "a token", |value| value.to_u64().ok()?.try_into().ok())
     }
 
     fn list<T>(&self, key: &str, each: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>, LoadError> {
@@ -96,7 +130,7 @@ impl Metadata<'_> {
 }
 
 fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
-    let architecture = m.text("general.architecture").unwrap_or("unknown");
+    let architecture = m.text("general.architecture")?.unwrap_or("unknown");
     if architecture != "llama" {
         return Err(LoadError::unsupported(m.path, format!("the architecture '{architecture}'")));
     }
@@ -111,15 +145,15 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
         ffn_dim: m.required("llama.feed_forward_length")?,
         n_layers: m.required("llama.block_count")?,
         n_heads,
-        n_kv_heads: m.number("llama.attention.head_count_kv").unwrap_or(n_heads),
-        head_dim: m.number("llama.attention.key_length").unwrap_or(dim / n_heads),
+        n_kv_heads: m.number("llama.attention.head_count_kv")?.unwrap_or(n_heads),
+        head_dim: m.number("llama.attention.key_length")?.unwrap_or(dim / n_heads),
         vocab_size,
         context_tokens: m.required("llama.context_length")?,
-        norm_eps: m.real("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
+        norm_eps: m.real("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
         rope: rope(m)?,
         tied_head: !m.content.tensor_infos.contains_key("output.weight"),
-        beginning_of_text: beginning_of_text(m),
-        end_of_text: m.number("tokenizer.ggml.eos_token_id").map(|t| t as u32).into_iter().collect(),
+        beginning_of_text: beginning_of_text(m)?,
+        end_of_text: m.token("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
     };
     shape.check().map_err(|what| LoadError::format(m.path, what))?;
     Ok(shape)
@@ -128,9 +162,9 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
 /// As llama.cpp reads it: a factor that is not there, or is 0, is 1, and without a type it is linear. Llama 3's scaling is no key of the metadata but a
 /// tensor of factors ([`super::Part::RopeFactors`]).
 fn rope(m: &Metadata<'_>) -> Result<Rope, LoadError> {
-    let mut rope = Rope::plain(m.real("llama.rope.freq_base").unwrap_or(10_000.0), RopeStyle::Interleaved);
-    let factor = m.real("llama.rope.scaling.factor").or_else(|| m.real("llama.rope.scale_linear"));
-    rope.scaling = match (m.text("llama.rope.scaling.type").unwrap_or("linear"), factor.unwrap_or(1.0)) {
+    let mut rope = Rope::plain(m.real("llama.rope.freq_base")?.unwrap_or(10_000.0), RopeStyle::Interleaved);
+    let factor = m.real("llama.rope.scaling.factor")?.or(m.real("llama.rope.scale_linear")?);
+    rope.scaling = match (m.text("llama.rope.scaling.type")?.unwrap_or("linear"), factor.unwrap_or(1.0)) {
         ("none", _) | ("linear", 0.0 | 1.0) => RopeScaling::None,
         ("linear", factor) => RopeScaling::Linear { factor },
         (other, _) => {
@@ -141,19 +175,19 @@ fn rope(m: &Metadata<'_>) -> Result<Rope, LoadError> {
 }
 
 /// llama.cpp's name of the way in which text is cut into words.
-fn pre_tokenizer<'a>(m: &'a Metadata<'_>) -> &'a str {
-    m.text("tokenizer.ggml.pre").unwrap_or("default")
+fn pre_tokenizer<'a>(m: &'a Metadata<'_>) -> Result<&'a str, LoadError> {
+    Ok(m.text("tokenizer.ggml.pre")?.filter(|name| !name.is_empty()).unwrap_or("default"))
 }
 
 /// The token that texts begin with, where the file asks for one, or says nothing and its kind of tokenizer does.
-fn beginning_of_text(m: &Metadata<'_>) -> Option<u32> {
-    let said = m.value("tokenizer.ggml.add_bos_token").and_then(|v| v.to_bool().ok());
-    let wanted = said.unwrap_or_else(|| GgufVocabulary::begins_texts(pre_tokenizer(m)));
-    m.number("tokenizer.ggml.bos_token_id").filter(|_| wanted).map(|t| t as u32)
+fn beginning_of_text(m: &Metadata<'_>) -> Result<Option<u32>, LoadError> {
+    let by_kind = GgufVocabulary::begins_texts(pre_tokenizer(m)?);
+    let wanted = m.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(by_kind);
+    Ok(m.token("tokenizer.ggml.bos_token_id")?.filter(|_| wanted))
 }
 
 fn tokenizer(m: &Metadata<'_>) -> Result<ByteLevelTokenizer, LoadError> {
-    let kind = m.text("tokenizer.ggml.model").unwrap_or("none");
+    let kind = m.text("tokenizer.ggml.model")?.unwrap_or("none");
     if kind != "gpt2" {
         return Err(LoadError::unsupported(m.path, format!("a tokenizer of the kind '{kind}'")));
     }
@@ -162,9 +196,9 @@ fn tokenizer(m: &Metadata<'_>) -> Result<ByteLevelTokenizer, LoadError> {
         tokens: m.list("tokenizer.ggml.tokens", text)?,
         kinds: m.list("tokenizer.ggml.token_type", |v| v.to_i32().ok())?,
         merges: m.list("tokenizer.ggml.merges", text)?,
-        pre: pre_tokenizer(m).to_owned(),
-        beginning_of_text: beginning_of_text(m),
-        end_of_text: m.number("tokenizer.ggml.eos_token_id").map(|t| t as u32).into_iter().collect(),
+        pre: pre_tokenizer(m)?.to_owned(),
+        beginning_of_text: beginning_of_text(m)?,
+        end_of_text: m.token("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
     };
     ByteLevelTokenizer::from_gguf(vocabulary).map_err(|what| LoadError::unsupported(m.path, what))
 }
@@ -232,13 +266,18 @@ mod tests {
         assert_eq!(scaling(&[(factor, Value::F32(4.0))]), linear);
         assert_eq!(scaling(&[(old, Value::F32(4.0))]), linear);
         assert_eq!(scaling(&[(kind, text("yarn")), (factor, Value::F32(4.0))]), None);
+        // A number of another kind is no number that is not there.
+        assert_eq!(scaling(&[(kind, text("linear")), (factor, Value::F64(4.0))]), None);
     }
 
     #[test]
     fn texts_begin_as_the_file_says_or_its_tokenizer() {
         let (add, id, pre) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.pre");
         let llama3 = (pre, Value::String("llama-bpe".into()));
-        let begins = |metadata: &[(&str, Value)]| with(metadata, beginning_of_text);
+        let begins = |metadata: &[(&str, Value)]| with(metadata, |m| beginning_of_text(m).unwrap());
+        let refused = [(id, Value::U32(7)), (add, Value::U8(1))];
+        let message = with(&refused, |m| beginning_of_text(m).unwrap_err().to_string());
+        assert!(message.contains("'tokenizer.ggml.add_bos_token' in the metadata is not true or false"), "{message}");
         assert_eq!(begins(&[(id, Value::U32(7))]), None);
         assert_eq!(begins(&[(id, Value::U32(7)), (add, Value::Bool(true))]), Some(7));
         assert_eq!(begins(&[(id, Value::U32(7)), llama3.clone()]), Some(7));

@@ -27,7 +27,20 @@ pub enum LayerPart {
     Down,
 }
 
+impl LayerPart {
+    const ALL: [Self; 9] = {
+        use LayerPart::*;
+        [AttentionNorm, Query, Key, Value, Output, FfnNorm, Gate, Up, Down]
+    };
+}
+
 impl Part {
+    /// All that a model of so many layers may have.
+    pub(crate) fn all(n_layers: usize) -> impl Iterator<Item = Self> {
+        let layers = (0..n_layers).flat_map(|i| LayerPart::ALL.map(|part| Self::Layer(i, part)));
+        [Self::Embedding, Self::FinalNorm, Self::Head, Self::RopeFactors].into_iter().chain(layers)
+    }
+
     /// The name in Hugging Face's LlamaForCausalLM.
     pub(crate) fn huggingface(self) -> String {
         use LayerPart::*;

@@ -50,13 +50,13 @@ enum Words {
 }
 
 impl Words {
-    /// As llama.cpp's `llama_vocab::impl::load` and `llm_tokenizer_bpe` have them, of the names that files of the architecture "llama" have.
+    /// As llama.cpp's `llama_vocab::impl::load` and `llm_tokenizer_bpe` have them, of the names that most files of the architecture "llama" have.
     fn of(name: &str) -> Option<Self> {
         Some(match name {
             "default" => Self::Unnamed,
-            "gpt-2" | "gpt2" | "mellum" | "trillion" => Self::Gpt2,
+            "gpt-2" | "mellum" | "trillion" => Self::Gpt2,
             "smollm" | "starcoder" | "refact" | "command-r" | "minerva-7b" => Self::Digits,
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => Self::Llama3,
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "midm-2.0" => Self::Llama3,
             "smaug-bpe" => Self::LikeLlama3,
             "qwen2" | "deepseek-r1-qwen" | "megrez" => Self::Qwen2,
             "deepseek-coder" => Self::DeepSeekCoder,

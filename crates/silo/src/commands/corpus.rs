@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use silo_core::{LicencePolicy, Tier};
 use silo_corpus::{
     BuildReport, CorpusBuilder, CorpusDocument, Governed, GovernedShare, LicenceGate, MAX_GOVERNED,
-    MAX_GOVERNED_OF_DOCUMENT, Role, SourceReport, Split, read_declarations, read_documents,
+    MAX_GOVERNED_OF_DOCUMENT, Role, SourceReport, Split, read_declarations,
 };
 
 use crate::output;
@@ -53,10 +53,10 @@ enum SplitName {
 /// Documents of one part of a source that is not left out, in the order of the corpus.
 pub fn corpus_documents(corpus: &Path, source: &str, split: Split) -> Result<Vec<CorpusDocument>> {
     let report = BuildReport::read(corpus)?;
-    if !report.sources.iter().any(|s| s.name.as_str() == source) {
+    let Some(source) = report.source(source) else {
         bail!("the corpus at {} holds no source '{source}'", corpus.display());
-    }
-    let documents = read_documents(&corpus.join(format!("{source}.jsonl.zst")))?;
+    };
+    let documents = source.documents(corpus)?;
     // What goes to the store keeps what is too much like other text.
     let wanted = |d: &CorpusDocument| d.split == split && (split == Split::Train || d.excluded.is_none());
     Ok(documents.into_iter().filter(wanted).collect())
@@ -199,7 +199,7 @@ impl Check {
     fn run(self, as_json: bool) -> Result<()> {
         let report = BuildReport::read(&self.place.corpus)?;
         let named = |s: &SourceReport| self.sources.iter().any(|n| n == s.name.as_str());
-        if let Some(unknown) = self.sources.iter().find(|n| !report.sources.iter().any(|s| s.name.as_str() == **n)) {
+        if let Some(unknown) = self.sources.iter().find(|n| report.source(n).is_none()) {
             bail!("the corpus holds no source '{unknown}'");
         }
         let all = self.sources.is_empty();
@@ -208,8 +208,7 @@ impl Check {
         let gate = LicenceGate::new(&self.tiers);
         let (mut n_documents, mut n_bytes, mut n_sources) = (0, 0, 0);
         for source in others.into_iter().filter(|s| !all || s.is_learnt()) {
-            let path = self.place.corpus.join(format!("{}.jsonl.zst", source.name));
-            let documents: Vec<CorpusDocument> = read_documents(&path)?;
+            let documents = source.documents(&self.place.corpus)?;
             let training: Vec<&CorpusDocument> =
                 documents.iter().filter(|d| d.split == Split::Train && d.excluded.is_none()).collect();
             gate.check(training.iter().copied())?;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use silo_core::{ContentHash, Tier, TokenId};
-use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split, read_documents};
+use silo_corpus::{BuildReport, CorpusDocument, LicenceGate, SourceReport, Split};
 use silo_store::{Recipe, encode, quantizer_about};
 use silo_vector::{Training, train_quantizer};
 
@@ -157,7 +157,7 @@ impl Train {
         let wanted =
             |s: &&SourceReport| if self.comparison.is_empty() { s.is_learnt() } else { compared(s.name.as_str()) };
         for source in report.sources.iter().filter(wanted) {
-            let documents = read_documents(&self.corpus.join(format!("{}.jsonl.zst", source.name)))?;
+            let documents = source.documents(&self.corpus)?;
             let usable = |d: &CorpusDocument| {
                 d.split == Split::Train
                     && d.excluded.is_none()

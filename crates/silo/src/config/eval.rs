@@ -185,7 +185,7 @@ impl Default for SpeedConfig {
 /// Reads `configs/eval.toml` or one like it.
 pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
     read_with(file, |config: &EvalConfig, faults| {
-        let (e, s) = (&config.eval, &config.eval.speed);
+        let e = &config.eval;
         let mut fault = |wrong: bool, text: &str| {
             if wrong {
                 faults.push(text.to_owned());
@@ -230,31 +230,32 @@ pub fn read_eval_config(file: &ConfigFile) -> Result<EvalConfig> {
             config.engine.knn.k > e.grid.max_k(),
             "engine.knn.k must be at most the greatest of eval.grid.k: so many neighbours are searched for",
         );
-        let g = e.generation;
-        fault(
-            [g.prompts, g.prompt_tokens, g.new_tokens].contains(&0),
-            "eval.generation: all numbers must be 1 or more",
-        );
-        let sizes = [s.prompt_tokens, s.new_tokens, s.runs, s.queries, s.k];
-        fault(sizes.contains(&0) || s.batches.contains(&0), "eval.speed: all numbers must be 1 or more");
-        let most = config.engine.max_active;
-        fault(s.batches.iter().any(|b| *b > most), "eval.speed.batches must be at most engine.max_active");
-        if let Err(error) = e.grid.check() {
-            fault(true, &format!("eval.grid: {error}"));
-        }
-        if let Err(error) = e.overlap.check(e.grid.match_tokens) {
-            fault(true, &error.to_string());
-        }
-        if let Err(error) = e.attribution.check() {
-            fault(true, &error.to_string());
-        }
-        let names: Vec<&String> = e.opt_outs.iter().map(|w| &w.name).collect();
-        fault(is_repeated(&names), "eval.opt_outs has a name twice");
-        fault(
-            e.opt_outs.iter().any(|w| w.uri_prefix.is_empty()),
-            "eval.opt_outs: uri_prefix must not be empty: that would be all of the source",
-        );
+        check_parts(e, config.engine.max_active, &mut fault);
     })
+}
+
+/// What single measurements are told.
+fn check_parts(e: &EvalSection, max_active: usize, fault: &mut impl FnMut(bool, &str)) {
+    let (g, s) = (e.generation, &e.speed);
+    fault([g.prompts, g.prompt_tokens, g.new_tokens].contains(&0), "eval.generation: all numbers must be 1 or more");
+    let sizes = [s.prompt_tokens, s.new_tokens, s.runs, s.queries, s.k];
+    fault(sizes.contains(&0) || s.batches.contains(&0), "eval.speed: all numbers must be 1 or more");
+    fault(s.batches.iter().any(|b| *b > max_active), "eval.speed.batches must be at most engine.max_active");
+    if let Err(error) = e.grid.check() {
+        fault(true, &format!("eval.grid: {error}"));
+    }
+    if let Err(error) = e.overlap.check(e.grid.match_tokens) {
+        fault(true, &error.to_string());
+    }
+    if let Err(error) = e.attribution.check() {
+        fault(true, &error.to_string());
+    }
+    let names: Vec<&String> = e.opt_outs.iter().map(|w| &w.name).collect();
+    fault(is_repeated(&names), "eval.opt_outs has a name twice");
+    fault(
+        e.opt_outs.iter().any(|w| w.uri_prefix.is_empty()),
+        "eval.opt_outs: uri_prefix must not be empty: that would be all of the source",
+    );
 }
 
 #[cfg(test)]

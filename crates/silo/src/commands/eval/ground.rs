@@ -16,7 +16,7 @@ use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, put_back, sto
 use silo_store::{NewShard, Recipe, Store};
 
 use crate::config::{ConfigFile, EvalConfig, read_eval_config};
-use crate::wiring;
+use crate::{provenance, wiring};
 
 /// Everything that a measurement works with.
 pub struct Ground {
@@ -38,7 +38,7 @@ impl Ground {
 
     /// The same of a configuration that was read.
     pub fn of(config: EvalConfig) -> Result<Self> {
-        let commit = commit();
+        let commit = provenance::commit();
         let (model, tokenizer) = wiring::load_model(&config.model)?;
         wiring::check_knn_model(&config.engine, model.card())?;
         check_window(&config, model.card().context_tokens)?;
@@ -155,9 +155,9 @@ impl Ground {
     pub fn facts(&self, file: &ConfigFile) -> Value {
         let snapshot = self.store.snapshot();
         json!({
-            "command": command(std::env::args().skip(1)),
+            "command": provenance::command(std::env::args().skip(1)),
             "commit": self.commit,
-            "machine": machine(),
+            "machine": provenance::machine(),
             "config": file.path,
             "set": file.set,
             "model": {"name": self.model.card().name, "hash": self.model.card().hash, "n_parameters": self.model.card().n_parameters},
@@ -181,6 +181,7 @@ fn check_window(config: &EvalConfig, most: usize) -> Result<()> {
 /// What hangs on no governed text is not to be tuned on some under another licence.
 fn check_governed(config: &EvalConfig) -> Result<()> {
     let report = BuildReport::read(&config.eval.corpus)?;
+    report.check_whole(&config.eval.corpus, &read_declarations(&config.eval.declarations)?)?;
     let named = |name: &str| config.eval.domains.iter().any(|d| d == name);
     let sources: Vec<&SourceReport> =
         report.sources.iter().filter(|s| s.role == Role::Neutral && named(s.name.as_str())).collect();
@@ -239,56 +240,4 @@ fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &D
         store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
     }
     Ok(())
-}
-
-/// The program with these arguments, as a shell takes it.
-fn command(arguments: impl Iterator<Item = String>) -> String {
-    let quoted = arguments.map(|argument| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@".contains(c);
-        if !argument.is_empty() && argument.chars().all(plain) {
-            argument
-        } else {
-            format!("'{}'", argument.replace('\'', "'\\''"))
-        }
-    });
-    std::iter::once("silo".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
-}
-
-/// The commit of the working directory, and whether it differs from it, pages aside.
-fn commit() -> String {
-    let git = |arguments: &[&str]| {
-        let output = std::process::Command::new("git").args(arguments).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".into() };
-    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!*.md"])
-        .is_some_and(|s| !s.is_empty());
-    if changed { format!("{commit}, with changes") } else { commit }
-}
-
-/// What the machine is, without its name.
-fn machine() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map_or("", |(_, m)| m.trim());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{cores} cores, {model}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_can_be_given_to_a_shell_again() {
-        let arguments = ["eval", "--set", "a=[1, 'x']", "--output", "docs/results", ""];
-        let shell = std::process::Command::new("sh")
-            .args([
-                "-c",
-                &format!("set -- {}; printf '%s\\n' \"$@\"", command(arguments.map(str::to_owned).into_iter())),
-            ])
-            .output()
-            .unwrap();
-        let expected = ["silo"].into_iter().chain(arguments).collect::<Vec<_>>().join("\n") + "\n";
-        assert_eq!(String::from_utf8(shell.stdout).unwrap(), expected);
-    }
 }

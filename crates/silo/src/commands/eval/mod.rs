@@ -21,7 +21,7 @@ mod works;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use silo_core::{Gate, GateTerms, KnnParameters};
@@ -162,6 +162,9 @@ fn terms(terms: &GateTerms) -> String {
 }
 
 fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
+    if let Some(folder) = command.output.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
     let ground = Ground::open(&command.config)?;
     let chosen = ground.chosen()?;
     let calibration = ground.calibration(&chosen);

@@ -1,14 +1,13 @@
 //! `silo optout left-out`.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use silo_core::{OptOutSelection, OptOutState};
-use silo_corpus::{BuildReport, read_documents};
+use silo_corpus::BuildReport;
 use silo_govern::{Sketch, Suppressed};
 use silo_store::RemovalLog;
 
@@ -45,13 +44,9 @@ impl LeftOut {
             .collect();
         let suppressed = Suppressed::new(workflow.suppressions);
         let overlap = config.govern.optout.suppression_overlap;
-        let path = self.corpus.join("report.json");
-        let report = fs::read(&path).with_context(|| format!("cannot read {}: is it a corpus?", path.display()))?;
-        let report: BuildReport =
-            serde_json::from_slice(&report).with_context(|| format!("{} is no report", path.display()))?;
         let (mut hashes, mut n_documents) = (BTreeSet::new(), 0);
-        for source in report.sources {
-            let documents = read_documents(&self.corpus.join(format!("{}.jsonl.zst", source.name)))?;
+        for source in BuildReport::read(&self.corpus)?.sources {
+            let documents = source.documents(&self.corpus)?;
             n_documents += documents.len();
             let all = sources.contains(source.name.as_str());
             let sketches: Vec<Sketch> = documents.iter().map(|d| Sketch::of(&workflow.key, &d.text)).collect();
@@ -60,7 +55,7 @@ impl LeftOut {
             hashes.extend(out.map(|(document, _)| document.hash.to_string()));
         }
         let text: String = hashes.iter().map(|hash| format!("{hash}\n")).collect();
-        fs::write(&self.output, text).with_context(|| format!("cannot write {}", self.output.display()))?;
+        output::file(&self.output, text)?;
         if as_json {
             return output::json(&json!({"n_documents": n_documents, "n_left_out": hashes.len()}));
         }
