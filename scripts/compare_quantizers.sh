@@ -5,7 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=work/quantizers
-domains='"anarchism", "man-pages", "maths-manuals"'
 mkdir -p "$work"
 silo=${SILO:-target/release/silo}
 
@@ -14,12 +13,11 @@ for kind in neutral domain; do
   quantizer=$(realpath indexes/silo-open-6m.quantizer)
   [ $kind = neutral ] || quantizer=$(realpath "$work/domain.quantizer")
   sed "s#^quantizer = .*#quantizer = \"$quantizer\"#; s#^name = .*#name = \"$kind\"#" indexes/ivf.toml >"$work/$kind.recipe.toml"
-  sed -e "s#^domains = .*#domains = [$domains]#" -e "s#^root = .*#root = \"$work/$kind\"\ncomparison_quantizer = true#" \
-    -e "s#^recipe = .*#recipe = \"$work/$kind.recipe.toml\"#" -e 's/^test_tokens = .*/test_tokens = 4000/' \
-    -e 's/^validation_tokens = .*/validation_tokens = 2000/' -e 's/^runs = .*/runs = 1/' configs/eval.toml >"$work/$kind.toml"
-  mkdir -p "$work/$kind-results"
-  $silo eval ppl --config "$work/$kind.toml" --output "$work/$kind-results"
-  $silo bench --config "$work/$kind.toml" --output "$work/$kind-results"
+  set -- --config configs/eval.toml --output "$work/$kind-results" --set 'eval.domains=["anarchism", "man-pages", "maths-manuals"]' \
+    --set store.comparison_quantizer=true --set "store.root='$work/$kind'" --set "store.recipe='$work/$kind.recipe.toml'" \
+    --set "eval.cache='$work/evidence'" --set eval.sizes.test_tokens=4000 --set eval.sizes.validation_tokens=2000 --set eval.speed.runs=1
+  $silo eval ppl "$@"
+  $silo bench "$@"
 done
 python3 - "$work" >docs/results/quantizers.json <<'PYTHON'
 import json, sys

@@ -28,7 +28,7 @@ pub enum CorpusError {
     #[error("{} is damaged ({reason}); delete the directory, and build the corpus again", path.display())]
     Report { path: PathBuf, reason: String },
     #[error(
-        "{} has other documents than the corpus's report says: a build was stopped, or the file was changed; build the corpus again",
+        "{} has other texts than the corpus's report says: a build was stopped, or the file was changed; build the corpus again",
         path.display()
     )]
     NotAsBuilt { path: PathBuf },

@@ -104,11 +104,16 @@ impl SourceReport {
         }
     }
 
-    /// Its documents, as the report has them: a build that was stopped may have left others.
+    /// Its documents. A build that was stopped may have left others than the report has; what is said of them beside their texts is not looked at.
     pub fn documents(&self, corpus: &Path) -> Result<Vec<CorpusDocument>, CorpusError> {
         let path = path_of(corpus, &self.name);
         let documents = read_documents(&path)?;
-        if documents_hash(&documents) == self.sha256 { Ok(documents) } else { Err(CorpusError::NotAsBuilt { path }) }
+        let is_hashed = |d: &CorpusDocument| ContentHash::of(d.text.as_bytes()) == d.hash;
+        if documents_hash(&documents) == self.sha256 && documents.iter().all(is_hashed) {
+            Ok(documents)
+        } else {
+            Err(CorpusError::NotAsBuilt { path })
+        }
     }
 
     /// Whether models learn it, where nothing else is said: its role is train, and every document is of an open tier.

@@ -17,7 +17,7 @@ use crate::{Domain, EvalError, Gatherer};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AttributionConfig {
-    /// Tokens of each domain's test text that are credited: so many of the first ones of each of its texts that they make this up together.
+    /// Tokens of each domain's test text that are credited: so many from the middle of each of its texts that they make this up together.
     pub tokens: usize,
     /// Ends of the buckets of tokens, by the greatest share of a source; what is above the last one is a bucket as well.
     pub shares: Vec<f64>,
@@ -50,10 +50,13 @@ impl AttributionConfig {
         Ok(())
     }
 
-    /// The beginnings of a domain's test texts.
-    pub fn beginnings<'a>(&self, domain: &'a Domain) -> impl Iterator<Item = &'a [TokenId]> {
+    /// Pieces from the middle of a domain's test texts, where no headers stand, which are everywhere alike; all that a shorter text has.
+    pub fn pieces<'a>(&self, domain: &'a Domain) -> impl Iterator<Item = &'a [TokenId]> {
         let of_each = self.tokens.div_ceil(domain.test.len().max(1));
-        domain.test.iter().map(move |text| &text.tokens[..of_each.min(text.tokens.len())])
+        domain.test.iter().map(move |text| {
+            let n = of_each.min(text.tokens.len());
+            &text.tokens[(text.tokens.len() - n) / 2..][..n]
+        })
     }
 
     /// The bucket of a share.
@@ -120,28 +123,24 @@ impl Gatherer<'_> {
         self.choice(&question, || named(self.engine, &request(domain, tokens)))
     }
 
-    /// The texts again while the shards of a source are out of the store, beside what was computed without it.
+    /// The texts again while the shards of a source are suspended in the engine's store, beside what was computed without it. Then all of its
+    /// shards are in use again: for a store that is made for this.
     pub fn taken_out<'a>(
         &self,
         store: &Store,
         source: &SourceId,
         texts: impl Iterator<Item = (&'a Domain, &'a [TokenId], &'a NamedText)>,
     ) -> Result<Compared, EvalError> {
-        let compared = || {
-            take_out(store, source)?;
-            let mut compared = Compared::default();
-            for (domain, tokens, named) in texts {
-                let Some(computed) = named.without.get(source) else { continue };
-                let score = self.engine.score(&request(domain, tokens), &AtomicBool::new(false))?;
-                let found: Vec<f64> = score.tokens.iter().map(|t| t.log_probability).collect();
-                compared = compared.and(Compared::of(computed, &found));
-            }
-            Ok(compared)
-        };
-        let compared = compared();
-        // Whatever came of it.
+        take_out(store, source)?;
+        let mut compared = Compared::default();
+        for (domain, tokens, named) in texts {
+            let Some(computed) = named.without.get(source) else { continue };
+            let score = self.engine.score(&request(domain, tokens), &AtomicBool::new(false))?;
+            let found: Vec<f64> = score.tokens.iter().map(|t| t.log_probability).collect();
+            compared = compared.and(Compared::of(computed, &found));
+        }
         put_back(store)?;
-        compared
+        Ok(compared)
     }
 }
 
@@ -184,8 +183,7 @@ fn take_out(store: &Store, source: &SourceId) -> Result<(), EvalError> {
     Ok(())
 }
 
-/// Puts back what an evaluation has taken out of its store, now or before it was killed.
-pub fn put_back(store: &Store) -> Result<(), EvalError> {
+fn put_back(store: &Store) -> Result<(), EvalError> {
     for record in store.shards()?.iter().filter(|record| record.state == ShardState::Suspended) {
         store.by(ACTOR).resume_shard(record.id)?;
     }

@@ -26,7 +26,7 @@ mod tests;
 mod tune;
 mod weight;
 
-pub use attribution::{AttributionConfig, Compared, NamedText, NamedToken, PlantedRun, plant, put_back};
+pub use attribution::{AttributionConfig, Compared, NamedText, NamedToken, PlantedRun, plant};
 pub use cache::EvidenceCache;
 pub use domain::{Domain, Sizes, StorePart, Text, held_out_of, store_parts};
 pub use error::EvalError;

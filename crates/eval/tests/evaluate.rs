@@ -338,7 +338,7 @@ fn what_credit_names_is_put_to_the_test() {
     };
     let config = AttributionConfig { tokens: 50, runs: 3, run_words: vec![3, 5], ..AttributionConfig::default() };
     for domain in &domains {
-        let texts: Vec<_> = config.beginnings(domain).map(|t| (t, with.named(domain, t).unwrap())).collect();
+        let texts: Vec<_> = config.pieces(domain).map(|t| (t, with.named(domain, t).unwrap())).collect();
         let n: usize = texts.iter().map(|(tokens, _)| tokens.len()).sum();
         assert!((config.tokens..config.tokens + domain.test.len()).contains(&n), "{n}");
         for (tokens, named) in &texts {

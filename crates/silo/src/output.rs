@@ -1,9 +1,10 @@
 //! Results on the terminal.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -24,6 +25,15 @@ pub fn file(path: &Path, what: impl AsRef<[u8]>) -> Result<()> {
         std::fs::rename(&partial, path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// For something that takes its time, on a terminal; elsewhere nothing is shown.
+pub fn progress_bar(unit: &str) -> Result<ProgressBar> {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::with_template(&format!(
+        "{{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left"
+    ))?);
+    Ok(bar)
 }
 
 /// An error and its causes on one line, without those that the text before them already holds.

@@ -34,7 +34,18 @@ fn checked_out() -> Option<String> {
     };
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
     let changes = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!*.md"])?;
-    Some(if changes.is_empty() { commit } else { format!("{commit}, with changes") })
+    let new = git(&[
+        "ls-files",
+        "--others",
+        "--exclude-standard",
+        "--",
+        "crates",
+        "proto",
+        "configs",
+        "indexes",
+        "datastore",
+    ])?;
+    Some(if changes.is_empty() && new.is_empty() { commit } else { format!("{commit}, with changes") })
 }
 
 /// What the machine is, without its name.

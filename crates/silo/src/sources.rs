@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 /// Where the sources lie: files, and folders with all that is in them. Tests and pages make no other program.
 pub fn places(root: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut out = vec![root.join("Cargo.lock"), root.join("Cargo.toml"), root.join("proto")];
+    let mut out = vec![root.join("Cargo.lock"), root.join("Cargo.toml"), root.join("proto"), root.join(".cargo")];
+    out.retain(|path| path.exists());
     for part in entries(&root.join("crates"))? {
         let parts = ["Cargo.toml", "build.rs", "src"].map(|name| part.join(name));
         out.extend(parts.into_iter().filter(|path| path.exists()));

@@ -140,13 +140,17 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
     let vocab_size = embedding
         .and_then(|t| t.shape.dims().first().copied())
         .ok_or_else(|| LoadError::MissingTensor { path: m.path.to_owned(), name: "token_embd.weight".into() })?;
+    let head_dim = m.number("llama.attention.key_length")?.unwrap_or(dim / n_heads);
+    if let Some(n) = m.number("llama.rope.dimension_count")?.filter(|n| *n != head_dim) {
+        return Err(LoadError::unsupported(m.path, format!("a rotation of {n} of {head_dim} values of a head")));
+    }
     let shape = LlamaShape {
         dim,
         ffn_dim: m.required("llama.feed_forward_length")?,
         n_layers: m.required("llama.block_count")?,
         n_heads,
         n_kv_heads: m.number("llama.attention.head_count_kv")?.unwrap_or(n_heads),
-        head_dim: m.number("llama.attention.key_length")?.unwrap_or(dim / n_heads),
+        head_dim,
         vocab_size,
         context_tokens: m.required("llama.context_length")?,
         norm_eps: m.real("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),

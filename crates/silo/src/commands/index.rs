@@ -26,40 +26,55 @@ pub enum Index {
     Train(Train),
 }
 
-/// Makes a quantiser: projection and centroids, by Faiss, from keys of open text.
+/// Makes a quantiser.
 #[derive(Debug, Args)]
 pub struct Train {
-    /// The model whose keys it is for.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
-    /// A recipe with the key site and windows that it is for; its own lists, if any, do not matter.
-    #[arg(long, default_value = "indexes/exact.toml", value_name = "PATH")]
-    recipe: PathBuf,
-    /// A corpus built by `silo corpus build`.
-    #[arg(long, default_value = "work/corpus", value_name = "PATH")]
-    corpus: PathBuf,
-    /// Tiers of the training sources that keys are taken from.
-    #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
-    tiers: Vec<Tier>,
-    /// Take the keys from these sources instead, restricted ones too: for measuring what a quantiser of training text costs. What is made of them
-    /// carries their names, and a server refuses it.
-    #[arg(long, value_delimiter = ',', conflicts_with = "tiers", value_name = "SOURCES")]
-    comparison: Vec<String>,
-    /// Keys to take, from documents drawn by hash.
-    #[arg(long, default_value_t = 200_000)]
-    keys: usize,
-    /// Inverted lists.
-    #[arg(long, default_value_t = 1024)]
-    lists: usize,
-    /// Values of a projected key: bytes of a code. At most 256.
-    #[arg(long, default_value_t = 128)]
-    projected: usize,
-    /// Draws the first centroids.
-    #[arg(long, default_value_t = 1)]
-    seed: u32,
+    #[command(flatten)]
+    quantizer: Quantizer,
     /// Where the quantiser goes.
     #[arg(long, value_name = "PATH")]
     output: PathBuf,
+}
+
+/// A quantiser: projection and centroids, by Faiss, from keys of open text.
+#[derive(Debug, Args)]
+pub struct Quantizer {
+    /// The model whose keys it is for.
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// A recipe with the key site and windows that it is for; its own lists, if any, do not matter.
+    #[arg(long, default_value = "indexes/exact.toml", value_name = "PATH")]
+    pub recipe: PathBuf,
+    /// A corpus built by `silo corpus build`.
+    #[arg(long, default_value = "work/corpus", value_name = "PATH")]
+    pub corpus: PathBuf,
+    /// Tiers of the training sources that keys are taken from.
+    #[arg(long, value_delimiter = ',', default_value = "public-domain,permissive,attribution")]
+    pub tiers: Vec<Tier>,
+    /// Take the keys from these sources instead, restricted ones too: for measuring what a quantiser of training text costs. What is made of them
+    /// carries their names, and a server refuses it.
+    #[arg(long, value_delimiter = ',', conflicts_with = "tiers", value_name = "SOURCES")]
+    pub comparison: Vec<String>,
+    /// Keys to take, from documents drawn by hash.
+    #[arg(long, default_value_t = 200_000)]
+    pub keys: usize,
+    /// Inverted lists.
+    #[arg(long, default_value_t = 1024)]
+    pub lists: usize,
+    /// Values of a projected key: bytes of a code. At most 256.
+    #[arg(long, default_value_t = 128)]
+    pub projected: usize,
+    /// Draws the first centroids.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u32,
+}
+
+/// A quantiser that was made.
+pub struct Made {
+    /// Its file.
+    pub bytes: Vec<u8>,
+    /// Keys that it was made of.
+    pub n_keys: usize,
 }
 
 impl Index {
@@ -73,6 +88,24 @@ impl Index {
 
 impl Train {
     fn run(self, as_json: bool) -> Result<()> {
+        let (quantizer, output) = (self.quantizer, self.output);
+        let Made { bytes, n_keys } = quantizer.make()?;
+        output::file(&output, &bytes)?;
+        let Quantizer { lists, projected, .. } = quantizer;
+        let sha256 = ContentHash::of(&bytes);
+        if as_json {
+            return output::json(&serde_json::json!({
+                "output": output, "sha256": sha256, "n_keys": n_keys, "n_lists": lists, "projected": projected,
+            }));
+        }
+        println!("{}: {lists} lists of codes of {projected} bytes, from {n_keys} keys", output.display());
+        Ok(())
+    }
+}
+
+impl Quantizer {
+    /// Encodes a sample of the text, and clusters it.
+    pub fn make(&self) -> Result<Made> {
         let recipe = Recipe::read_without_lists(&self.recipe)?;
         let config = ModelConfig {
             path: self.model.clone(),
@@ -110,21 +143,7 @@ impl Train {
             about: self.about(n_keys, n_documents, quantizer_about(model.card())),
         };
         eprintln!("clustering {n_keys} keys of {n_documents} documents");
-        let bytes = train_quantizer(&keys, dim, training)?.to_bytes()?;
-        output::file(&self.output, &bytes)?;
-        let sha256 = ContentHash::of(&bytes);
-        if as_json {
-            return output::json(&serde_json::json!({
-                "output": self.output, "sha256": sha256, "n_keys": n_keys, "n_lists": self.lists, "projected": self.projected,
-            }));
-        }
-        println!(
-            "{}: {} lists of codes of {} bytes, from {n_keys} keys",
-            self.output.display(),
-            self.lists,
-            self.projected
-        );
-        Ok(())
+        Ok(Made { bytes: train_quantizer(&keys, dim, training)?.to_bytes()?, n_keys })
     }
 
     fn about(

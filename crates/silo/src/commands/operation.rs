@@ -1,13 +1,11 @@
 //! Waiting for operations.
 
-use std::io::IsTerminal;
-
 use anyhow::{Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use prost::Name;
 use silo_proto::{longrunning as lro, v1};
 
 use crate::client::{Connection, refused};
+use crate::output;
 
 /// What is done and in all, of any operation of ours.
 fn progress(metadata: &prost_types::Any) -> Option<(u64, u64)> {
@@ -26,10 +24,7 @@ pub async fn wait<T: prost::Message + Default>(
     mut operation: lro::Operation,
     unit: &str,
 ) -> Result<T> {
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template(&format!(
-        "{{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left"
-    ))?);
+    let bar = output::progress_bar(unit)?;
     while !operation.done {
         if let Some((done, total)) = operation.metadata.as_ref().and_then(progress) {
             bar.set_length(total);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use silo_core::{Document, SourceId};
 use silo_engine::{ContextParameters, EngineConfig};
 use silo_eval::{AttributionConfig, GenerationSizes, Grid, OverlapConfig, Scope, Sizes, is_repeated};
@@ -124,6 +124,34 @@ pub struct ComparedRecipe {
     pub name: String,
     /// The recipe, as `indexes/ivf.toml`. Its store lies beside the evaluation's own.
     pub recipe: PathBuf,
+    /// A quantiser that is made for the comparison, in place of the recipe's own.
+    #[serde(default)]
+    pub quantizer: Option<QuantizerConfig>,
+}
+
+/// A quantiser, as `silo index train` makes it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantizerConfig {
+    /// Values of a projected key: bytes of a code. At most 256, and at most those of a key, which is no projection but a rotation.
+    pub projected: usize,
+    /// Inverted lists.
+    #[serde(default = "lists")]
+    pub lists: usize,
+    /// Keys that it is made of.
+    #[serde(default = "keys")]
+    pub keys: usize,
+    /// Of the domains' own text in place of openly licensed text: what no store may use whose sources can be withdrawn.
+    #[serde(default)]
+    pub of_domains: bool,
+}
+
+fn lists() -> usize {
+    1024
+}
+
+fn keys() -> usize {
+    200_000
 }
 
 /// A work in a domain, which opts out.

@@ -13,7 +13,9 @@ use silo_govern::GovernConfig;
 use silo_server::ServerConfig;
 use silo_train::{TrainConfig, TrainError};
 
-pub use eval::{ComparedRecipe, EvalConfig, OptOutConfig, ReferenceModel, SwapConfig, read_eval_config};
+pub use eval::{
+    ComparedRecipe, EvalConfig, OptOutConfig, QuantizerConfig, ReferenceModel, SwapConfig, read_eval_config,
+};
 
 /// `configs/serve.toml`. Relative paths are relative to the working directory.
 #[derive(Debug, Clone, Deserialize)]

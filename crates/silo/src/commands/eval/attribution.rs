@@ -8,12 +8,13 @@ use serde_json::json;
 use silo_core::{SourceId, TokenId};
 use silo_eval::{AttributionConfig, Compared, Domain, NamedText, NamedToken, PlantedRun, plant};
 
+use super::ground::Temporary;
 use super::page::{Measured, Table};
 use super::plot::{Axis, Line, Plot};
 use super::{Ground, Run, parameters};
 
-const WHAT: &str = "Beginnings of each domain's test texts are scored with neighbours from the store of all, as the configuration has them, and each token is credited to sources. The source with the greatest share is \
-    *named*: how often it is the one that the text is from (*own*), and what becomes of log p of the token without it (CompareWithout). Then each source is really taken out of the store, and \
+const WHAT: &str = "Pieces from the middle of each domain's test texts are scored with neighbours from the store of all, as the configuration has them, and each token is credited to sources. The source with the greatest share is \
+    *named*: how often it is the one that the text is from (*own*), and what becomes of log p of the token without it (CompareWithout). Then each source is really taken out of another store of the same text, and \
     the texts that it was named in are scored again: what was computed must be what is found, to the last bit. Last, runs of words from the store, from the middle of \
     documents, are put between words of test text and looked for (AttributeText).";
 
@@ -126,7 +127,7 @@ fn pieces(ground: &Ground) -> Result<Vec<Piece<'_>>> {
     let mut out = Vec::new();
     for domain in &ground.domains {
         eprintln!("{}: what credit names", domain.source);
-        for tokens in ground.config.eval.attribution.beginnings(domain) {
+        for tokens in ground.config.eval.attribution.pieces(domain) {
             out.push(Piece { domain, tokens, named: with.named(domain, tokens)? });
         }
     }
@@ -142,15 +143,16 @@ fn by_share(config: &AttributionConfig, pieces: &[Piece<'_>]) -> Vec<Bucket> {
     (0..config.n_buckets()).map(bucket).collect()
 }
 
-/// Each source that is named is taken out, and the texts are scored without it.
+/// Each source that is named is taken out of a store like that, and the texts are scored without it.
 fn compared(ground: &Ground, pieces: &[Piece<'_>]) -> Result<Compared> {
     let sources: BTreeSet<&SourceId> = pieces.iter().flat_map(|piece| piece.named.without.keys()).collect();
-    let with = ground.gatherer();
+    let Temporary { ground: other, .. } = &ground.stored_anew(ground.domains.clone())?;
+    let with = other.gatherer();
     let mut out = Compared::default();
     for source in sources {
         eprintln!("{source} is taken out");
         let texts = pieces.iter().map(|piece| (piece.domain, piece.tokens, &piece.named));
-        out = out.and(with.taken_out(&ground.store, source, texts)?);
+        out = out.and(with.taken_out(&other.store, source, texts)?);
     }
     Ok(out)
 }

@@ -12,11 +12,11 @@ use silo_core::{
 };
 use silo_corpus::{BuildReport, MAX_GOVERNED, MAX_GOVERNED_OF_DOCUMENT, Role, SourceReport, read_declarations};
 use silo_engine::Engine;
-use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, put_back, store_parts};
+use silo_eval::{Chosen, Domain, EvidenceCache, Gatherer, Together, store_parts};
 use silo_store::{NewShard, Recipe, Store};
 
 use crate::config::{ConfigFile, EvalConfig, read_eval_config};
-use crate::{provenance, wiring};
+use crate::{output, provenance, wiring};
 
 /// Everything that a measurement works with.
 pub struct Ground {
@@ -29,6 +29,12 @@ pub struct Ground {
     pub cache: Option<EvidenceCache>,
     /// The commit at the start.
     pub commit: String,
+}
+
+/// What a measurement works with that changes a store: it is deleted at the end.
+pub struct Temporary {
+    pub ground: Ground,
+    _folder: tempfile::TempDir,
 }
 
 impl Ground {
@@ -56,11 +62,16 @@ impl Ground {
         Ok(ground)
     }
 
-    /// The same with other domains in a store of its own, and nothing that was found before: two stores that must say the same are both asked.
-    pub fn stored_anew(&self, root: &Path, domains: Vec<Domain>) -> Result<Self> {
+    /// The same with these domains in a store that is made for a measurement, and nothing that was found before: two stores that must say the
+    /// same are both asked.
+    pub fn stored_anew(&self, domains: Vec<Domain>) -> Result<Temporary> {
+        let beside = self.config.store.root.parent().unwrap_or(Path::new("."));
+        let folder = tempfile::Builder::new().prefix("store-").tempdir_in(beside);
+        let folder = folder.with_context(|| format!("cannot make a store in {}", beside.display()))?;
         let mut config = self.config.clone();
-        config.store.root = root.to_owned();
-        Self::stored(config, (self.model.clone(), self.tokenizer.clone()), domains, self.commit.clone())
+        config.store.root = folder.path().to_owned();
+        let parts = (self.model.clone(), self.tokenizer.clone());
+        Ok(Temporary { ground: Self::stored(config, parts, domains, self.commit.clone())?, _folder: folder })
     }
 
     /// With the domains in the store of the configuration.
@@ -71,7 +82,6 @@ impl Ground {
         commit: String,
     ) -> Result<Self> {
         let store = wiring::open_store(&config.store, &*model, tokenizer.clone())?;
-        put_back(&store)?;
         check_store(&config, &store, &domains)?;
         for domain in &domains {
             add(&config, &store, &*model, domain)?;
@@ -237,7 +247,13 @@ fn add(config: &EvalConfig, store: &Store, model: &dyn LanguageModel, domain: &D
     for (i, part) in parts.iter().enumerate().skip(there) {
         eprintln!("adding shard {} of {} of {}", i + 1, parts.len(), domain.source);
         let new = NewShard { source: &domain.source, documents: part.documents };
-        store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &|_, _| {})?;
+        let bar = output::progress_bar("documents")?;
+        let progress = |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        store.by("eval").add_shard(&new, model, &AtomicBool::new(false), &progress)?;
+        bar.finish_and_clear();
     }
     Ok(())
 }

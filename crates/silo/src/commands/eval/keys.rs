@@ -1,9 +1,12 @@
 //! `silo eval keys`.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
-use silo_core::KnnParameters;
+use silo_core::{ContentHash, KnnParameters, Tier};
+use silo_corpus::BuildReport;
 use silo_engine::{Evidence, Mode};
 use silo_eval::{Gathered, Loss, Scope, SearchQuality, search_quality, tune};
 use silo_store::Recipe;
@@ -12,7 +15,9 @@ use super::page::{Measured, Table, bits, sum};
 use super::plot::{Line, Plot};
 use super::speed::{sample_keys, shard_bytes};
 use super::{Ground, Run};
-use crate::config::{ComparedRecipe, EvalConfig, read_eval_config};
+use crate::commands::index::Quantizer;
+use crate::config::{ComparedRecipe, EvalConfig, QuantizerConfig, read_eval_config};
+use crate::{output, wiring};
 
 const WHAT: &str = "The same domains in stores of several recipes, each with everything in one mixed store: bits per byte on test text of kNN with one \
     weight at every token, tuned with k, temperature and match bonus on the validation text of all domains together; the share of the exact neighbours that a search finds, its time for one query \
@@ -46,8 +51,7 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
     let mut facts = Value::Null;
     for compared in &config.eval.recipes {
         eprintln!("recipe {}", compared.name);
-        let ground =
-            Ground::beside(&config, &compared.recipe, None).with_context(|| format!("recipe '{}'", compared.name))?;
+        let ground = ground(&config, compared).with_context(|| format!("recipe '{}'", compared.name))?;
         facts = ground.facts(&run.config);
         rows.push(row(&ground, compared)?);
     }
@@ -68,6 +72,53 @@ pub fn run(run: &Run) -> Result<Measured<'static>> {
             ],
         )),
     })
+}
+
+fn ground(config: &EvalConfig, compared: &ComparedRecipe) -> Result<Ground> {
+    let Some(quantizer) = &compared.quantizer else { return Ground::beside(config, &compared.recipe, None) };
+    let recipe = with_quantizer(config, &compared.recipe, quantizer)?;
+    let mut config = config.clone();
+    config.store.comparison_quantizer |= quantizer.of_domains;
+    Ground::beside(&config, &recipe, None)
+}
+
+/// A recipe with a quantiser of its own, which is made once for a model and a corpus. Both lie beside the evaluation's store.
+fn with_quantizer(config: &EvalConfig, recipe: &Path, quantizer: &QuantizerConfig) -> Result<PathBuf> {
+    let (model, _) = wiring::load_model(&config.model)?;
+    let report = BuildReport::read(&config.eval.corpus)?;
+    let made_of: Vec<_> = report.sources.iter().map(|source| (&source.name, source.sha256)).collect();
+    let text = std::fs::read_to_string(recipe).with_context(|| format!("cannot read {}", recipe.display()))?;
+    let name = json!([model.card().hash, made_of, config.eval.domains, quantizer, text]);
+    let name = ContentHash::of(name.to_string().as_bytes()).to_string();
+    let mut folder = config.store.root.clone().into_os_string();
+    folder.push("-quantizers");
+    let folder = PathBuf::from(folder);
+    let (made, of) = (folder.join(format!("{name}.toml")), folder.join(format!("{name}.quantizer")));
+    if made.exists() {
+        return Ok(made);
+    }
+    let mut table: toml::Table = text.parse().with_context(|| format!("{} is no recipe", recipe.display()))?;
+    let ivf = table.get_mut("ivf").and_then(toml::Value::as_table_mut);
+    let ivf =
+        ivf.with_context(|| format!("{} has no [ivf], so that a quantiser has no place in it", recipe.display()))?;
+    ivf.insert("quantizer".into(), format!("{name}.quantizer").into());
+    let QuantizerConfig { projected, lists, keys, of_domains } = *quantizer;
+    let train = Quantizer {
+        model: config.model.path.clone(),
+        recipe: recipe.to_owned(),
+        corpus: config.eval.corpus.clone(),
+        tiers: vec![Tier::PublicDomain, Tier::Permissive, Tier::Attribution],
+        comparison: if of_domains { config.eval.domains.clone() } else { Vec::new() },
+        keys,
+        lists,
+        projected,
+        seed: 1,
+    };
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    output::file(&of, train.make()?.bytes)?;
+    // Last: where the recipe is, its quantiser is.
+    output::file(&made, table.to_string())?;
+    Ok(made)
 }
 
 fn row(ground: &Ground, compared: &ComparedRecipe) -> Result<Row> {

@@ -1,6 +1,5 @@
 //! `silo eval opt-out`: a work is withdrawn from the store of all.
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +9,7 @@ use silo_core::{Document, KnnParameters, Selection, SnapshotProvider};
 use silo_engine::{Evidence, Mode, Sums};
 use silo_eval::{Domain, Gathered, Loss, Text, View, held_out_of};
 
+use super::ground::Temporary;
 use super::page::{Measured, Table, bits, sum};
 use super::plot::{Line, Plot};
 use super::{Ground, Run, parameters};
@@ -83,14 +83,11 @@ fn anew(
     works: &[Work<'_>],
     withdrawing: bool,
 ) -> Result<(Vec<Gathered>, String)> {
-    let beside = ground.config.store.root.parent().unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix("opt-out-").tempdir_in(beside);
-    let folder = folder.with_context(|| format!("cannot make a store in {}", beside.display()))?;
-    let other = ground.stored_anew(folder.path(), domains)?;
+    let Temporary { ground: other, .. } = &ground.stored_anew(domains)?;
     if withdrawing {
-        withdraw(&other, works)?;
+        withdraw(other, works)?;
     }
-    Ok((gathered(&other, works)?, other.store.snapshot().root.to_string()))
+    Ok((gathered(other, works)?, other.store.snapshot().root.to_string()))
 }
 
 fn works(ground: &Ground) -> Result<Vec<Work<'_>>> {
