@@ -185,7 +185,14 @@ impl Engine {
         check_generate(&request)?;
         self.check_tokens(&request.prompt)?;
         let biased: Vec<TokenId> = request.sampling.bias.iter().map(|(t, _)| *t).collect();
-        self.check_tokens(&biased)?;
+        self.check_tokens(&biased).map_err(|error| match error {
+            EngineError::Model(ModelError::UnknownToken { token, vocab_size }) => EngineError::Invalid {
+                field: "sampling.bias",
+                value: token.to_string(),
+                rule: format!("it must name tokens of the vocabulary, from 0 to {}", vocab_size - 1),
+            },
+            other => other,
+        })?;
         let limit = self.shared.model.card().context_tokens;
         let got = request.prompt.len() + usize::from(self.shared.tokenizer.beginning_of_text().is_some());
         if got >= limit {

@@ -101,7 +101,9 @@ fn transport(tls: Option<ServerTlsConfig>) -> Result<tonic::transport::Server, t
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(silo_proto::DESCRIPTORS)
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(silo_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// Connections that send small messages at once. The system would hold them back for 40 ms, and tonic's own setting is not for a listener that it

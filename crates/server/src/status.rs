@@ -149,7 +149,7 @@ fn model(error: &ModelError) -> Shape<'static> {
         }
         ModelError::Misuse(_) => Shape::new(Code::Internal, "MODEL_MISUSE"),
         ModelError::Interrupted => Shape::new(Code::Cancelled, "CANCELLED"),
-        ModelError::Device(_) => Shape::new(Code::Internal, "MODEL_FAILED"),
+        ModelError::Device(_) | ModelError::NotFinite => Shape::new(Code::Internal, "MODEL_FAILED"),
     }
 }
 

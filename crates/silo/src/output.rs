@@ -1,5 +1,6 @@
 //! Results on the terminal.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
@@ -54,6 +55,15 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// A generated text, which may go on as a document does: as it is, but for what would drive a terminal, where there is one.
+pub fn printable(text: &str, is_terminal: bool) -> Cow<'_, str> {
+    let drives = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if is_terminal && text.contains(drives) {
+        return text.chars().map(|c| if drives(c) { '\u{fffd}' } else { c }).collect::<String>().into();
+    }
+    text.into()
+}
+
 /// Prints a value as JSON, one line.
 pub fn json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(value)?);
@@ -62,8 +72,10 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 
 /// Prints rows under a header, columns aligned.
 pub fn table(header: &[&str], rows: &[Vec<String>]) {
+    // Cells may hold text of documents.
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();
     let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }

@@ -363,7 +363,9 @@ fn delete_all_but(place: &Path, keep: &BTreeSet<&str>) -> Result<(), StoreError>
     for entry in fs::read_dir(place).map_err(StoreError::io(place))? {
         let entry = entry.map_err(StoreError::io(place))?;
         if !entry.file_name().to_str().is_some_and(|n| keep.contains(n)) {
-            fs::remove_dir_all(entry.path()).map_err(StoreError::io(&entry.path()))?;
+            let is_directory = entry.file_type().map_err(StoreError::io(&entry.path()))?.is_dir();
+            let delete = if is_directory { fs::remove_dir_all } else { fs::remove_file };
+            delete(entry.path()).map_err(StoreError::io(&entry.path()))?;
         }
     }
     sync_directory(place)

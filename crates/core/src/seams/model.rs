@@ -163,6 +163,14 @@ pub struct StepOutput {
     pub keys: Matrix,
 }
 
+impl StepOutput {
+    /// Refuses what is no answer: with it, every probability and every distance would be none.
+    pub fn check_finite(&self) -> Result<(), ModelError> {
+        let finite = |matrix: &Matrix| matrix.data.iter().all(|x| x.is_finite());
+        if finite(&self.logits) && finite(&self.keys) { Ok(()) } else { Err(ModelError::NotFinite) }
+    }
+}
+
 /// Why a model could not do a step.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -188,6 +196,9 @@ pub enum ModelError {
     /// The step was given up because nobody waits for it any more.
     #[error("the step was given up: its callers have gone")]
     Interrupted,
+    /// A logit or a value of a key is infinite or no number.
+    #[error("the model gave infinite values, or none at all: its weights are damaged, or too large")]
+    NotFinite,
     /// The device or the tensor library failed.
     #[error("the model's device failed: {0}")]
     Device(String),

@@ -279,7 +279,9 @@ impl LanguageModel for CpuLlama {
         match result {
             Ok((keys, logits)) => {
                 caches.iter_mut().zip(&*batch_lengths(&rows)).for_each(|(c, n)| c.commit(*n));
-                Ok(wanted.distribute(caches.len(), &keys, self.shape.dim, &logits, self.shape.vocab_size))
+                let outputs = wanted.distribute(caches.len(), &keys, self.shape.dim, &logits, self.shape.vocab_size);
+                outputs.iter().try_for_each(StepOutput::check_finite)?;
+                Ok(outputs)
             }
             Err(error) => {
                 for cache in caches {

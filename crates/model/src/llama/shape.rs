@@ -57,6 +57,9 @@ impl LlamaShape {
         if let Some(token) = special.copied().find(|t| *t as usize >= self.vocab_size) {
             return Err(format!("the special token {token} is outside the vocabulary of {}", self.vocab_size));
         }
+        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
+            return Err(format!("an epsilon of the norms of {}", self.norm_eps));
+        }
         self.rope.check()?;
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return Err(format!("{} query heads do not divide into {} key-value heads", self.n_heads, self.n_kv_heads));

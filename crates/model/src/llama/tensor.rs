@@ -330,6 +330,8 @@ impl LanguageModel for TensorLlama {
     fn step(&self, batch: &mut [SequenceStep<'_>], interrupt: &AtomicBool) -> Result<Vec<StepOutput>, ModelError> {
         self.shape.check_step(batch)?;
         let hidden = self.forward(batch, interrupt)?.ok_or(ModelError::Interrupted)?;
-        self.outputs(batch, &hidden).map_err(device_error)
+        let outputs = self.outputs(batch, &hidden).map_err(device_error)?;
+        outputs.iter().try_for_each(StepOutput::check_finite)?;
+        Ok(outputs)
     }
 }

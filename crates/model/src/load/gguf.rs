@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value, VersionedMagic};
 use half::f16;
 use memmap2::Mmap;
 use silo_core::ContentHash;
@@ -27,7 +27,9 @@ pub(super) fn open(path: &Path) -> Result<LoadedModel, LoadError> {
     // SAFETY: the map is read only; weights are not changed while a model that uses them is being loaded.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| LoadError::io(path, e))?;
     let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| LoadError::format(path, first_line(&e)))?;
+    check_names(path, &content, &map)?;
     check_extent(path, &content, map.len())?;
+    check_places(path, &content)?;
 
     let metadata = Metadata { path, content: &content };
     let shape = shape(&metadata)?;
@@ -44,12 +46,48 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
+/// What comes twice is read once, whichever of the two: the header says how many there should be.
+fn check_names(path: &Path, content: &Content, file: &[u8]) -> Result<(), LoadError> {
+    // Version 1 counts in 32 bits, all later ones in 64.
+    let number = |at: usize| match content.magic {
+        VersionedMagic::GgufV1 => Some(u64::from(u32::from_le_bytes(*file.get(8 + 4 * at..)?.first_chunk()?))),
+        _ => Some(u64::from_le_bytes(*file.get(8 + 8 * at..)?.first_chunk()?)),
+    };
+    for (at, what, found) in [(0, "tensors", content.tensor_infos.len()), (1, "metadata", content.metadata.len())] {
+        if number(at) != Some(found as u64) {
+            return Err(LoadError::format(path, format!("a name of its {what} comes twice")));
+        }
+    }
+    Ok(())
+}
+
+/// Tensors begin where the file's alignment says, and none within another.
+fn check_places(path: &Path, content: &Content) -> Result<(), LoadError> {
+    let alignment = content.metadata.get("general.alignment").and_then(|v| v.to_u32().ok()).unwrap_or(32);
+    let mut places: Vec<(u64, u64, &String)> =
+        content.tensor_infos.iter().map(|(name, info)| (info.offset, n_bytes(info), name)).collect();
+    places.sort_unstable();
+    let mut end = 0;
+    for (offset, n_bytes, name) in places {
+        if !offset.is_multiple_of(u64::from(alignment.max(1))) || offset < end {
+            let reason =
+                format!("tensor '{name}' begins at byte {offset} of the data, which is not aligned or within another");
+            return Err(LoadError::format(path, reason));
+        }
+        end = offset.saturating_add(n_bytes);
+    }
+    Ok(())
+}
+
+fn n_bytes(info: &TensorInfo) -> u64 {
+    let blocks = info.shape.elem_count() / info.ggml_dtype.block_size();
+    (blocks as u64).saturating_mul(info.ggml_dtype.type_size() as u64)
+}
+
 /// A file that was cut off still has a good header: look whether all tensors lie inside. The last one says how long the file should be.
 fn check_extent(path: &Path, content: &Content, len: usize) -> Result<(), LoadError> {
     let ends = content.tensor_infos.iter().map(|(name, info)| {
-        let blocks = info.shape.elem_count() / info.ggml_dtype.block_size();
-        let size = (blocks as u64).saturating_mul(info.ggml_dtype.type_size() as u64);
-        (content.tensor_data_offset.saturating_add(info.offset).saturating_add(size), name)
+        (content.tensor_data_offset.saturating_add(info.offset).saturating_add(n_bytes(info)), name)
     });
     match ends.max() {
         Some((end, name)) if end > len as u64 => {
@@ -129,6 +167,8 @@ impl Metadata<'_> {
     }
 }
 
+const EPSILON: &str = "llama.attention.layer_norm_rms_epsilon";
+
 fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
     let architecture = m.text("general.architecture")?.unwrap_or("unknown");
     if architecture != "llama" {
@@ -153,7 +193,7 @@ fn shape(m: &Metadata<'_>) -> Result<LlamaShape, LoadError> {
         head_dim,
         vocab_size,
         context_tokens: m.required("llama.context_length")?,
-        norm_eps: m.real("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+        norm_eps: m.real(EPSILON)?.ok_or_else(|| m.missing(EPSILON))?,
         rope: rope(m)?,
         tied_head: !m.content.tensor_infos.contains_key("output.weight"),
         beginning_of_text: beginning_of_text(m)?,
@@ -244,8 +284,6 @@ impl WeightSource for GgufWeights {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-
-    use candle_core::quantized::gguf_file::VersionedMagic;
 
     use super::*;
 

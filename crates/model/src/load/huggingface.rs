@@ -1,6 +1,6 @@
 //! Hugging Face directories: `config.json`, `tokenizer.json`, one or several `*.safetensors`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,7 @@ pub(super) fn open(directory: &Path) -> Result<LoadedModel, LoadError> {
     };
 
     let weights = Directory::open(directory)?;
+    weights.check_parts(shape.n_layers)?;
     let mut digest = Sha256::new();
     digest.update(ContentHash::of(&config_text).0);
     digest.update(ContentHash::of(&tokenizer_text).0);
@@ -83,25 +84,72 @@ struct Directory {
 
 impl Directory {
     fn open(path: &Path) -> Result<Self, LoadError> {
-        let entries = std::fs::read_dir(path).map_err(|e| LoadError::io(path, e))?;
-        let mut names: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-        names.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
-        names.sort();
-        if names.is_empty() {
-            return Err(LoadError::format(path, "the directory holds no *.safetensors file"));
-        }
         let mut files = Vec::new();
         let mut tensors = BTreeMap::new();
-        for name in names {
+        for name in weight_files(path)? {
             let file = File::open(&name).map_err(|e| LoadError::io(&name, e))?;
             // SAFETY: the map is read only; weights are not changed while a model that uses them is being loaded.
             let map = unsafe { Mmap::map(&file) }.map_err(|e| LoadError::io(&name, e))?;
             let parsed = SafeTensors::deserialize(&map).map_err(|e| LoadError::format(&name, e))?;
-            tensors.extend(parsed.names().into_iter().map(|t| (t.to_owned(), files.len())));
+            for tensor in parsed.names() {
+                if tensors.insert(tensor.to_owned(), files.len()).is_some() {
+                    let reason =
+                        format!("tensor '{tensor}' stands in another file of the directory too: leave one of them");
+                    return Err(LoadError::format(&name, reason));
+                }
+            }
             files.push((name, map));
         }
         Ok(Self { path: path.to_owned(), files, tensors })
     }
+}
+
+impl Directory {
+    /// Tensors that we would pass over, as biases and further layers, make another model.
+    fn check_parts(&self, n_layers: usize) -> Result<(), LoadError> {
+        let known: HashSet<String> = Part::all(n_layers.min(self.tensors.len())).map(Part::huggingface).collect();
+        // Old files keep the frequencies of the rotation, which follow from the configuration.
+        let is_unknown = |name: &&String| !known.contains(*name) && !name.ends_with(".rotary_emb.inv_freq");
+        match self.tensors.keys().find(is_unknown) {
+            Some(name) => Err(LoadError::unsupported(&self.path, format!("the tensor '{name}'"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// As transformers looks for them: `model.safetensors`, or the files that `model.safetensors.index.json` names, or else all `*.safetensors`; in the order
+/// of their names.
+fn weight_files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let whole = directory.join("model.safetensors");
+    if whole.exists() {
+        return Ok(vec![whole]);
+    }
+    let index = directory.join("model.safetensors.index.json");
+    if index.exists() {
+        let Index { weight_map } = serde_json::from_slice(&read(&index)?).map_err(|e| LoadError::format(&index, e))?;
+        let names: BTreeSet<&String> = weight_map.values().collect();
+        if let Some(name) = names.iter().find(|name| Path::new(name).components().count() != 1) {
+            return Err(LoadError::format(&index, format!("'{name}' is no name of a file in the directory")));
+        }
+        if names.is_empty() {
+            return Err(LoadError::format(&index, "it names no file"));
+        }
+        return Ok(names.into_iter().map(|name| directory.join(name)).collect());
+    }
+    let entries = std::fs::read_dir(directory).map_err(|e| LoadError::io(directory, e))?;
+    let mut names: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    names.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    names.sort();
+    if names.is_empty() {
+        return Err(LoadError::format(directory, "the directory holds no *.safetensors file"));
+    }
+    Ok(names)
+}
+
+/// What says which file has which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
 }
 
 impl WeightSource for Directory {

@@ -4,6 +4,7 @@ mod alphabet;
 mod gguf;
 
 use silo_core::{TokenId, Tokenizer, TokenizerError};
+use tokenizers::models::ModelWrapper;
 
 pub(crate) use gguf::GgufVocabulary;
 
@@ -32,6 +33,12 @@ impl ByteLevelTokenizer {
     fn new(mut inner: tokenizers::Tokenizer, bos: Option<TokenId>, eos: Vec<TokenId>) -> Result<Self, String> {
         // What looks like a special token in a prompt or document is plain text.
         inner.set_encode_special_tokens(true);
+        inner.with_padding(None);
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some_and(|dropout| dropout > 0.0)
+        {
+            return Err("dropout in the tokenizer, which cuts a text otherwise each time (set it to null)".into());
+        }
         let byte_of = alphabet::byte_of_char();
         let special = inner.get_added_tokens_decoder();
         let mut bytes = Vec::with_capacity(inner.get_vocab_size(true));

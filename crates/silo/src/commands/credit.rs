@@ -60,8 +60,8 @@ fn holder(token: &v1::Token) -> Option<&v1::SourceShare> {
 /// A token's text in the colour of its source.
 pub fn coloured(token: &v1::Token, palette: &mut Palette) -> String {
     match holder(token) {
-        Some(share) => painted(&token.text, palette.of(&share.source)),
-        None => token.text.clone(),
+        Some(share) => painted(&output::printable(&token.text, true), palette.of(&share.source)),
+        None => output::printable(&token.text, true).into_owned(),
     }
 }
 

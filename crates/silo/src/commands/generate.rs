@@ -96,10 +96,12 @@ impl Generate {
         let connection = self.target.connect().await?;
         let mut stream = connection.generation().generate_stream(request).await.map_err(refused)?.into_inner();
         let mut out = std::io::stdout();
+        let is_terminal = out.is_terminal() && !self.credits();
         let mut text = String::new();
         let mut show = |piece: &str, painted: &str| -> Result<()> {
             text.push_str(piece);
             if !as_json {
+                let painted = output::printable(painted, is_terminal);
                 write!(out, "{painted}").and_then(|()| out.flush()).context("cannot write to standard output")?;
             }
             Ok(())

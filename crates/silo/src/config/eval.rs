@@ -281,8 +281,8 @@ fn check_parts(e: &EvalSection, max_active: usize, fault: &mut impl FnMut(bool, 
     let names: Vec<&String> = e.opt_outs.iter().map(|w| &w.name).collect();
     fault(is_repeated(&names), "eval.opt_outs has a name twice");
     fault(
-        e.opt_outs.iter().any(|w| w.uri_prefix.is_empty()),
-        "eval.opt_outs: uri_prefix must not be empty: that would be all of the source",
+        e.opt_outs.iter().any(|w| w.uri_prefix.is_empty() || w.name.trim().is_empty()),
+        "eval.opt_outs: name and uri_prefix must not be empty: that would be all of the source",
     );
 }
 

@@ -63,6 +63,9 @@ fn what_a_crash_left_is_swept() {
         fs::create_dir(root.path().join(orphan)).unwrap();
         fs::write(root.path().join(orphan).join("keys.bin"), "x").unwrap();
     }
+    for stray in ["tmp/left", "shards/.DS_Store"] {
+        fs::write(root.path().join(stray), "x").unwrap();
+    }
     let store = open(root.path());
     assert_eq!(store.snapshot().shards.len(), 1);
     assert_eq!((files_below(&root.path().join("shards")), files_below(&root.path().join("tmp"))), (1, 0));

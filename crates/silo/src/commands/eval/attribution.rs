@@ -170,7 +170,7 @@ fn runs(ground: &Ground) -> Result<Vec<Runs>> {
             runs: runs().count(),
             found: runs().filter(|run| run.found).count(),
             in_one_source: runs().filter(|run| run.n_sources == 1).count(),
-            mean_sources: runs().map(|run| run.n_sources as f64).sum::<f64>() / runs().count().max(1) as f64,
+            mean_sources: runs().map(|run| run.n_sources).sum::<usize>() as f64 / runs().count().max(1) as f64,
         }
     };
     Ok(config.run_words.iter().map(of).collect())

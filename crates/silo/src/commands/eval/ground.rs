@@ -1,7 +1,7 @@
 //! What every measurement stands on: model, store with the domains in it, engine, held-out text.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -34,7 +34,33 @@ pub struct Ground {
 /// What a measurement works with that changes a store: it is deleted at the end.
 pub struct Temporary {
     pub ground: Ground,
-    _folder: tempfile::TempDir,
+    _folder: Folder,
+}
+
+/// Deleted at the end; if the program is killed before, by the next one that needs it, so that what lies in it does not stay.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(path: &Path) -> Result<Self> {
+        let out = Self(path.to_owned());
+        out.delete().with_context(|| format!("cannot delete {}, which an earlier run has left", path.display()))?;
+        Ok(out)
+    }
+
+    fn delete(&self) -> std::io::Result<()> {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = self.delete() {
+            tracing::error!("{} holds text of the store and cannot be deleted: {error}", self.0.display());
+        }
+    }
 }
 
 impl Ground {
@@ -65,11 +91,11 @@ impl Ground {
     /// The same with these domains in a store that is made for a measurement, and nothing that was found before: two stores that must say the
     /// same are both asked.
     pub fn stored_anew(&self, domains: Vec<Domain>) -> Result<Temporary> {
-        let beside = self.config.store.root.parent().unwrap_or(Path::new("."));
-        let folder = tempfile::Builder::new().prefix("store-").tempdir_in(beside);
-        let folder = folder.with_context(|| format!("cannot make a store in {}", beside.display()))?;
         let mut config = self.config.clone();
-        config.store.root = folder.path().to_owned();
+        let mut root = config.store.root.into_os_string();
+        root.push("-temporary");
+        config.store.root = root.into();
+        let folder = Folder::new(&config.store.root)?;
         let parts = (self.model.clone(), self.tokenizer.clone());
         Ok(Temporary { ground: Self::stored(config, parts, domains, self.commit.clone())?, _folder: folder })
     }

@@ -19,7 +19,7 @@ mod swap;
 mod weights;
 mod works;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -112,8 +112,32 @@ pub struct Calibrate {
 }
 
 impl Eval {
+    /// Where results go.
+    fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Ppl(c)
+            | Self::Weights(c)
+            | Self::StoreSize(c)
+            | Self::Removal(c)
+            | Self::Context(c)
+            | Self::Keys(c)
+            | Self::Generation(c)
+            | Self::Overlap(c)
+            | Self::Swap(c)
+            | Self::Attribution(c)
+            | Self::OptOut(c)
+            | Self::All(c) => Some(&c.output),
+            Self::Export(c) => Some(&c.output),
+            Self::Calibrate(c) => c.output.parent(),
+        }
+    }
+
     /// Runs the command.
     pub fn run(self, as_json: bool) -> Result<()> {
+        // Before hours of work that could not be written.
+        if let Some(folder) = self.folder() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
         match self {
             Self::Ppl(c) => domains::run(&c)?.publish(&c, as_json),
             Self::Weights(c) => weights::run(&c)?.publish(&c, as_json),
@@ -162,9 +186,6 @@ fn terms(terms: &GateTerms) -> String {
 }
 
 fn calibrate(command: &Calibrate, as_json: bool) -> Result<()> {
-    if let Some(folder) = command.output.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    }
     let ground = Ground::open(&command.config)?;
     let chosen = ground.chosen()?;
     let calibration = ground.calibration(&chosen);

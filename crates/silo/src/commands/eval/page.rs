@@ -23,7 +23,8 @@ impl Table {
 
     /// As Markdown.
     pub fn markdown(&self) -> String {
-        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let cell = |text: &String| output::plain(text).replace('|', "\\|");
+        let line = |cells: &[String]| format!("| {} |\n", cells.iter().map(cell).collect::<Vec<_>>().join(" | "));
         let ruler = vec!["---".to_owned(); self.head.len()];
         [line(&self.head), line(&ruler)].into_iter().chain(self.rows.iter().map(|row| line(row))).collect()
     }
@@ -71,13 +72,17 @@ impl Measured<'_> {
 
     /// Writes the files.
     pub fn write(&self, run: &Run) -> Result<()> {
-        std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
+        // Whatever can fail comes before the first file.
+        let picture = self.picture.as_ref().map(|(plot, lines)| {
+            let svg = plot.svg(lines)?;
+            anyhow::Ok((plot.png(&svg)?, svg))
+        });
+        let (picture, csv) = (picture.transpose()?, self.raw.csv()?);
         let path = |ending: &str| run.output.join(format!("{}.{ending}", self.name));
         output::file(&path("json"), format!("{:#}\n", self.whole))?;
-        output::file(&path("csv"), &self.raw.csv()?)?;
-        if let Some((plot, lines)) = &self.picture {
-            let svg = plot.svg(lines)?;
-            output::file(&path("png"), plot.png(&svg)?)?;
+        output::file(&path("csv"), csv)?;
+        if let Some((png, svg)) = picture {
+            output::file(&path("png"), png)?;
             output::file(&path("svg"), svg)?;
         }
         output::file(&path("md"), self.page())
@@ -131,6 +136,12 @@ pub fn sum<'a>(losses: impl IntoIterator<Item = &'a Loss>) -> Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_break_no_table() {
+        let table = Table::new(["a name"], vec![vec!["a | b\nc".into()]]);
+        assert_eq!(table.markdown(), "| a name |\n| --- |\n| a \\| b c |\n");
+    }
 
     #[test]
     fn tables_are_markdown_and_csv() {

@@ -27,6 +27,11 @@ pub enum Axis {
 }
 
 impl Line {
+    /// What can be drawn.
+    fn finite(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        self.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite())
+    }
+
     /// Of what each name has, in their order.
     pub fn of(name: &str, values: impl Iterator<Item = f64>) -> Self {
         Self { name: name.to_owned(), points: values.enumerate().map(|(i, value)| (i as f64, value)).collect() }
@@ -128,7 +133,7 @@ impl<'a> Plot<'a> {
         mesh.max_light_lines(0).y_labels(2 * names.len().max(1)).disable_y_mesh();
         mesh.x_desc(self.labels[1]).y_label_formatter(&name).draw()?;
         for (i, line) in lines.iter().enumerate() {
-            let points = line.points.iter().map(|(place, value)| (*value, -*place));
+            let points = line.finite().map(|(place, value)| (value, -place));
             chart.draw_series(points.map(|p| Circle::new(p, 5, style(i).filled())))?;
         }
         Ok(())
@@ -154,7 +159,7 @@ impl<'a> Plot<'a> {
         mesh.x_desc(self.labels[0]).y_desc(self.labels[1]).x_label_formatter(&label).draw()?;
         for (i, line) in lines.iter().enumerate() {
             let colour = style(i);
-            let points = line.points.iter().map(|(x, y)| (at(*x), *y));
+            let points = line.finite().map(|(x, y)| (at(x), y));
             match &self.axis {
                 Axis::Names(_) => chart.draw_series(points.map(|p| Circle::new(p, 5, colour.filled())))?,
                 _ => chart.draw_series(LineSeries::new(points, colour))?,
@@ -179,9 +184,12 @@ fn name_at(names: &[String], x: f64) -> String {
     name.flatten().cloned().unwrap_or_default()
 }
 
-/// From the least to the greatest, with a margin.
+/// From the least to the greatest, with a margin; from 0 to 1 if there is nothing to draw.
 fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
-    let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+    let (low, high) = values.filter(|v| v.is_finite()).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+    if low > high {
+        return 0.0..1.0;
+    }
     let margin = ((high - low) * 0.05).max(1e-9);
     low - margin..high + margin
 }
@@ -234,6 +242,20 @@ mod tests {
         assert!(height("zero") < height("first") && height("first") < height("third"), "{svg}");
         assert_eq!(svg.matches("<circle").count(), 6);
         assert!(svg.contains("bits per byte"));
+    }
+
+    #[test]
+    fn nothing_to_draw_is_drawn() {
+        for points in [Vec::new(), vec![(f64::NAN, 1.0), (1.0, f64::INFINITY)]] {
+            let lines = || [Line { name: "nothing".into(), points: points.clone() }];
+            let axis = Axis::Names(vec!["a name".to_owned()]);
+            let plot = Plot { title: "Empty", labels: ["x", "y"], axis };
+            assert_eq!(plot.svg(&lines()).unwrap().matches("<circle").count(), 0);
+            let plot = Plot { title: "Empty", labels: ["x", "y"], axis: Axis::Linear };
+            assert!(plot.svg(&lines()).unwrap().contains("nothing"));
+            let plot = Plot::rows("Empty", "y", ["a name".to_owned()].into_iter());
+            assert_eq!(plot.svg(&lines()).unwrap().matches("<circle").count(), 0);
+        }
     }
 
     /// Letters too: a picture without a font has fewer dark pixels.

@@ -95,6 +95,17 @@ fn works(ground: &Ground) -> Result<Vec<Work<'_>>> {
     if eval.opt_outs.is_empty() {
         bail!("eval.opt_outs names no work: add [[eval.opt_outs]] tables with name, source and uri_prefix");
     }
+    for (i, work) in eval.opt_outs.iter().enumerate() {
+        let stored = ground.domains.iter().flat_map(|d| &d.stored).filter(|d| work.is_of(d));
+        let both = |document: &Document| eval.opt_outs[..i].iter().find(|other| other.is_of(document));
+        if let Some(other) = stored.filter_map(both).next() {
+            bail!(
+                "eval.opt_outs: a document is of '{}' and of '{}'; name works that have none in common",
+                other.name,
+                work.name
+            );
+        }
+    }
     eval.opt_outs.iter().map(|config| work(ground, config)).collect()
 }
 
