@@ -103,13 +103,18 @@ impl Measured<'_> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let passed_over =
             ["passed_over_bytes", "passed_over_tokens"].map(|key| facts["sizes"][key].as_u64().unwrap_or(0));
-        let test_text = match passed_over {
-            [0, 0] => String::new(),
-            [bytes, tokens] => format!(
-                "* Test text: documents that begin in the first {bytes} bytes of a domain are passed over, and of the others the first {tokens} tokens: \
-                 what follows is scored as if it began there.\n"
-            ),
-        };
+        let [bytes, tokens] = passed_over;
+        let mut test_text = String::new();
+        if bytes > 0 {
+            test_text += &format!(
+                "* Test text: documents that begin in the first {bytes} bytes of a domain's are passed over\n"
+            );
+        }
+        if tokens > 0 {
+            test_text += &format!(
+                "* Of each test document the first {tokens} tokens are passed over, and what follows is scored as if it began there\n"
+            );
+        }
         format!(
             "\n* Command: `{}`\n* Commit: {}\n* Machine: {}\n* Model: {}, {} parameters\n* Store: {} entries, recipe {}\n{test_text}",
             text(&facts["command"]),
