@@ -73,8 +73,6 @@ impl AttributionConfig {
 /// A token, and the source with the greatest share of its probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NamedToken {
-    /// Its place among the tokens that are scored.
-    pub place: usize,
     /// The source.
     pub source: SourceId,
     /// Its share, above 0.
@@ -168,7 +166,7 @@ fn named(engine: &Engine, request: &ScoreRequest) -> Result<NamedText, EvalError
     let of = |(place, first): (usize, Option<(SourceId, f64)>)| {
         let (source, share) = first?;
         let loss = scored[place].log_probability - without[&source][place];
-        Some(NamedToken { place, source, share, loss })
+        Some(NamedToken { source, share, loss })
     };
     let named = firsts.into_iter().enumerate().filter_map(of).collect();
     Ok(NamedText { n_scored: scored.len(), named, without })

@@ -84,6 +84,15 @@ pub struct StoreConfig {
     pub calibrations: Vec<PathBuf>,
 }
 
+impl StoreConfig {
+    /// The directory of something that belongs to the store, which lies next to it.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        let mut out = self.root.clone().into_os_string();
+        out.push(format!("-{name}"));
+        out.into()
+    }
+}
+
 impl ServeConfig {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {

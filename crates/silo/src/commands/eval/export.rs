@@ -18,7 +18,6 @@ const DOCUMENTS_PER_BATCH: usize = 64;
 
 pub fn run(command: &Export, as_json: bool) -> Result<()> {
     let ground = Ground::open(&command.config)?;
-    std::fs::create_dir_all(&command.output).with_context(|| format!("cannot make {}", command.output.display()))?;
     let mut written = Vec::new();
     for domain in &ground.domains {
         eprintln!("{}", domain.source);

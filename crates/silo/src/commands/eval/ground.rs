@@ -92,9 +92,7 @@ impl Ground {
     /// same are both asked.
     pub fn stored_anew(&self, domains: Vec<Domain>) -> Result<Temporary> {
         let mut config = self.config.clone();
-        let mut root = config.store.root.into_os_string();
-        root.push("-temporary");
-        config.store.root = root.into();
+        config.store.root = config.store.beside("temporary");
         let folder = Folder::new(&config.store.root)?;
         let parts = (self.model.clone(), self.tokenizer.clone());
         Ok(Temporary { ground: Self::stored(config, parts, domains, self.commit.clone())?, _folder: folder })
@@ -138,16 +136,14 @@ impl Ground {
         let mut out = config.clone();
         out.model.key_site = read.key_site;
         out.store.recipe = recipe.to_owned();
-        let mut root = config.store.root.clone().into_os_string();
-        root.push(format!("-{}", read.hash()));
+        let mut name = read.hash().to_string();
         if let Some(model) = model {
             out.model.path = model.to_owned();
             out.model.require_open_training = false;
             out.engine.knn_model = None;
-            root.push("-");
-            root.push(model.file_name().unwrap_or(model.as_os_str()));
+            name = format!("{name}-{}", model.file_name().unwrap_or(model.as_os_str()).to_string_lossy());
         }
-        out.store.root = root.into();
+        out.store.root = config.store.beside(&name);
         // Sizes of the store are another comparison.
         out.eval.store_shares.clear();
         Self::of(out)

@@ -90,9 +90,7 @@ fn with_quantizer(config: &EvalConfig, recipe: &Path, quantizer: &QuantizerConfi
     let text = std::fs::read_to_string(recipe).with_context(|| format!("cannot read {}", recipe.display()))?;
     let name = json!([model.card().hash, made_of, config.eval.domains, quantizer, text]);
     let name = ContentHash::of(name.to_string().as_bytes()).to_string();
-    let mut folder = config.store.root.clone().into_os_string();
-    folder.push("-quantizers");
-    let folder = PathBuf::from(folder);
+    let folder = config.store.beside("quantizers");
     let (made, of) = (folder.join(format!("{name}.toml")), folder.join(format!("{name}.quantizer")));
     if made.exists() {
         return Ok(made);
